@@ -1,0 +1,123 @@
+"""The whole loop on the default data: one function is the whole path."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+from rich.console import Console
+
+from qiance.cli.loop import learn as learning
+from qiance.cli.loop.live import LiveLog, run_live
+from qiance.cli.loop.measure import Measured, live_training_rows, measure
+from qiance.cli.loop.optimise import optimise
+from qiance.cli.loop.prepare import ingest, new_workspace, prepare
+from qiance.cli.loop.reporting import Finished, loop_report
+from qiance.cli.loop.service import app_args, approve, brief_body, send_brief
+from qiance.cli.loop.world import World, explore, seed_log
+from qiance.cli.stages import Stage, Stages
+from qiance.ledger import Ledger
+from qiance.market.market import ActionTable
+from qiance.report import summary_table, write_report
+from qiance.settings import Settings
+from qiance.workspace import Workspace
+
+APPROVER = "qiance run"
+
+
+def run_loop(settings: Settings, runs: Path, console: Console) -> Path:
+    """Run every step of the loop; the folder of the run, with report.html and report.json in it."""
+    from serve.launch import EMBEDDED, LocalCluster, free_port, read_config
+
+    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    workspace = new_workspace(runs, name)
+    stages = Stages(console)
+    # 1. The shop's logs, checked row by row.
+    with stages.stage("Read and check the shop's logs") as stage:
+        report = ingest(workspace, settings, stage)
+    # 2. Features at regular instants, offline and online.
+    with stages.stage("Build features") as stage:
+        prepared = prepare(workspace, report, stage)
+    world = World.open(prepared.snapshot, settings.seed)
+    # 3. The shop's past campaigns, simulated: a log with known propensities.
+    with stages.stage("Collect the log of past campaigns (simulated market)") as stage:
+        seed_log(world, settings.market, settings.seed, stage)
+    ledger = Ledger.from_settings(settings, workspace.root)
+    with LocalCluster() as cluster:
+        # 4. What does an action do to a user?
+        with stages.stage("Train the effect model on Ray Train") as stage:
+            table = learning.log_table(workspace, world, *world.logs[0][1:])
+            first = learning.learn(workspace, table, settings, stage)
+        with stages.stage("Train on the shop's real coupon redemptions") as stage:
+            redemption = learning.learn_redemption(workspace, prepared, settings, stage)
+        ledger.set_versions(model=first.version, by=APPROVER)
+        # 5. The service, then strategies from a brief.
+        with stages.stage("Start the service") as stage:
+            port = settings.serve.port if settings.serve.port != DEFAULT_PORT else free_port()
+            args = app_args(workspace, settings, clock="request")
+            config = read_config(EMBEDDED, settings.serve.host, port, args)
+            url = cluster.serve(config, lambda what: stage.tell(0.5, what))
+            stage.note(f"{url}/docs")
+        with stages.stage("Propose strategies from a brief") as stage:
+            starts = world.now + timedelta(days=settings.market.explore_days)
+            ends = starts + timedelta(days=settings.market.live_days)
+            brief_id, said = send_brief(url, brief_body(settings, starts, ends), stage)
+            strategies = approve(ledger, brief_id, APPROVER)
+            stage.note(said)
+        # 6. Randomise over them, then choose the policy and estimate it before it acts.
+        with stages.stage("Explore the approved strategies (simulated market)") as stage:
+            explored = explore(world, strategies, settings.market, stage)
+        with stages.stage("Optimise under the budget, estimate off-policy, gate") as stage:
+            optimised = optimise(workspace, world, explored, first.model, brief_id, settings, stage)
+        if optimised.gate.passed:
+            price = optimised.plan.shadow_price
+            ledger.set_versions(policy=optimised.policy_version, shadow_price=price, by=APPROVER)
+        # 7. Live: decisions and outcomes over HTTP, then what they did.
+        with stages.stage("Serve live users over HTTP") as stage:
+            actions, _, admits = explored
+            live = asyncio.run(run_live(url, world, actions, admits, settings, stage))
+            rate = len(live.user) / live.seconds
+            stage.note(f"{len(live.user):,} decisions, {live.events:,} outcomes, {rate:.0f} decisions/s")
+        with stages.stage("Measure against holdout, prediction and oracle") as stage:
+            measured = measure(ledger, live, actions, optimised, settings)
+        cluster.stop_serving()
+        # 8. The outcomes go back into training.
+        with stages.stage("Train the second round on the outcomes") as stage:
+            table = second_round_table(workspace, world, table, measured, live, ledger, actions, stage)
+            second = learning.learn(
+                workspace, table, settings, stage, parents=(first.version,), baselines=False
+            )
+    finished = Finished(
+        prepared, world, first, redemption, second, strategies, optimised, live, measured, said, actions
+    )
+    document = loop_report(finished, settings, stages, ledger)
+    ledger.close()
+    write_report(document, workspace.root)
+    console.print(summary_table(document))
+    return workspace.root
+
+
+DEFAULT_PORT = 8000  # `qiance up` serves there; a run takes a free port so that both can be up
+
+
+def second_round_table(
+    workspace: Workspace,
+    world: World,
+    seed: pa.Table,
+    measured: Measured,
+    live: LiveLog,
+    ledger: Ledger,
+    actions: ActionTable,
+    stage: Stage,
+) -> pa.Table:
+    """All rows of the first round, the exploring log, and the decisions served over HTTP."""
+    from training.dataset import training_table
+
+    explored = learning.log_table(workspace, world, *world.logs[1][1:])
+    rows = live_training_rows(measured, live, ledger, world.snapshot.users.user_ids)
+    served = training_table(workspace.features, world.snapshot.catalogue, actions.actions, **rows)
+    stage.note(f"{served.num_rows:,} served decisions join {seed.num_rows + explored.num_rows:,} older rows")
+    return pa.concat_tables([seed, explored, served]).combine_chunks()

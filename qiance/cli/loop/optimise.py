@@ -1,0 +1,197 @@
+"""Choose the policy: shadow price by allocation, pacing by RL, estimate off-policy, gate, launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qiance.allocate import allocate
+from qiance.artifacts.manifest import write_artifact
+from qiance.cli.loop.world import World
+from qiance.cli.stages import Stage
+from qiance.decide.plan import KIND, PLAN_FILE, Plan
+from qiance.decide.predictor import FramePredictor, GridPredictor
+from qiance.decide.rule import policy_probabilities
+from qiance.domain import Action, Money
+from qiance.evaluate.ope import BanditLog, Estimate, GateResult, clears_gate, difference, estimate
+from qiance.features.columns import EFFECT_SCHEMA
+from qiance.market.market import ActionTable
+from qiance.market.simulate import MarketLog
+from qiance.settings import Settings
+from qiance.workspace import Workspace
+
+Floats = NDArray[np.float64]
+ARRIVAL_SHARE = 0.4  # of the users a day, as in the simulated log
+LEAST_PRICE = 1e-3  # where the budget does not bind there is next to nothing to pace
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """The launched plan and what was estimated of it before.
+
+    predicted: mean margin per decision under the policy, minor units, by off-policy estimation;
+    improvement: over the logging policy; rl: returns of the pacing policies on held-out seeds.
+    """
+
+    plan: Plan
+    policy_version: str
+    predicted: Estimate
+    improvement: Estimate
+    gate: GateResult
+    rl: dict[str, Any]
+    unconstrained_cost: float
+
+
+def value_and_cost(
+    predictor: FramePredictor, users: Sequence[str], actions: Sequence[Action], contacts: Floats
+) -> tuple[Floats, Floats]:
+    """Predicted incremental margin and cost `[n, A]`, control in column 0, minor units."""
+    prediction, cost = predictor.predict_with_cost(users, actions[1:], contacts)
+    zeros = np.zeros((len(users), 1))
+    value = prediction.uplift().mean(axis=2).astype(np.float64)
+    return np.hstack([zeros, value]), np.hstack([zeros, cost])
+
+
+def optimise(
+    workspace: Workspace,
+    world: World,
+    explored: tuple[ActionTable, MarketLog, NDArray[np.bool_]],
+    model: Any,
+    budget_id: str,
+    settings: Settings,
+    stage: Stage,
+) -> Optimised:
+    """From the exploring log to a plan that may go live."""
+    actions, log, admits = explored
+    predictor = frame_predictor(model, world)
+    ids = world.snapshot.users.user_ids
+    stage.tell(0.1, "allocating under the budget")
+    everyone = np.arange(len(ids))
+    value, cost = value_and_cost(predictor, ids, actions.actions, world.window.counts(everyone))
+    budget = budget_minor(settings)
+    share = len(ids) / expected_decisions(settings)
+    free = allocate(value, cost, float(cost.max(axis=1).sum()) + 1.0, admits)
+    bound = allocate(value, cost, budget * share, admits)
+    price = float(bound.shadow_price[0])
+    pacing, rl = _pacing(workspace, world, actions, value, cost, admits, price, settings, stage)
+    stage.tell(0.9, "estimating off-policy")
+    predicted, improvement = _estimate(predictor, world, actions, log, admits, price, settings)
+    gate = clears_gate(improvement, 0.0)
+    plan = Plan(
+        budget_id, price, settings.serve.epsilon, world.now, settings.market.live_days, pacing, model.version
+    )
+    artifact = write_artifact(
+        workspace.artifacts,
+        KIND,
+        {PLAN_FILE: plan.save},
+        metrics={"predicted": predicted.value, "shadow_price": price},
+        parents=(model.version, pacing),
+        feature_service=EFFECT_SCHEMA.service,
+        schema_hash=EFFECT_SCHEMA.hash,
+        data_fingerprint=budget_id,
+    )
+    stage.note(
+        f"shadow price {price:.3f}; predicted {predicted.value:.1f} minor units a decision "
+        f"[{predicted.low:.1f}, {predicted.high:.1f}] by {predicted.estimator}; gate: {gate.reason}"
+    )
+    free_cost = float(np.asarray(free.cost).sum()) / share
+    return Optimised(plan, artifact.version, predicted, improvement, gate, rl, free_cost)
+
+
+def frame_predictor(model: Any, world: World) -> FramePredictor:
+    """The model over the snapshot's users."""
+    snapshot = world.snapshot
+    grid = GridPredictor(model, snapshot.catalogue, snapshot.item, snapshot.categories)
+    return FramePredictor(grid, snapshot.users, snapshot.user_category)
+
+
+def budget_minor(settings: Settings) -> int:
+    """The budget in minor units."""
+    return Money.of(settings.budget.amount, settings.currency).minor
+
+
+def expected_decisions(settings: Settings) -> float:
+    """Live decisions that may spend: all but the holdout's."""
+    market = settings.market
+    return market.live_days * market.live_per_day * (1.0 - settings.serve.holdout)
+
+
+def _estimate(
+    predictor: FramePredictor,
+    world: World,
+    actions: ActionTable,
+    log: MarketLog,
+    admits: NDArray[np.bool_],
+    price: float,
+    settings: Settings,
+) -> tuple[Estimate, Estimate]:
+    """Doubly robust value of the new policy and its improvement over the logging one, per decision."""
+    ids = np.array(world.snapshot.users.user_ids, dtype=object)[log.user].tolist()
+    prediction, spend = predictor.predict_with_cost(ids, actions.actions[1:], log.contacts_7d)
+    control = prediction.control_margin.mean(axis=1).astype(np.float64)[:, None]
+    zeros = np.zeros((len(log), 1))
+    value = np.hstack([zeros, prediction.uplift().mean(axis=2).astype(np.float64)])
+    cost = np.hstack([zeros, spend])
+    policy = policy_probabilities(value, cost, admits[log.user], price, settings.serve.epsilon)
+    reward = log.margin - actions.contact_cost[log.action]
+    bandit = BanditLog(action=log.action, reward=reward, propensity=log.propensity, cluster=log.user)
+    model = value + control
+    found = estimate(bandit, policy, reward_model=model, estimator="dr", seed=settings.seed)
+    better = difference(
+        bandit, policy, log.probabilities, reward_model=model, estimator="dr", seed=settings.seed
+    )
+    return found, better
+
+
+def _pacing(
+    workspace: Workspace,
+    world: World,
+    actions: ActionTable,
+    value: Floats,
+    cost: Floats,
+    admits: NDArray[np.bool_],
+    price: float,
+    settings: Settings,
+    stage: Stage,
+) -> tuple[str, dict[str, Any]]:
+    """Version of the pacing policy that won on held-out seeds, and the returns of all."""
+    from rllib.train import baseline_pacing, train_pacing
+    from rllib.world import Campaign, save_world
+
+    if not settings.rl.enabled:
+        return baseline_pacing("even_pace", workspace.artifacts).version, {"chosen": "even_pace"}
+    rng = np.random.default_rng([settings.seed, 13])
+    users = np.sort(rng.choice(len(value), min(settings.rl.users, len(value)), replace=False))
+    folder = workspace.root / "rl"
+    folder.mkdir(exist_ok=True)
+    share = len(users) * ARRIVAL_SHARE * settings.rl.horizon / expected_decisions(settings)
+    campaign = Campaign(
+        budget=max(1, int(budget_minor(settings) * share)),
+        shadow_price=max(price, LEAST_PRICE),
+        arrivals_per_day=ARRIVAL_SHARE * len(users),
+        horizon_days=settings.rl.horizon,
+        epsilon=settings.serve.epsilon,
+    )
+    path = save_world(
+        folder / "world.npz",
+        world.market,
+        actions,
+        value[users],
+        cost[users],
+        campaign,
+        users=users,
+        admissible=admits[users],
+    )
+    trained = train_pacing(
+        path,
+        iterations=settings.rl.iterations,
+        seed=settings.seed,
+        out=workspace.artifacts,
+        storage=workspace.root / "rl",
+        progress=lambda done, what: stage.tell(0.15 + 0.7 * done, what),
+    )
+    return trained.artifact.version, {"returns": trained.returns, "chosen": trained.chosen}

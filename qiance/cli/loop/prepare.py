@@ -1,0 +1,82 @@
+"""Logs in, features out: canonical tables, feature tables, the online store, the snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from qiance.cli.stages import Stage
+from qiance.data.complete_journey import read_complete_journey
+from qiance.data.ingest import IngestReport
+from qiance.features.transforms import EventIndex
+from qiance.market.catalogue import select_catalogue
+from qiance.settings import Settings
+from qiance.workspace import Snapshot, Workspace
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the later steps start from; `contacts` is the shop's real campaign log."""
+
+    report: IngestReport
+    snapshot: Snapshot
+    contacts: Any
+
+
+def ingest(workspace: Workspace, settings: Settings, stage: Stage) -> IngestReport:
+    """Read and check the shop's logs."""
+    report = read_complete_journey(
+        settings.data.path, out=workspace.data, progress=lambda what, done: stage.tell(done, what)
+    )
+    for table in report.tables:
+        stage.note(f"{table.table}: {table.rows_read:,} rows read, {table.quarantined:,} quarantined")
+    return report
+
+
+def prepare(workspace: Workspace, report: IngestReport, stage: Stage) -> Prepared:
+    """Feature tables at regular instants, applied and materialised; the latest values as the snapshot."""
+    from training.featurise import (
+        materialise,
+        snapshot_at,
+        snapshot_days,
+        stage_repository,
+        write_feature_tables,
+    )
+
+    stage.tell(0.05, "indexing events")
+    items = pq.read_table(workspace.data / "items.parquet")
+    users = pq.read_table(workspace.data / "users.parquet")
+    events = pq.read_table(workspace.data / "events.parquet")
+    catalogue, categories = select_catalogue(items)
+    item_category = dict(zip(items["item_id"].to_pylist(), items["category"].to_pylist(), strict=True))
+    index = EventIndex.build(events, users["user_id"].to_pylist(), item_category, catalogue, categories)
+    days = snapshot_days(index)
+    write_feature_tables(
+        index, catalogue, days, workspace.features, lambda done, what: stage.tell(0.2 + 0.3 * done, what)
+    )
+    stage.tell(0.5, "applying the feature repository")
+    stage_repository(workspace.features)
+    snapshot = snapshot_at(index, catalogue, days[-1])
+    snapshot.save(workspace.snapshot)
+    stage.tell(0.7, "materialising the online store")
+    materialise(workspace.features, snapshot.as_of - timedelta(days=1), snapshot.as_of)
+    stage.note(
+        f"{len(snapshot.users):,} users, {len(catalogue)} items in {len(categories)} categories, "
+        f"{len(days)} instants up to {snapshot.as_of:%Y-%m-%d}"
+    )
+    return Prepared(report, snapshot, pq.read_table(workspace.data / "contacts.parquet"))
+
+
+def new_workspace(runs: Path, name: str) -> Workspace:
+    """A fresh folder under `runs`, and `runs/latest` pointing at it."""
+    root = runs / name
+    root.mkdir(parents=True, exist_ok=False)
+    link = runs / "latest"
+    staging = runs / f".latest-{name}"
+    staging.symlink_to(root.name)
+    staging.replace(link)
+    return Workspace(root.resolve())

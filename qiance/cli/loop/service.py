@@ -1,0 +1,96 @@
+"""The real service during a run: started from the Serve YAML, asked over HTTP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from qiance.cli.loop.live import ServiceError
+from qiance.cli.stages import Stage
+from qiance.domain import Strategy, StrategyState
+from qiance.ledger import Ledger
+from qiance.settings import Settings
+from qiance.workspace import Workspace
+
+POLL_S = 0.5
+BRIEF_TIMEOUT_S = 600.0
+
+
+def app_args(workspace: Workspace, settings: Settings, clock: str) -> dict[str, Any]:
+    """Arguments of the application for this workspace."""
+    serve = settings.serve
+    return {
+        "workspace": str(workspace.root),
+        "ledger_url": settings.ledger_url(workspace.root),
+        "key_file": str(settings.key_file(workspace.root)),
+        "tenant": settings.tenant,
+        "currency": settings.currency,
+        "clock": clock,
+        "holdout": serve.holdout,
+        "epsilon": serve.epsilon,
+        "outcome_window_hours": serve.outcome_window_hours,
+        "max_n": serve.max_n,
+        "max_candidates": serve.max_candidates,
+        "max_body_bytes": serve.max_body_bytes,
+        "request_timeout_s": serve.request_timeout_s,
+        "min_margin": settings.budget.min_margin,
+        "seed": settings.seed,
+        "llm": {
+            "enabled": settings.llm.enabled,
+            "model": settings.llm.model,
+            "cache_dir": str(Path(settings.llm.cache_dir).resolve()),
+            "max_new_tokens": settings.llm.max_new_tokens,
+            "samples": settings.llm.samples,
+        },
+    }
+
+
+def brief_body(settings: Settings, starts: datetime, ends: datetime, n: int = 8) -> dict[str, Any]:
+    """The default brief: more margin within the budget, in English."""
+    return {
+        "objective": "margin",
+        "budget": {"amount": settings.budget.amount, "currency": settings.currency},
+        "channels": ["email", "display", "mailer"],
+        "languages": ["en"],
+        "starts": starts.isoformat(),
+        "ends": ends.isoformat(),
+        "constraints": {
+            "max_depth": settings.budget.max_depth,
+            "min_margin": settings.budget.min_margin,
+        },
+        "n": n,
+    }
+
+
+def send_brief(url: str, body: Mapping[str, Any], stage: Stage) -> tuple[str, str]:
+    """Post the brief and wait for its end; its id and closing message."""
+    with httpx.Client(base_url=url, timeout=30.0) as client:
+        answer = client.post("/v1/briefs", json=dict(body))
+        if answer.is_error:
+            raise ServiceError(f"/v1/briefs: {answer.status_code} {answer.text[:500]}")
+        brief_id = str(answer.json()["brief_id"])
+        deadline = time.monotonic() + BRIEF_TIMEOUT_S
+        while time.monotonic() < deadline:
+            state = client.get(f"/v1/briefs/{brief_id}").raise_for_status().json()
+            stage.tell(state["progress"], state["message"])
+            if state["state"] == "done":
+                return brief_id, str(state["message"])
+            if state["state"] == "failed":
+                raise ServiceError(f"brief {brief_id} failed: {state['message']}")
+            time.sleep(POLL_S)
+    raise ServiceError(f"brief {brief_id} was not done within {BRIEF_TIMEOUT_S:.0f} s")
+
+
+def approve(ledger: Ledger, brief_id: str, by: str) -> list[Strategy]:
+    """Approve and start every strategy of the brief; who and why go to the audit log."""
+    for strategy in ledger.strategies(brief_id=brief_id):
+        ledger.set_strategy_state(
+            strategy.strategy_id, StrategyState.APPROVED, by, "the run approves its own"
+        )
+        ledger.set_strategy_state(strategy.strategy_id, StrategyState.LIVE, by, "the run starts its own")
+    return ledger.strategies(StrategyState.LIVE, brief_id)

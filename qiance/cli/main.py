@@ -1,0 +1,135 @@
+"""The command `qiance`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from qiance import __version__
+from qiance.cli import data, keys
+from qiance.settings import Settings, SettingsError, load_settings
+
+app = typer.Typer(
+    name="qiance",
+    help="The open decision loop for e-commerce marketing: propose strategies, predict their effect, "
+    "optimise them under budget, serve the choice, measure honestly, learn.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(data.app, name="data")
+app.add_typer(keys.app, name="keys")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", help="Settings file (YAML); QIANCE__SECTION__KEY overrides single values."
+    ),
+]
+RunsOption = Annotated[Path, typer.Option(help="Folder that runs are kept in.")]
+console = Console()
+
+
+def settings_of(config: Path | None, overrides: dict[str, Any] | None = None) -> Settings:
+    """Settings from file, environment and command line."""
+    return load_settings(config, os.environ, overrides)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"qiance {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Nothing is done at import; commands load what they need."""
+
+
+@app.command()
+def run(
+    config: ConfigOption = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            help="complete-journey (the whole loop), hillstrom, open-bandit or mapped (offline loop).",
+        ),
+    ] = None,
+    path: Annotated[
+        Path | None, typer.Option(help="Your copy of the data; default: what a package carries.")
+    ] = None,
+    mapping: Annotated[Path | None, typer.Option(help="Mapping file, for --data mapped.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Run the loop from logs to a measured, launched policy; the report is in runs/latest/.
+
+    With the default data the live traffic is a simulated market over real households, served over real
+    HTTP. With logged responses (hillstrom, open-bandit, mapped) the loop is offline: train, propose,
+    optimise, and estimate off-policy against the randomised log.
+    """
+    chosen = {"source": source, "path": path, "mapping": mapping}
+    overrides: dict[str, Any] = {"data": {k: v for k, v in chosen.items() if v is not None}}
+    if seed is not None:
+        overrides["seed"] = seed
+    settings = settings_of(config, overrides)
+    if settings.data.source == "complete-journey":
+        from qiance.cli.loop.conductor import run_loop as job
+    else:
+        from qiance.cli.offline import run_offline as job
+    folder = job(settings, runs, console)
+    console.print(f"Report: [bold]{_short(folder / 'report.html')}[/] and report.json", highlight=False)
+
+
+@app.command()
+def up(
+    config: ConfigOption = None,
+    host: Annotated[str | None, typer.Option(help="Address; other than loopback needs API keys.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the API.")] = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Serve the API of the latest run until Ctrl-C, training first if nothing is trained."""
+    from qiance.cli.up import serve_latest
+
+    given = {"host": host, "port": port}
+    settings = settings_of(config, {"serve": {k: v for k, v in given.items() if v is not None}})
+    serve_latest(settings, runs, console)
+
+
+@app.command()
+def doctor(config: ConfigOption = None) -> None:
+    """Tell what is installed, what is missing and what that means, with disk, memory and downloads."""
+    from qiance.cli.doctor import examine, render
+
+    findings = examine(settings_of(config))
+    console.print(render(findings))
+    if any(f.level == "missing" for f in findings):
+        raise typer.Exit(1)
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends in one clear line, not in a traceback."""
+    try:
+        app(standalone_mode=True)
+    except (SettingsError, ValueError, RuntimeError) as error:
+        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, markup=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

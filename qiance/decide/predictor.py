@@ -1,0 +1,150 @@
+"""From feature values to predicted effects and expected costs, for any room that has the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qiance.decide.floors import discounted_price
+from qiance.domain import CONTROL_ACTION, Action, Catalogue, GridPrediction, UserTable
+from qiance.features.columns import ActionColumns, Columns, grid
+from qiance.features.transforms import USER_CATEGORY_FEATURES, USER_FEATURES
+
+Floats = NDArray[np.float64]
+Draws = NDArray[np.float32]
+
+
+class DrawnEffects(Protocol):
+    """Predictions per row and bootstrap head, `[n, H]` float32 each."""
+
+    @property
+    def click(self) -> Draws: ...
+    @property
+    def conversion(self) -> Draws: ...
+    @property
+    def sales(self) -> Draws: ...
+    @property
+    def margin(self) -> Draws: ...
+
+
+class EffectScorer(Protocol):
+    """The effect model as this room needs it."""
+
+    @property
+    def width_scale(self) -> float: ...
+
+    def predict(self, columns: Columns) -> DrawnEffects: ...
+
+
+@dataclass(frozen=True)
+class UserRows:
+    """Feature values of U users at one instant.
+
+    columns: `[U]` per user feature; user_category: `[U, C]` per feature; contacts_7d: `[U]`.
+    """
+
+    columns: Mapping[str, Floats]
+    user_category: Mapping[str, Floats]
+    contacts_7d: Floats
+
+    def __len__(self) -> int:
+        return len(self.contacts_7d)
+
+
+class GridPredictor:
+    """Scores users × actions with the effect model; control is scored beside them."""
+
+    def __init__(
+        self,
+        model: EffectScorer,
+        catalogue: Catalogue,
+        item_features: Mapping[str, Floats],
+        categories: Sequence[str],
+    ) -> None:
+        self.model = model
+        self.catalogue = catalogue
+        self._item_features = item_features
+        self._item_category = [item.category for item in catalogue]
+        self._category_index = {name: code for code, name in enumerate(categories)}
+
+    def predict(self, users: UserRows, actions: Sequence[Action]) -> tuple[GridPrediction, Floats]:
+        """Predictions `[U, A, H]` and expected cost `[U, A]` in minor units (contact + discount given)."""
+        with_control = (*actions, CONTROL_ACTION)
+        shape = (len(users), len(with_control))
+        parts = ActionColumns.build(with_control, self.catalogue.index, self._item_category)
+        columns = grid(
+            users.columns,
+            self._item_features,
+            users.user_category,
+            parts,
+            self._category_index,
+            users.contacts_7d,
+        )
+        drawn = self.model.predict(columns)
+        heads = drawn.click.shape[1]
+        click, conversion, sales, margin = (
+            x.reshape(*shape, heads) for x in (drawn.click, drawn.conversion, drawn.sales, drawn.margin)
+        )
+        contact = np.array([a.contact_cost for a in actions], dtype=np.float32)
+        prediction = GridPrediction(
+            click=click[:, :-1],
+            conversion=conversion[:, :-1],
+            sales=sales[:, :-1],
+            margin=margin[:, :-1],
+            control_margin=margin[:, -1],
+            contact_cost=contact,
+            width_scale=self.model.width_scale,
+        )
+        discounts = np.array([discount_of(a, self.catalogue) for a in actions], dtype=np.float64)
+        cost = contact[None, :] + conversion[:, :-1].mean(axis=2) * discounts[None, :]
+        return prediction, np.asarray(cost, dtype=np.float64)
+
+
+def discount_of(action: Action, catalogue: Catalogue) -> int:
+    """Minor units given away when the action's offer is used: it holds for one unit."""
+    if action.item_id is None or action.offer.depth == 0.0:
+        return 0
+    price = catalogue[action.item_id].price
+    return price - int(discounted_price(np.array([price]), np.array([action.offer.depth]))[0])
+
+
+def liability_of(action: Action, catalogue: Catalogue) -> int:
+    """Most that the action may cost its budget, minor units: the contact and one use of the offer."""
+    return action.contact_cost + discount_of(action, catalogue)
+
+
+class FramePredictor:
+    """An `EffectPredictor` over a table of users held in memory; unknown users get the mean user."""
+
+    def __init__(self, grid_predictor: GridPredictor, users: UserTable, user_category: Mapping[str, Floats]):
+        self._grid = grid_predictor
+        self._row = {user: row for row, user in enumerate(users.user_ids)}
+        # One more row at the end: the population's mean, for users that are not in the table.
+        self._columns = {n: np.append(users.columns[n], np.nanmean(users.columns[n])) for n in USER_FEATURES}
+        self._user_category = {
+            n: np.vstack([user_category[n], np.nanmean(user_category[n], axis=0, keepdims=True)])
+            for n in USER_CATEGORY_FEATURES
+        }
+
+    def rows(self, user_ids: Sequence[str], contacts_7d: Floats | None = None) -> UserRows:
+        """Feature values of `user_ids`; contacts default to none."""
+        index = np.array([self._row.get(user, len(self._row)) for user in user_ids], dtype=np.int64)
+        return UserRows(
+            columns={n: values[index] for n, values in self._columns.items()},
+            user_category={n: values[index] for n, values in self._user_category.items()},
+            contacts_7d=np.zeros(len(index)) if contacts_7d is None else contacts_7d,
+        )
+
+    def predict(self, user_ids: Sequence[str], actions: Sequence[Action]) -> GridPrediction:
+        """Predictions for every user × action, without recent contacts."""
+        return self._grid.predict(self.rows(user_ids), actions)[0]
+
+    def predict_with_cost(
+        self, user_ids: Sequence[str], actions: Sequence[Action], contacts_7d: Floats
+    ) -> tuple[GridPrediction, Floats]:
+        """Predictions and expected costs `[U, A]` given recent contacts."""
+        return self._grid.predict(self.rows(user_ids, contacts_7d), actions)

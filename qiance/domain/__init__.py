@@ -1,0 +1,50 @@
+"""The vocabulary of the decision loop as small frozen dataclasses."""
+
+from qiance.domain.action import (
+    CONTROL,
+    CONTROL_ACTION,
+    Action,
+    Audience,
+    Channel,
+    Creative,
+    Effect,
+    Interval,
+    Offer,
+    OfferKind,
+    Strategy,
+    StrategyKind,
+    StrategyState,
+)
+from qiance.domain.brief import Brief, BriefState, Objective
+from qiance.domain.catalogue import Catalogue, Item, UserTable
+from qiance.domain.decision import Decision, Outcome, OutcomeType
+from qiance.domain.money import Money
+from qiance.domain.prediction import EffectPredictor, GridPrediction
+
+__all__ = [
+    "CONTROL",
+    "CONTROL_ACTION",
+    "Action",
+    "Audience",
+    "Brief",
+    "BriefState",
+    "Catalogue",
+    "Channel",
+    "Creative",
+    "Decision",
+    "Effect",
+    "EffectPredictor",
+    "GridPrediction",
+    "Interval",
+    "Item",
+    "Money",
+    "Objective",
+    "Offer",
+    "OfferKind",
+    "Outcome",
+    "OutcomeType",
+    "Strategy",
+    "StrategyKind",
+    "StrategyState",
+    "UserTable",
+]

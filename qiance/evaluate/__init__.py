@@ -1,0 +1,1 @@
+"""How good was it: off-policy evaluation, A/B comparison, prediction quality (import the submodules)."""

@@ -1,0 +1,121 @@
+"""Feature columns of the effect model: one function for training rows and for the live grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qiance.domain import Action
+from qiance.features.schema import FeatureSchema
+from qiance.features.transforms import ITEM_FEATURES, USER_CATEGORY_FEATURES, USER_FEATURES
+from qiance.features.words import CREATIVE_FEATURES, creative_features
+
+Columns = dict[str, NDArray[Any]]
+
+ACTION_FEATURES = ("depth", "contact_cost", *CREATIVE_FEATURES)
+CONTEXT_FEATURES = ("contacts_7d",)
+NONE = "none"
+
+EFFECT_SCHEMA = FeatureSchema(
+    service="effect_v1",
+    numeric=(
+        *USER_FEATURES,
+        *ITEM_FEATURES,
+        *USER_CATEGORY_FEATURES,
+        *ACTION_FEATURES,
+        *CONTEXT_FEATURES,
+        "depth_x_discount_share",
+        "depth_x_price",
+    ),
+    categorical=("channel", "category"),
+)
+
+
+@dataclass(frozen=True)
+class ActionColumns:
+    """The action part of the feature row, `[A]` per column; category is `none` without an item."""
+
+    numeric: Mapping[str, NDArray[np.float64]]
+    channel: NDArray[Any]
+    category: NDArray[Any]
+    item_row: NDArray[np.int64]
+
+    @classmethod
+    def build(
+        cls, actions: Sequence[Action], item_index: Mapping[str, int], item_category: Sequence[str]
+    ) -> ActionColumns:
+        """`item_index` maps item id → row of the item features; unknown items are refused by name."""
+        rows = []
+        for action in actions:
+            if action.item_id is not None and action.item_id not in item_index:
+                raise ValueError(f"item_id: {action.item_id!r} of action {action.action_id!r} is unknown")
+            rows.append(-1 if action.item_id is None else item_index[action.item_id])
+        words = [creative_features(a.creative) if a.creative else {} for a in actions]
+        numeric = {n: np.array([w.get(n, 0.0) for w in words], dtype=np.float64) for n in CREATIVE_FEATURES}
+        numeric["depth"] = np.array([a.offer.depth for a in actions], dtype=np.float64)
+        numeric["contact_cost"] = np.array([float(a.contact_cost) for a in actions], dtype=np.float64)
+        return cls(
+            numeric=numeric,
+            channel=np.array([a.channel.value for a in actions], dtype=object),
+            category=np.array([item_category[r] if r >= 0 else NONE for r in rows], dtype=object),
+            item_row=np.array(rows, dtype=np.int64),
+        )
+
+
+def assemble(
+    user: Mapping[str, NDArray[np.float64]],
+    item: Mapping[str, NDArray[np.float64]],
+    user_category: Mapping[str, NDArray[np.float64]],
+    actions: Mapping[str, NDArray[Any]],
+    contacts_7d: NDArray[np.float64],
+) -> Columns:
+    """Columns of `EFFECT_SCHEMA` from parts that all have `[n]` rows.
+
+    A pair of user and category without a purchase has no row in the store (NaN): share and baskets are
+    then 0, and recency is the length of the window.
+    """
+    columns: Columns = {name: np.asarray(user[name], dtype=np.float64) for name in USER_FEATURES}
+    columns |= {name: np.asarray(item[name], dtype=np.float64) for name in ITEM_FEATURES}
+    for name in USER_CATEGORY_FEATURES:
+        absent = 90.0 if name == "category_recency_days" else 0.0
+        columns[name] = np.nan_to_num(np.asarray(user_category[name], dtype=np.float64), nan=absent)
+    columns |= {name: actions[name] for name in (*ACTION_FEATURES, "channel", "category")}
+    columns["contacts_7d"] = np.asarray(contacts_7d, dtype=np.float64)
+    discount_share = np.nan_to_num(columns["discount_share"])
+    columns["depth_x_discount_share"] = columns["depth"] * discount_share
+    columns["depth_x_price"] = columns["depth"] * np.nan_to_num(columns["price"])
+    return columns
+
+
+def grid(
+    user: Mapping[str, NDArray[np.float64]],
+    item: Mapping[str, NDArray[np.float64]],
+    user_category: Mapping[str, NDArray[np.float64]],
+    actions: ActionColumns,
+    category_index: Mapping[str, int],
+    contacts_7d: NDArray[np.float64],
+) -> Columns:
+    """Columns for every user × action, row-major `[U·A]`.
+
+    user: `[U]` per column; item: `[I]` per column; user_category: `[U, C]` per column.
+    """
+    num_users, num_actions = len(contacts_7d), len(actions.channel)
+    u = np.repeat(np.arange(num_users), num_actions)
+    a = np.tile(np.arange(num_actions), num_users)
+    item_row = actions.item_row[a]
+    code = np.array([category_index.get(c, -1) for c in actions.category], dtype=np.int64)[a]
+    parts = {name: values[a] for name, values in actions.numeric.items()}
+    parts |= {"channel": actions.channel[a], "category": actions.category[a]}
+    return assemble(
+        user={name: user[name][u] for name in USER_FEATURES},
+        item={name: np.where(item_row >= 0, item[name][item_row], np.nan) for name in ITEM_FEATURES},
+        user_category={
+            name: np.where(code >= 0, user_category[name][u, code], np.nan) for name in USER_CATEGORY_FEATURES
+        },
+        actions=parts,
+        contacts_7d=contacts_7d[u],
+    )

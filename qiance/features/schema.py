@@ -1,0 +1,283 @@
+"""Which features a model reads, and how rows of them become arrays.
+
+The same `Encoder` runs in training and in serving, so that a row means the same to both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Columns = Mapping[str, "NDArray[Any]"]
+
+# A standardised value beyond this is cut, so that one wild input cannot take a network far
+# outside what it was trained on.
+_CLIP = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSchema:
+    """The features that a model reads, in order.
+
+    service: name of the feature service that delivers them.
+    numeric, categorical: feature names; no name may appear twice.
+    """
+
+    service: str
+    numeric: tuple[str, ...]
+    categorical: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = self.names
+        if not names:
+            raise ValueError(f"schema {self.service!r}: has no feature; name at least one")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"schema {self.service!r}: feature {twice[0]!r} is listed twice")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All feature names, numeric first."""
+        return self.numeric + self.categorical
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (hex) over the canonical JSON of service, numeric and categorical names in order."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def diff(self, other: FeatureSchema) -> list[str]:
+        """How `other` departs from this schema, one sentence each; empty when both are equal."""
+        messages = []
+        if other.service != self.service:
+            messages.append(f"feature service is {other.service!r} where {self.service!r} is expected")
+        mine, theirs = _kinds(self), _kinds(other)
+        for name, kind in mine.items():
+            if name not in theirs:
+                messages.append(f"{kind} feature {name!r} is missing")
+            elif theirs[name] != kind:
+                messages.append(f"feature {name!r} is {theirs[name]} where {kind} is expected")
+        for name, kind in theirs.items():
+            if name not in mine:
+                messages.append(f"{kind} feature {name!r} is not expected")
+        return messages or _order_difference(self, other)
+
+    def columns(self, table: pa.Table) -> dict[str, NDArray[Any]]:
+        """The feature columns of an arrow table: numeric as float64 (null is NaN), categorical as objects.
+
+        Raises ValueError naming the column that is missing or not numeric.
+        """
+        import pyarrow as pa
+
+        result: dict[str, NDArray[Any]] = {}
+        for name in self.names:
+            if name not in table.column_names:
+                raise ValueError(f"column {name!r} is missing; the table has {', '.join(table.column_names)}")
+            column = table.column(name).combine_chunks()
+            if name in self.numeric:
+                try:
+                    result[name] = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+                except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                    raise ValueError(
+                        f"column {name!r} of type {column.type} is not numeric: {error}"
+                    ) from None
+            else:
+                result[name] = column.cast(pa.string()).to_numpy(zero_copy_only=False)
+        return result
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "service": self.service,
+            "numeric": list(self.numeric),
+            "categorical": list(self.categorical),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> FeatureSchema:
+        return cls(str(data["service"]), tuple(data["numeric"]), tuple(data["categorical"]))
+
+
+def _kinds(schema: FeatureSchema) -> dict[str, str]:
+    return {
+        **dict.fromkeys(schema.numeric, "numeric"),
+        **dict.fromkeys(schema.categorical, "categorical"),
+    }
+
+
+def _order_difference(expected: FeatureSchema, found: FeatureSchema) -> list[str]:
+    for place, (mine, theirs) in enumerate(zip(expected.names, found.names, strict=True), start=1):
+        if mine != theirs:
+            return [f"feature {theirs!r} stands at place {place} where {mine!r} is expected"]
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class NumericCode:
+    """How one numeric feature is encoded: (value − mean) / std, NaN → mean.
+
+    indicator: the feature had NaN when fitted, so a column `1 where NaN` follows.
+    """
+
+    mean: float
+    std: float
+    indicator: bool
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns feature columns into arrays; plain numbers only, so that it is stored as JSON.
+
+    numeric: one `NumericCode` per numeric feature.
+    vocabularies: per categorical feature its known values, most frequent first; value number i
+        (from 0) is encoded as i + 1, and 0 stands for everything else.
+    """
+
+    schema: FeatureSchema
+    numeric: tuple[NumericCode, ...]
+    vocabularies: tuple[tuple[str, ...], ...]
+
+    @cached_property
+    def _tables(self) -> tuple[tuple[NDArray[np.str_], NDArray[np.int64]], ...]:
+        """Per vocabulary the sorted values and their codes, for binary search."""
+        tables = []
+        for vocabulary in self.vocabularies:
+            values = np.array(vocabulary, dtype=np.str_)
+            order = np.argsort(values)
+            tables.append((values[order], order.astype(np.int64) + 1))
+        return tuple(tables)
+
+    @classmethod
+    def fit(cls, schema: FeatureSchema, columns: Columns, *, min_count: int = 5) -> Encoder:
+        """Fit on columns of n rows.
+
+        A categorical value seen fewer than `min_count` times is left to index 0.
+        Raises ValueError naming a column that is missing, of another length, or without a finite value.
+        """
+        _check_lengths(schema, columns)
+        numeric = tuple(_fit_numeric(name, _as_float(name, columns[name])) for name in schema.numeric)
+        words = tuple(_fit_vocabulary(columns[name], min_count) for name in schema.categorical)
+        return cls(schema, numeric, words)
+
+    @property
+    def num_width(self) -> int:
+        """Dn: number of float columns, the indicators included."""
+        return len(self.numeric) + sum(code.indicator for code in self.numeric)
+
+    @property
+    def cardinalities(self) -> tuple[int, ...]:
+        """Per categorical feature the number of codes, unknown included."""
+        return tuple(len(vocabulary) + 1 for vocabulary in self.vocabularies)
+
+    @property
+    def num_names(self) -> tuple[str, ...]:
+        """Names of the Dn float columns."""
+        flags = [
+            f"{n} is missing" for n, c in zip(self.schema.numeric, self.numeric, strict=True) if c.indicator
+        ]
+        return (*self.schema.numeric, *flags)
+
+    def encode(self, columns: Columns) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Encode n rows.
+
+        Returns num `[n, Dn]` float32 and cat `[n, Dc]` int64. Infinite values count as missing;
+        standardised values are cut to ±8. Raises ValueError naming a missing column.
+        """
+        n = _check_lengths(self.schema, columns)
+        num = np.zeros((n, self.num_width), dtype=np.float32)
+        flag = len(self.numeric)
+        for place, (name, code) in enumerate(zip(self.schema.numeric, self.numeric, strict=True)):
+            values = _as_float(name, columns[name])
+            known = np.isfinite(values)
+            scaled = (np.where(known, values, code.mean) - code.mean) / code.std
+            num[:, place] = np.clip(scaled, -_CLIP, _CLIP)
+            if code.indicator:
+                num[:, flag] = ~known
+                flag += 1
+        cat = np.zeros((n, len(self.vocabularies)), dtype=np.int64)
+        for place, name in enumerate(self.schema.categorical):
+            cat[:, place] = self._codes(place, columns[name])
+        return num, cat
+
+    def _codes(self, place: int, values: NDArray[Any]) -> NDArray[np.int64]:
+        known, codes = self._tables[place]
+        if not len(known):
+            return np.zeros(len(values), dtype=np.int64)
+        text, present = _as_text(values)
+        slot = np.minimum(np.searchsorted(known, text), len(known) - 1)
+        return np.where(present & (known[slot] == text), codes[slot], 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready form; floats survive the round trip exactly."""
+        return {
+            "schema": self.schema.to_dict(),
+            "numeric": [{"mean": c.mean, "std": c.std, "indicator": c.indicator} for c in self.numeric],
+            "vocabularies": [list(vocabulary) for vocabulary in self.vocabularies],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Encoder:
+        """Inverse of `to_dict`; raises ValueError where the lists do not fit the schema."""
+        schema = FeatureSchema.from_dict(data["schema"])
+        numeric = tuple(
+            NumericCode(float(c["mean"]), float(c["std"]), bool(c["indicator"])) for c in data["numeric"]
+        )
+        words = tuple(tuple(str(v) for v in vocabulary) for vocabulary in data["vocabularies"])
+        if (len(numeric), len(words)) != (len(schema.numeric), len(schema.categorical)):
+            raise ValueError(f"encoder of {schema.service!r}: its entries do not fit the schema's features")
+        return cls(schema, numeric, words)
+
+
+def _check_lengths(schema: FeatureSchema, columns: Columns) -> int:
+    """Number of rows n; raises ValueError for a missing or unequally long column."""
+    n = -1
+    for name in schema.names:
+        if name not in columns:
+            raise ValueError(f"column {name!r} is missing; feature service {schema.service!r} delivers it")
+        length = len(columns[name])
+        if n not in (-1, length):
+            raise ValueError(f"column {name!r} has {length} rows where the columns before it have {n}")
+        n = length
+    return n
+
+
+def _as_float(name: str, values: NDArray[Any]) -> NDArray[np.float64]:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"column {name!r} is not numeric: {error}") from None
+
+
+def _as_text(values: NDArray[Any]) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
+    """Values as strings, and whether each is present (None and NaN are not)."""
+    array = np.asarray(values)
+    # NaN is the one value that differs from itself.
+    present = np.asarray(array == array) if array.dtype.kind in "fO" else np.ones(array.shape, dtype=np.bool_)
+    if array.dtype.kind == "O":
+        present = present & np.not_equal(array, np.array(None, dtype=object))
+    return array.astype(np.str_), present.astype(np.bool_)
+
+
+def _fit_numeric(name: str, values: NDArray[np.float64]) -> NumericCode:
+    known = values[np.isfinite(values)]
+    if not known.size:
+        raise ValueError(f"column {name!r} has no finite value; leave the feature out of the schema")
+    std = float(known.std())
+    # A constant feature carries nothing: 1 keeps it at 0 after the mean is taken off.
+    return NumericCode(float(known.mean()), std if std > 1e-12 else 1.0, known.size < values.size)
+
+
+def _fit_vocabulary(values: NDArray[Any], min_count: int) -> tuple[str, ...]:
+    text, present = _as_text(values)
+    words, counts = np.unique(text[present], return_counts=True)
+    order = np.lexsort((words, -counts))
+    return tuple(str(words[i]) for i in order if counts[i] >= min_count)

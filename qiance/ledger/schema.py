@@ -1,0 +1,244 @@
+"""Tables of the ledger, portable between SQLite and PostgreSQL; every one carries `tenant_id`.
+
+Time is stored as integer microseconds since the Unix epoch (UTC): both databases sort and round-trip it
+exactly, and neither's idea of a time zone can creep in. Amounts of money are integer minor units.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    text,
+)
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+TENANT_LENGTH = 64
+ID_LENGTH = 200
+# SQLite numbers rows by itself only for the exact type INTEGER.
+_Serial = BigInteger().with_variant(Integer, "sqlite")
+
+
+def to_micros(value: datetime) -> int:
+    """Microseconds since the epoch; a datetime without a time zone is refused."""
+    if value.tzinfo is None:
+        raise ValueError(f"time: {value.isoformat()} has no time zone; pass one in UTC")
+    return (value - EPOCH) // _MICROSECOND
+
+
+def from_micros(value: int) -> datetime:
+    """The UTC instant `value` microseconds after the epoch."""
+    return EPOCH + timedelta(microseconds=value)
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware datetime kept as integer microseconds since the epoch."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> int | None:
+        return None if value is None else to_micros(value)
+
+    def process_result_value(self, value: int | None, dialect: Any) -> datetime | None:
+        return None if value is None else from_micros(value)
+
+
+def _tenant() -> Column[str]:
+    return Column("tenant_id", String(TENANT_LENGTH), primary_key=True)
+
+
+def _id(name: str, *, key: bool = False, null: bool = False) -> Column[str]:
+    return Column(name, String(ID_LENGTH), primary_key=key, nullable=null)
+
+
+def _when(name: str, *, null: bool = False) -> Column[datetime]:
+    return Column(name, Instant(), nullable=null)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# One row per tenant: proves that the pseudonym key is the one its rows were made with.
+key_checks = Table("key_checks", metadata, _tenant(), Column("fingerprint", String(64), nullable=False))
+
+# HMAC of the user id → random pseudonym; deleting a row forgets who the pseudonym was.
+pseudonyms = Table(
+    "pseudonyms",
+    metadata,
+    _tenant(),
+    Column("lookup", String(64), primary_key=True),
+    Column("pseudonym", String(32), nullable=False),
+    _when("created_at"),
+    Index("ux_pseudonyms_pseudonym", "tenant_id", "pseudonym", unique=True),
+)
+
+# candidates: JSON list of ids; scores '<f4', costs and probabilities '<f8', packed.
+# action_id and propensity repeat the chosen entry so that joins need not unpack.
+decisions = Table(
+    "decisions",
+    metadata,
+    _tenant(),
+    _id("decision_id", key=True),
+    _id("request_id", null=True),
+    _id("pseudonym"),
+    _id("surface"),
+    _when("decided_at"),
+    Column("candidates", Text, nullable=False),
+    Column("scores", LargeBinary, nullable=False),
+    Column("costs", LargeBinary, nullable=False),
+    Column("probabilities", LargeBinary, nullable=False),
+    Column("chosen", Integer, nullable=False),
+    _id("action_id"),
+    Column("propensity", Double, nullable=False),
+    Column("holdout", Boolean, nullable=False),
+    _id("model_version"),
+    _id("policy_version"),
+    Column("degraded", Text, nullable=False),
+    _id("snapshot"),
+    Column("uniform", Double, nullable=False),
+    Index("ux_decisions_request", "tenant_id", "request_id", unique=True),
+    Index("ix_decisions_contacts", "tenant_id", "pseudonym", "decided_at", "action_id"),
+    Index("ix_decisions_decided_at", "tenant_id", "decided_at"),
+)
+
+outcomes = Table(
+    "outcomes",
+    metadata,
+    _tenant(),
+    _id("event_id", key=True),
+    _id("decision_id"),
+    Column("type", String(16), nullable=False),
+    Column("value", BigInteger, nullable=False),
+    _when("occurred_at"),
+    _when("received_at"),
+    ForeignKeyConstraint(["tenant_id", "decision_id"], ["decisions.tenant_id", "decisions.decision_id"]),
+    Index("ix_outcomes_decision", "tenant_id", "decision_id"),
+)
+
+# The last check is what no code path can pass: a budget never holds more than its cap.
+budgets = Table(
+    "budgets",
+    metadata,
+    _tenant(),
+    _id("budget_id", key=True),
+    Column("cap", BigInteger, nullable=False),
+    Column("spent", BigInteger, nullable=False),
+    Column("reserved", BigInteger, nullable=False),
+    CheckConstraint("spent >= 0 AND reserved >= 0", name="not_negative"),
+    CheckConstraint("spent + reserved <= cap", name="within_cap"),
+)
+
+reservations = Table(
+    "reservations",
+    metadata,
+    _tenant(),
+    _id("decision_id", key=True),
+    _id("budget_id"),
+    Column("amount", BigInteger, nullable=False),
+    Column("settled", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False),
+    _when("expires_at"),
+    ForeignKeyConstraint(["tenant_id", "decision_id"], ["decisions.tenant_id", "decisions.decision_id"]),
+    ForeignKeyConstraint(["tenant_id", "budget_id"], ["budgets.tenant_id", "budgets.budget_id"]),
+    Index("ix_reservations_due", "tenant_id", "state", "expires_at"),
+)
+
+briefs = Table(
+    "briefs",
+    metadata,
+    _tenant(),
+    _id("brief_id", key=True),
+    Column("payload", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("progress", Double, nullable=False),
+    Column("message", Text, nullable=False),
+    _when("created_at"),
+    _when("updated_at"),
+    Index("ix_briefs_state", "tenant_id", "state", "created_at"),
+)
+
+strategies = Table(
+    "strategies",
+    metadata,
+    _tenant(),
+    _id("strategy_id", key=True),
+    _id("brief_id"),
+    Column("state", String(16), nullable=False),
+    Column("payload", Text, nullable=False),
+    _when("created_at"),
+    _when("updated_at"),
+    Index("ix_strategies_state", "tenant_id", "state"),
+    Index("ix_strategies_brief", "tenant_id", "brief_id"),
+)
+
+# One row per tenant, polled by every replica.
+versions = Table(
+    "versions",
+    metadata,
+    _tenant(),
+    Column("serial", BigInteger, nullable=False),
+    _id("model"),
+    _id("policy"),
+    Column("shadow_price", Double, nullable=False),
+    Column("strategies_serial", BigInteger, nullable=False),
+    Column("killed", Boolean, nullable=False),
+    _when("updated_at"),
+)
+
+# One row per tenant: the latest simulated instant.
+clocks = Table("clocks", metadata, _tenant(), _when("now"))
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    _tenant(),
+    Column("key_hash", String(64), primary_key=True),
+    _id("name"),
+    Column("scopes", Text, nullable=False),
+    _when("created_at"),
+    _when("revoked_at", null=True),
+    Index(
+        "ux_api_keys_active_name",
+        "tenant_id",
+        "name",
+        unique=True,
+        sqlite_where=text("revoked_at IS NULL"),
+        postgresql_where=text("revoked_at IS NULL"),
+    ),
+)
+
+audit_lines = Table(
+    "audit_lines",
+    metadata,
+    Column("line", _Serial, primary_key=True, autoincrement=True),
+    Column("tenant_id", String(TENANT_LENGTH), nullable=False),
+    _when("at"),
+    _id("event"),
+    _id("subject"),
+    _id("by"),
+    Column("detail", Text, nullable=False),
+    Index("ix_audit_lines_tenant", "tenant_id", "line"),
+)

@@ -1,0 +1,204 @@
+"""Briefs and the strategies made from them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Connection, select, update
+
+from qiance.domain import Brief, BriefState, Strategy, StrategyState
+from qiance.ledger.codec import brief_from_dict, brief_to_dict, strategy_from_dict, strategy_to_dict
+from qiance.ledger.database import checked, chunks, inserted, text_problem
+from qiance.ledger.records import BriefRecord
+from qiance.ledger.schema import briefs, strategies
+from qiance.ledger.versions import VersionRow
+
+_NEXT = {
+    StrategyState.DRAFT: {StrategyState.APPROVED},
+    StrategyState.APPROVED: {StrategyState.LIVE},
+    StrategyState.LIVE: {StrategyState.PAUSED, StrategyState.ENDED},
+    StrategyState.PAUSED: {StrategyState.LIVE, StrategyState.ENDED},
+    StrategyState.ENDED: set(),
+}
+# What may still change once somebody has approved the words, the money and the audience.
+_REFRESHABLE = ("state", "effect", "reach")
+
+
+class Strategies(VersionRow):
+    """Briefs, strategies and their states."""
+
+    def put_brief(self, brief: Brief) -> None:
+        """Stores a new brief, queued; ValueError if its id is taken."""
+        now = self._now()
+        row = {
+            "tenant_id": self.tenant,
+            "brief_id": checked("brief_id", brief.brief_id),
+            "payload": _to_json(brief_to_dict(brief)),
+            "state": BriefState.QUEUED.value,
+            "progress": 0.0,
+            "message": "",
+            "created_at": now,
+            "updated_at": now,
+        }
+        with self.write() as connection:
+            if not inserted(connection, briefs, row):
+                raise ValueError(f"brief_id: {brief.brief_id!r} is taken; choose another")
+
+    def brief(self, brief_id: str) -> BriefRecord | None:
+        """A brief and how far it is, or None."""
+        if text_problem(brief_id) is not None:
+            return None  # what cannot be stored is not there
+        statement = select(briefs).where(briefs.c.tenant_id == self.tenant, briefs.c.brief_id == brief_id)
+        with self.read() as connection:
+            row = connection.execute(statement).one_or_none()
+        return None if row is None else _brief_record(row)
+
+    def briefs(self, state: BriefState | None = None) -> list[BriefRecord]:
+        """All briefs, oldest first; only those in `state` if given."""
+        statement = select(briefs).where(briefs.c.tenant_id == self.tenant)
+        if state is not None:
+            statement = statement.where(briefs.c.state == state.value)
+        with self.read() as connection:
+            rows = connection.execute(statement.order_by(briefs.c.created_at, briefs.c.brief_id)).all()
+        return [_brief_record(row) for row in rows]
+
+    def set_brief_state(self, brief_id: str, state: BriefState, progress: float, message: str) -> None:
+        """Notes how far the work on a brief is; progress in [0, 1]."""
+        if not (math.isfinite(progress) and 0.0 <= progress <= 1.0):
+            raise ValueError(f"progress: {progress!r} is not a fraction in [0, 1]")
+        checked("brief_id", brief_id)
+        statement = (
+            update(briefs)
+            .where(briefs.c.tenant_id == self.tenant, briefs.c.brief_id == brief_id)
+            .values(state=state.value, progress=progress, message=message, updated_at=self._now())
+        )
+        with self.write() as connection:
+            if connection.execute(statement).rowcount == 0:
+                raise ValueError(f"brief_id: {brief_id!r} is not known; put_brief first")
+
+    def put_strategies(self, batch: Sequence[Strategy], by: str = "system") -> None:
+        """Stores strategies, new or again.
+
+        A draft may be replaced. Of one that was approved, only `effect` and `reach` may be refreshed:
+        ValueError if anything else differs. The state never changes here, see `set_strategy_state`.
+        """
+        if not batch:
+            return
+        with self.write() as connection:
+            known = self._known_strategies(connection, [strategy.strategy_id for strategy in batch])
+            for strategy in batch:
+                old = known.get(strategy.strategy_id)
+                self._put(connection, strategy, old)
+                known[strategy.strategy_id] = strategy if old is None else replace(strategy, state=old.state)
+                event = "strategy.proposed" if old is None else "strategy.changed"
+                detail = {"state": known[strategy.strategy_id].state.value}
+                self._write_line(connection, event, strategy.strategy_id, by, detail)
+            self._bump(connection, strategies_changed=True)
+
+    def strategies(self, state: StrategyState | None = None, brief_id: str | None = None) -> list[Strategy]:
+        """Strategies in the order they were stored; only those in `state`, of `brief_id`, if given."""
+        if brief_id is not None and text_problem(brief_id) is not None:
+            return []
+        statement = select(strategies).where(strategies.c.tenant_id == self.tenant)
+        if state is not None:
+            statement = statement.where(strategies.c.state == state.value)
+        if brief_id is not None:
+            statement = statement.where(strategies.c.brief_id == brief_id)
+        statement = statement.order_by(strategies.c.created_at, strategies.c.strategy_id)
+        with self.read() as connection:
+            return [_strategy(row) for row in connection.execute(statement)]
+
+    def set_strategy_state(self, strategy_id: str, state: StrategyState, by: str, reason: str) -> Strategy:
+        """Moves a strategy along draft → approved → live ⇄ paused → ended (live → ended too).
+
+        ValueError for any other move. Replicas see it by `versions().serial`; an audit line keeps by whom.
+        """
+        checked("strategy_id", strategy_id)
+        with self.write() as connection:
+            old = self._known_strategies(connection, [strategy_id]).get(strategy_id)
+            if old is None:
+                raise ValueError(f"strategy_id: {strategy_id!r} is not known; put_strategies first")
+            if state not in _NEXT[old.state]:
+                allowed = ", ".join(sorted(_NEXT[old.state])) or "nothing"
+                raise ValueError(
+                    f"state: {strategy_id!r} is {old.state.value}, it can become {allowed}, not {state.value}"
+                )
+            self._update(connection, replace(old, state=state))
+            detail = {"from": old.state.value, "to": state.value, "reason": reason}
+            self._write_line(connection, f"strategy.{state.value}", strategy_id, by, detail)
+            self._bump(connection, strategies_changed=True)
+        return replace(old, state=state)
+
+    def _known_strategies(self, connection: Connection, ids: Sequence[str]) -> dict[str, Strategy]:
+        """Stored strategies by id, locked until the transaction ends."""
+        base = select(strategies).where(strategies.c.tenant_id == self.tenant)
+        return {
+            row.strategy_id: _strategy(row)
+            for part in chunks(sorted(set(ids)))
+            for row in connection.execute(
+                base.where(strategies.c.strategy_id.in_(part))
+                .order_by(strategies.c.strategy_id)
+                .with_for_update()
+            )
+        }
+
+    def _put(self, connection: Connection, strategy: Strategy, old: Strategy | None) -> None:
+        if old is None:
+            now = self._now()
+            row = {"tenant_id": self.tenant, "created_at": now, "updated_at": now, **_columns(strategy)}
+            if not inserted(connection, strategies, row):
+                raise ValueError(
+                    f"strategy_id: {strategy.strategy_id!r} was stored by another writer; try again"
+                )
+            return
+        if old.state is not StrategyState.DRAFT:
+            changed = _changed(old, strategy)
+            if changed:
+                raise ValueError(
+                    f"strategy {strategy.strategy_id!r} is {old.state.value}: its {', '.join(changed)} "
+                    "cannot change any more; propose a new strategy"
+                )
+        self._update(connection, replace(strategy, state=old.state))
+
+    def _update(self, connection: Connection, strategy: Strategy) -> None:
+        connection.execute(
+            update(strategies)
+            .where(strategies.c.tenant_id == self.tenant, strategies.c.strategy_id == strategy.strategy_id)
+            .values(updated_at=self._now(), **_columns(strategy))
+        )
+
+
+def _columns(strategy: Strategy) -> dict[str, str]:
+    return {
+        "strategy_id": checked("strategy_id", strategy.strategy_id),
+        "brief_id": checked("brief_id", strategy.brief_id),
+        "state": strategy.state.value,
+        "payload": _to_json(strategy_to_dict(strategy)),
+    }
+
+
+def _changed(old: Strategy, new: Strategy) -> list[str]:
+    """Names of the fields, besides the refreshable ones, in which two versions differ."""
+    before, after = strategy_to_dict(old), strategy_to_dict(new)
+    return [name for name in before if name not in _REFRESHABLE and before[name] != after[name]]
+
+
+def _strategy(row: Any) -> Strategy:
+    return replace(strategy_from_dict(json.loads(row.payload)), state=StrategyState(row.state))
+
+
+def _brief_record(row: Any) -> BriefRecord:
+    brief = brief_from_dict(json.loads(row.payload))
+    return BriefRecord(brief, BriefState(row.state), row.progress, row.message)
+
+
+def _to_json(data: dict[str, Any]) -> str:
+    try:
+        # ASCII escapes: any text survives, and NUL, which PostgreSQL refuses, becomes an escape.
+        return json.dumps(data, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"effect: {error}; every number must be finite") from None

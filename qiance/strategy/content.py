@@ -1,0 +1,303 @@
+"""Words for strategies: a language model writes, checks decide, slots bring facts, templates fill gaps.
+
+The data path is `write_content`: prompts → samples → checks → best sample or template, one per request.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qiance.domain import Channel, Creative, Item, Money, Offer, OfferKind
+from qiance.strategy.prompts import AVOID, MOST, Prompt, copy_prompt, copy_schema
+from qiance.strategy.slots import LANGUAGES, Facts, bind
+from qiance.strategy.templates import offer_sentence, template, template_count
+from qiance.strategy.wording import LIMITS, Finding, check_length, check_written, plain_name
+
+Progress = Callable[[float, str], None]
+Counted = Callable[[int, int], None]
+MAX_NEW_TOKENS = 110
+TEMPERATURE = 0.4
+# Mean log probability per token below which a model is guessing: read off samples of SmolLM2-135M.
+LEAST_LIKELIHOOD = -0.9
+# The widest facts that a slot may be bound to: lengths are checked with them.
+_WIDEST_END = datetime(2000, 9, 30, tzinfo=UTC)
+
+
+class EngineUnavailable(RuntimeError):  # noqa: N818
+    """The language model cannot answer now; templates write instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One answer of an engine.
+
+    text: as written; data: the JSON object, None when `error` says why not; tokens: how many were written.
+    likelihood: mean natural log probability per token, 0 is certain.
+    """
+
+    text: str
+    data: dict[str, Any] | None
+    error: str | None
+    tokens: int
+    likelihood: float = 0.0
+
+
+class TextEngine(Protocol):
+    """A model that answers in JSON; `languages` are those it writes well enough to be asked."""
+
+    name: str
+    languages: frozenset[str]
+
+    def generate_json(
+        self,
+        prompts: Sequence[Prompt],
+        schema: Mapping[str, Any],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        avoid: Sequence[str],
+        on_progress: Counted | None,
+        cancelled: Callable[[], bool] | None,
+    ) -> list[Generated]:
+        """One answer per prompt, in order; raises EngineUnavailable when there is no model."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ContentRequest:
+    """Words wanted for one action.
+
+    segment: the readers in words, e.g. `families with children`; empty names nobody.
+    objective: what the brief wants more of; kept for provenance.
+    """
+
+    key: str
+    item: Item
+    offer: Offer
+    channel: Channel
+    language: str
+    segment: str = ""
+    objective: str = ""
+
+    def __post_init__(self) -> None:
+        if self.language not in LANGUAGES:
+            raise ValueError(f"request {self.key}: language {self.language!r} is not in {LANGUAGES}")
+        if self.channel not in LIMITS:
+            raise ValueError(f"request {self.key}: channel {self.channel.value!r} carries no words")
+
+    @property
+    def has_offer(self) -> bool:
+        return self.offer.kind is not OfferKind.NONE
+
+    @property
+    def has_threshold(self) -> bool:
+        return self.has_offer and self.offer.threshold > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Words for one request, slots open.
+
+    reasons: how they came about, one sentence each; engine: the model's name, or `template`.
+    """
+
+    creative: Creative
+    reasons: tuple[str, ...]
+    engine: str
+    key: str = ""
+
+
+class _Copy(BaseModel):
+    """What a model must answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    body: str
+    headline: str
+    call_to_action: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """One sample: the creative when it passed, else the findings; a higher score is better."""
+
+    creative: Creative | None
+    findings: tuple[Finding, ...]
+    score: float = 0.0
+
+
+def write_content(
+    requests: Sequence[ContentRequest],
+    engine: TextEngine | None,
+    *,
+    samples: int = 4,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> list[Written]:
+    """One creative per request, in order: the best checked sample of `engine`, else a template.
+
+    samples: answers asked per request, at least 1; on_progress(fraction, message) follows them.
+    Never raises because a model is down: `reasons` say so and templates write.
+    """
+    if samples < 1:
+        raise ValueError(f"samples: {samples} is below 1")
+    answers, absent = _ask(requests, engine, samples, seed, on_progress, cancelled)
+    used: set[str] = set()
+    turns: Counter[tuple[Channel, bool, str]] = Counter()
+    written = []
+    for number, request in enumerate(requests):
+        verdicts = [_judge(request, answer) for answer in answers.get(number, ())]
+        best = _best(verdicts, used)
+        if best is not None and best.creative is not None and engine is not None:
+            written.append(_from_model(request, best.creative, verdicts, engine.name))
+        else:
+            bucket = (request.channel, request.has_offer, request.language)
+            why = absent.get(number) or _why_none(verdicts)
+            written.append(_from_template(request, why, seed, turns[bucket]))
+            turns[bucket] += 1
+        used.add(_normal(written[-1].creative.headline))
+    return written
+
+
+def _ask(
+    requests: Sequence[ContentRequest],
+    engine: TextEngine | None,
+    samples: int,
+    seed: int,
+    on_progress: Progress | None,
+    cancelled: Callable[[], bool] | None,
+) -> tuple[dict[int, list[Generated]], dict[int, str]]:
+    """Answers by request number, and for the requests that were not asked or answered, why."""
+    if engine is None:
+        return {}, dict.fromkeys(range(len(requests)), "no language model is loaded")
+    answers: dict[int, list[Generated]] = {}
+    absent: dict[int, str] = {}
+    for language in LANGUAGES:
+        numbers = [n for n, r in enumerate(requests) if r.language == language]
+        if not numbers:
+            continue
+        if language not in engine.languages:
+            absent |= dict.fromkeys(numbers, f"{engine.name} does not write {language}")
+            continue
+        prompts = [_prompt(requests[n]) for n in numbers for _ in range(samples)]
+        try:
+            flat = engine.generate_json(
+                prompts,
+                copy_schema(language),
+                max_new_tokens=MAX_NEW_TOKENS,
+                temperature=TEMPERATURE,
+                seed=seed,
+                avoid=AVOID[language],
+                on_progress=_counted(on_progress),
+                cancelled=cancelled,
+            )
+        except EngineUnavailable as error:
+            absent |= dict.fromkeys(numbers, f"the language model is not available: {error}")
+            continue
+        for place, number in enumerate(numbers):
+            answers[number] = flat[place * samples : (place + 1) * samples]
+    return answers, absent
+
+
+def _counted(on_progress: Progress | None) -> Counted | None:
+    if on_progress is None:
+        return None
+    return lambda done, total: on_progress(done / total, f"writing words: {done} of {total} samples")
+
+
+def _prompt(request: ContentRequest) -> Prompt:
+    return copy_prompt(plain_name(request.item), request.segment, request.language)
+
+
+def _judge(request: ContentRequest, answer: Generated) -> _Verdict:
+    """Runs one sample through the schema and every check."""
+    if answer.data is None:
+        return _Verdict(None, (Finding("W00", answer.error or "no answer"),))
+    try:
+        copy = _Copy.model_validate(answer.data)
+    except ValidationError as error:
+        return _Verdict(None, (Finding("W00", f"not as the schema says: {error.errors()[0]['msg']}"),))
+    cut = [n for n, most in MOST[request.language].items() if len(getattr(copy, n)) >= most]
+    if cut:
+        return _Verdict(None, (Finding("W08", f"{cut[0]} was cut at the longest length"),))
+    if answer.likelihood < LEAST_LIKELIHOOD:
+        return _Verdict(None, (Finding("W13", f"unlikely words, {answer.likelihood:.2f} per token"),))
+    creative = _assemble(request, copy)
+    findings = check_written(
+        creative, request.item, has_offer=request.has_offer, has_threshold=request.has_threshold
+    )
+    findings += check_length(bind(creative, _widest(request), request.language)) if not findings else []
+    return _Verdict(None if findings else creative, tuple(findings), _score(creative, answer, request.item))
+
+
+def _assemble(request: ContentRequest, copy: _Copy) -> Creative:
+    """The model's words, followed by the approved sentence that states offer, condition and end."""
+    body = copy.body.strip()
+    if request.has_offer:
+        gap = "" if request.language == "zh" else " "
+        body += gap + offer_sentence(request.channel, request.language, request.has_threshold)
+    headline = copy.headline.strip().rstrip(".")
+    return Creative(request.channel, request.language, headline, body, copy.call_to_action, "llm")
+
+
+def _widest(request: ContentRequest) -> Facts:
+    """Facts for the length check: the item's own name and price, and the longest date there is."""
+    price = Money(request.item.price)
+    threshold = Money(request.offer.threshold) if request.has_threshold else None
+    return Facts(request.item.title, price, request.offer.depth, _WIDEST_END, 9999, threshold)
+
+
+def _score(creative: Creative, answer: Generated, item: Item) -> float:
+    """Likelihood, plus 0.2 when the body names the product in full, less 0.02 per headline word beyond five."""
+    named = 0.2 if plain_name(item) in creative.body.lower() else 0.0
+    words = len(creative.headline.split()) if creative.language == "en" else len(creative.headline) / 2
+    return answer.likelihood + named - 0.02 * abs(words - 5)
+
+
+def _best(verdicts: Sequence[_Verdict], used: set[str]) -> _Verdict | None:
+    passed = [v for v in verdicts if v.creative is not None and _normal(v.creative.headline) not in used]
+    return max(passed, key=lambda v: v.score, default=None)
+
+
+def _from_model(
+    request: ContentRequest, creative: Creative, verdicts: Sequence[_Verdict], name: str
+) -> Written:
+    passed = sum(v.creative is not None for v in verdicts)
+    reasons = [f"written by {name}; {passed} of {len(verdicts)} samples passed every check"]
+    if request.has_offer:
+        reasons.append("the sentence that states the offer is an approved frame with slots")
+    return Written(creative, tuple(reasons), name, request.key)
+
+
+def _why_none(verdicts: Sequence[_Verdict]) -> str:
+    rules = Counter(v.findings[0].rule for v in verdicts if v.findings)
+    if not rules:
+        return f"all {len(verdicts)} samples repeat a headline already used"
+    counts = ", ".join(f"{rule} × {n}" for rule, n in sorted(rules.items()))
+    example = next(str(v.findings[0]) for v in verdicts if v.findings)
+    return f"none of {len(verdicts)} samples passed ({counts}; e.g. {example})"
+
+
+def _from_template(request: ContentRequest, why: str, seed: int, turn: int) -> Written:
+    """The next template of the bucket whose bound words fit the channel."""
+    for step in range(template_count(request.channel, request.has_offer, request.language)):
+        creative = template(
+            request.channel, request.language, request.has_offer, request.has_threshold, seed + turn + step
+        )
+        findings = check_length(bind(creative, _widest(request), request.language))
+        if not findings:
+            return Written(creative, (f"template: {why}",), "template", request.key)
+    reasons = (f"template: {why}", f"longer than the channel shows: {findings[0]}")
+    return Written(creative, reasons, "template", request.key)
+
+
+def _normal(text: str) -> str:
+    return "".join(c for c in text.lower() if c.isalnum())

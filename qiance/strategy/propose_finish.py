@@ -1,0 +1,166 @@
+"""From chosen candidates to strategies: drafts for the writer, final effects, reasons and ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qiance.domain import Action, Effect, EffectPredictor, GridPrediction, Objective, Strategy, StrategyKind
+from qiance.strategy.audience import segment_words
+from qiance.strategy.promotion import Schedule, promotion_schedule
+from qiance.strategy.propose_grid import EFFECT_STAGE, MAX_USERS, checked_prediction, objective_draws
+from qiance.strategy.propose_kinds import Candidate
+from qiance.strategy.propose_ports import ContentWriter, Draft, WrittenText
+from qiance.strategy.propose_request import Request
+from qiance.strategy.propose_words import effect_words, readable_id, title_words
+
+MAX_ACTIONS = 2
+CONFIDENCE = 0.9
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A candidate with its id and the drafts of its actions, one per channel and language."""
+
+    candidate: Candidate
+    strategy_id: str
+    drafts: tuple[Draft, ...]
+
+
+def plan(request: Request, candidate: Candidate) -> Plan:
+    """Name the candidate and lay out its at most two actions."""
+    languages = tuple(dict.fromkeys(request.brief.languages))
+    content = [request.brief.brief_id, candidate.content, languages]
+    strategy_id = readable_id(candidate.kind, candidate.item.title, content)
+    places = [(channel, language) for channel in candidate.channels for language in languages]
+    drafts = tuple(
+        Draft(
+            key=f"{strategy_id}:{number}",
+            item=candidate.item,
+            offer=candidate.offer,
+            channel=channel,
+            language=language,
+            segment=segment_words(candidate.audience),
+            objective=request.brief.objective,
+        )
+        for number, (channel, language) in enumerate(places[:MAX_ACTIONS])
+    )
+    return Plan(candidate, strategy_id, drafts)
+
+
+def write_texts(plans: Sequence[Plan], writer: ContentWriter) -> dict[str, WrittenText]:
+    """The words of every draft by its key, in one call.
+
+    Raises ValueError when the writer answers for another number, channel or language.
+    """
+    drafts = [draft for each in plans for draft in each.drafts]
+    texts = writer.write(drafts)
+    if len(texts) != len(drafts):
+        raise ValueError(f"writer: returned {len(texts)} texts for {len(drafts)} drafts")
+    for draft, text in zip(drafts, texts, strict=True):
+        got, wanted = (text.creative.channel, text.creative.language), (draft.channel, draft.language)
+        if got != wanted:
+            raise ValueError(f"writer: draft {draft.key!r} asked for {wanted} and got {got}")
+    return {draft.key: text for draft, text in zip(drafts, texts, strict=True)}
+
+
+def finish(
+    request: Request, each: Plan, texts: dict[str, WrittenText], predictor: EffectPredictor
+) -> Strategy:
+    """The strategy with its words, and the effect predicted with exactly those words.
+
+    The effect is that of its best action, averaged over at most 600 users of the audience; the
+    interval is the spread of the predictor's heads for that mean.
+    """
+    candidate, brief = each.candidate, request.brief
+    written = [texts[draft.key] for draft in each.drafts]
+    actions = tuple(_action(request, each, draft, texts[draft.key]) for draft in each.drafts)
+    members = request.matching(candidate.audience)
+    rows = request.sample(members, MAX_USERS, EFFECT_STAGE)
+    prediction = checked_prediction(predictor, [request.users.user_ids[row] for row in rows], actions)
+    best, effect = best_effect(prediction, brief.objective)
+    schedule = _schedule(request, candidate)
+    return Strategy(
+        strategy_id=each.strategy_id,
+        brief_id=brief.brief_id,
+        kind=candidate.kind,
+        title=_title(candidate),
+        audience=candidate.audience,
+        actions=actions,
+        starts=schedule.starts,
+        ends=schedule.ends,
+        effect=effect,
+        reach=int(members.size),
+        reasons=(
+            *candidate.reasons,
+            effect_words(effect, brief.budget.currency, CONFIDENCE, int(members.size)),
+            *_best_reason(actions, best),
+            *_doubt(effect),
+            schedule.reason,
+            *dict.fromkeys(reason for text in written for reason in text.reasons),
+        ),
+        provenance={
+            **candidate.provenance,
+            "creative": ", ".join(dict.fromkeys(text.engine for text in written)),
+            "effect": (
+                f"{type(predictor).__name__}, {prediction.click.shape[2]} heads,"
+                f" {rows.size} of {members.size} users"
+            ),
+        },
+    )
+
+
+def best_effect(prediction: GridPrediction, objective: Objective) -> tuple[int, Effect]:
+    """The action of highest mean objective, the first of equals, and its effect."""
+    means = objective_draws(prediction, objective).mean(axis=(0, 2), dtype=np.float64)
+    best = int(np.argmax(means))
+    return best, prediction.summarise(best, confidence=CONFIDENCE)
+
+
+def _action(request: Request, each: Plan, draft: Draft, text: WrittenText) -> Action:
+    return Action(
+        action_id=draft.key,
+        strategy_id=each.strategy_id,
+        kind=each.candidate.kind,
+        item_id=draft.item.item_id,
+        offer=draft.offer,
+        creative=text.creative,
+        channel=draft.channel,
+        contact_cost=request.contact_cost[draft.channel],
+    )
+
+
+def _schedule(request: Request, candidate: Candidate) -> Schedule:
+    if candidate.kind is not StrategyKind.PROMOTION:
+        brief = request.brief
+        return Schedule(brief.starts, brief.ends, "Runs for the whole period of the brief.")
+    mask = np.zeros(len(request.users), dtype=np.bool_)
+    mask[request.matching(candidate.audience)] = True
+    return promotion_schedule(request.brief, request.users, mask)
+
+
+def _title(candidate: Candidate) -> str:
+    channels = " and ".join(channel.value for channel in candidate.channels)
+    return title_words(
+        candidate.kind, candidate.item.title, candidate.offer, candidate.audience.name, channels
+    )
+
+
+def _best_reason(actions: Sequence[Action], best: int) -> tuple[str, ...]:
+    """Which of several actions the effect is for."""
+    if len(actions) < 2:
+        return ()
+    action = actions[best]
+    language = action.creative.language if action.creative is not None else ""
+    return (f"The effect is that of its best action, {action.channel.value} in {language}.",)
+
+
+def _doubt(effect: Effect) -> tuple[str, ...]:
+    """A warning when the prediction does not say that the strategy pays."""
+    if effect.uplift.value <= 0:
+        return ("It is predicted not to pay for itself: approve it for its clicks or sales, or to learn.",)
+    if effect.uplift.low <= 0:
+        return ("The interval of its margin over doing nothing includes zero.",)
+    return ()

@@ -1,0 +1,133 @@
+"""Predicted value of every item × channel × depth for a sample of users, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qiance.domain import (
+    Action,
+    Audience,
+    Channel,
+    Creative,
+    EffectPredictor,
+    GridPrediction,
+    Item,
+    Objective,
+    StrategyKind,
+    UserTable,
+)
+from qiance.strategy.audience import audience_mask, take_users
+from qiance.strategy.promotion import admissible_depths, admitted_offer
+from qiance.strategy.propose_request import Request
+
+MAX_USERS = 600
+# Stages of the proposal that draw users, so that each has its own stream of random numbers.
+SHORTLIST_STAGE, GRID_STAGE, EFFECT_STAGE = 0, 1, 2
+
+Cell = tuple[str, Channel, float]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Predictions for S sampled users × A draft actions, averaged over the predictor's heads.
+
+    sample: the S users; rows: `[S]` their rows in the users table.
+    cells: (item id, channel, depth) → action column; value, uplift: `[S, A]`, the objective (a
+    probability or minor units per contact) and incremental margin (minor units per contact).
+    """
+
+    items: tuple[Item, ...]
+    sample: UserTable
+    rows: NDArray[np.int64]
+    cells: dict[Cell, int]
+    value: NDArray[np.float64]
+    uplift: NDArray[np.float64]
+
+    def mask(self, audience: Audience) -> NDArray[np.bool_]:
+        """Which sampled users `audience` matches, `[S]`."""
+        return audience_mask(audience, self.sample)
+
+    def depths(self, item: Item, channel: Channel) -> tuple[float, ...]:
+        """Depths that were predicted for this item on this channel, ascending, 0 first."""
+        return tuple(
+            sorted(depth for name, where, depth in self.cells if (name, where) == (item.item_id, channel))
+        )
+
+
+def objective_draws(prediction: GridPrediction, objective: Objective) -> NDArray[np.float32]:
+    """What the brief wants more of, `[U, A, H]`: probability of a click or conversion, or minor units."""
+    if objective is Objective.MARGIN:
+        return prediction.uplift()
+    return {
+        Objective.CLICKS: prediction.click,
+        Objective.CONVERSIONS: prediction.conversion,
+        Objective.SALES: prediction.sales,
+    }[objective]
+
+
+def checked_prediction(
+    predictor: EffectPredictor, user_ids: Sequence[str], actions: Sequence[Action]
+) -> GridPrediction:
+    """One call of the predictor.
+
+    Raises ValueError when its answer is not users × actions × heads of finite numbers.
+    """
+    prediction = predictor.predict(user_ids, actions)
+    for name in ("click", "conversion", "sales", "margin"):
+        draws = getattr(prediction, name)
+        if draws.ndim != 3 or draws.shape[:2] != (len(user_ids), len(actions)):
+            raise ValueError(
+                f"predictor: {name} has shape {draws.shape}"
+                f" for {len(user_ids)} users × {len(actions)} actions"
+            )
+        if not np.isfinite(draws).all():
+            raise ValueError(f"predictor: {name} holds NaN or infinity; train it again")
+    return prediction
+
+
+def draft_action(request: Request, item: Item, channel: Channel, depth: float) -> Action:
+    """An action in the same plain words for every item, so that wording does not decide the choice."""
+    language = request.brief.languages[0]
+    body = "{discount} off {product}." if depth > 0 else "{product}, chosen for you."
+    return Action(
+        action_id=f"draft:{item.item_id}:{channel.value}:{depth:g}",
+        strategy_id="draft",
+        kind=StrategyKind.PROMOTION if depth > 0 else StrategyKind.RECOMMENDATION,
+        item_id=item.item_id,
+        offer=admitted_offer(item, depth, request.brief),
+        creative=Creative(channel, language, "Now in store: {product}", body, "See it"),
+        channel=channel,
+        contact_cost=request.contact_cost[channel],
+    )
+
+
+def score_grid(request: Request, items: tuple[Item, ...], predictor: EffectPredictor) -> Grid:
+    """Predict every admissible item × channel × depth for at most 600 users of the brief's audience.
+
+    Discounts are tried on the channels of promotions only; every channel is tried at full price.
+    """
+    rows = request.sample(request.members, MAX_USERS, GRID_STAGE)
+    sample = take_users(request.users, rows)
+    promoted = request.channels(StrategyKind.PROMOTION)
+    keys: list[Cell] = []
+    actions: list[Action] = []
+    for item in items:
+        for channel in dict.fromkeys(request.brief.channels):
+            tried = request.depths if channel in promoted else ()
+            for depth in admissible_depths(item, (0.0, *tried), request.brief):
+                keys.append((item.item_id, channel, depth))
+                actions.append(draft_action(request, item, channel, depth))
+    prediction = checked_prediction(predictor, sample.user_ids, actions)
+    value = objective_draws(prediction, request.brief.objective)
+    return Grid(
+        items=items,
+        sample=sample,
+        rows=rows,
+        cells={key: column for column, key in enumerate(keys)},
+        value=value.mean(axis=2, dtype=np.float64),
+        uplift=prediction.uplift().mean(axis=2, dtype=np.float64),
+    )

@@ -1,0 +1,206 @@
+"""Checks that any words must pass before a marketer sees them, and (from `qiance.features.words`) their features.
+
+The checks fail closed and each finding cites its rule:
+
+    W01 figure or currency sign written out   W07 nothing about the product
+    W02 unknown slot                          W08 clipped: the text stops in mid-sentence
+    W03 offer or its condition not as stated  W09 the headline only repeats the body
+    W04 longer than the channel shows         W10 characters of another language
+    W05 absolute or unfounded claim           W11 price words outside a slot
+    W06 repeated words                        W12 not an advertiser's voice
+
+`qiance.strategy.content` adds W00 (no valid answer) and W13 (the model finds its own words unlikely).
+
+The list of barred terms is a start, not a legal review.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from qiance.domain import Channel, Creative, Item
+from qiance.features.words import creative_features
+from qiance.strategy import terms
+from qiance.strategy.slots import FIELDS, FIGURES, KNOWN_SLOTS, SLOT, slots_of
+
+__all__ = [
+    "LIMITS",
+    "Finding",
+    "Limits",
+    "check_length",
+    "check_written",
+    "creative_features",
+    "plain_name",
+    "related_words",
+]
+_WORD = re.compile(r"[a-z]+(?:['’-][a-z]+)*")
+_HAN = re.compile(r"[㐀-鿿]")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Most characters that a channel shows of each part, after the facts are bound."""
+
+    headline: int
+    body: int
+    call_to_action: int
+
+
+LIMITS: Mapping[Channel, Limits] = {
+    Channel.EMAIL: Limits(60, 140, 24),
+    Channel.PUSH: Limits(48, 120, 20),
+    Channel.DISPLAY: Limits(48, 120, 20),
+    Channel.MAILER: Limits(60, 140, 24),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One broken rule: its id, and what was found in the reader's words."""
+
+    rule: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.rule} {self.detail}"
+
+
+def plain_name(item: Item) -> str:
+    """The item's title as words for a sentence: lower case, without sizes, codes and slashes.
+
+    Example: `FRZN PIZZA/PREMIUM 12 OZ` → `frzn pizza`; an empty result falls back to the category.
+    """
+    for source in (item.title, item.category, item.department):
+        words = re.split(r"[/:(,;]", source)[0].replace("&", " and ").replace("-", " ").lower()
+        kept = [w for w in words.split() if not any(c.isdigit() for c in w) and w not in terms.UNITS]
+        if any(c.isalpha() for c in "".join(kept)):
+            return " ".join(kept)
+    return "this product"
+
+
+def related_words(item: Item) -> frozenset[str]:
+    """Stems of the words that show that a text is about `item`, from title and category."""
+    words = _WORD.findall(f"{item.title} {item.category}".lower())
+    return frozenset(_stem(w) for w in words if len(w) > 2 and w not in terms.STOP | terms.UNITS)
+
+
+def check_written(creative: Creative, item: Item, *, has_offer: bool, has_threshold: bool) -> list[Finding]:
+    """Findings in words with their slots still open (W01 to W03, W05 to W12), empty when all is well."""
+    text = " ".join(getattr(creative, name) for name in FIELDS)
+    findings = [*_facts(text, has_offer, has_threshold), *_claims(text, creative.language)]
+    findings += [*_repetition(creative), *_relation(creative, item), *_clipped(creative)]
+    return [*findings, *_script(text, creative.language)]
+
+
+def check_length(bound: Creative) -> list[Finding]:
+    """W04 for a creative whose facts are bound."""
+    limits = LIMITS.get(bound.channel)
+    if limits is None:
+        raise ValueError(f"creative.channel: {bound.channel.value!r} carries no words")
+    found = []
+    for name in FIELDS:
+        length, most = len(getattr(bound, name)), getattr(limits, name)
+        if not 0 < length <= most:
+            found.append(
+                Finding("W04", f"{name} has {length} characters, {bound.channel.value} shows {most}")
+            )
+    return found
+
+
+def _facts(text: str, has_offer: bool, has_threshold: bool) -> list[Finding]:
+    slots = slots_of(text)
+    found = [Finding("W02", f"{{{s}}} is unknown") for s in slots if s not in KNOWN_SLOTS]
+    plain = SLOT.sub(" ", text)
+    figure = FIGURES.search(plain)
+    if figure:
+        found.append(Finding("W01", f"{figure.group()!r} is written out"))
+    if "{" in plain or "}" in plain:
+        found.append(Finding("W02", "a brace without its pair"))
+    for slot, wanted in (("discount", has_offer), ("threshold", has_threshold)):
+        if wanted != (slot in slots):
+            found.append(Finding("W03", f"{{{slot}}} is {'missing' if wanted else 'used without an offer'}"))
+    if "sale_price" in slots and not has_offer:
+        found.append(Finding("W03", "{sale_price} is used without an offer"))
+    return found
+
+
+def _claims(text: str, language: str) -> list[Finding]:
+    plain = SLOT.sub(" ", text).lower()
+    found = []
+    for rule, barred in terms.BARRED[language].items():
+        for pattern in barred:
+            match = pattern.search(plain)
+            if match:
+                found.append(Finding(rule, repr(match.group().strip())))
+    return found
+
+
+def _repetition(creative: Creative) -> list[Finding]:
+    """Neighbouring twins, a content word thrice in a text, twice in a headline, or a repeated phrase."""
+    found = []
+    for name, most in (("headline", 1), ("body", 2), ("call_to_action", 1)):
+        words = _tokens(getattr(creative, name), creative.language)
+        counts = Counter(w for w in words if w not in terms.STOP)
+        twins = [a for a, b in pairwise(words) if a == b]
+        phrases = [p for p, n in Counter(zip(words, words[1:], words[2:], strict=False)).items() if n > 1]
+        often = [w for w, n in counts.items() if n > most and creative.language == "en"]
+        if twins or phrases or often:
+            found.append(Finding("W06", f"{name}: {(twins or often or [' '.join(p) for p in phrases])[0]!r}"))
+    head, body = (_tokens(t, creative.language) for t in (creative.headline, creative.body))
+    if len(head) > 3 and set(head) - terms.STOP <= set(body) and creative.language == "en":
+        found.append(Finding("W09", "every word of the headline is in the body"))
+    return found
+
+
+def _relation(creative: Creative, item: Item) -> list[Finding]:
+    text = f"{creative.headline} {creative.body}"
+    if "product" in slots_of(text):
+        return []
+    written = {_stem(w) for w in _WORD.findall(SLOT.sub(" ", text).lower())}
+    han = item.title if _HAN.search(item.title) else ""
+    if written & related_words(item) or (han and han in text):
+        return []
+    return [Finding("W07", f"neither {{product}} nor a word of {item.category!r}")]
+
+
+def _clipped(creative: Creative) -> list[Finding]:
+    found = []
+    for name in FIELDS:
+        text = getattr(creative, name).strip()
+        words = _tokens(text, "en")
+        dangling = bool(words) and text[-1:] not in "}" and words[-1] in terms.DANGLING
+        broken = re.search(r"[,;'’-]\s*[.!?]|[,;-]$|\s[,.!?]|\s{2}|[,.!?-]{2}", text)
+        if not text or dangling or broken:
+            found.append(Finding("W08", f"{name} ends or breaks off: {text[-24:]!r}"))
+    if creative.body.strip()[-1:] not in tuple(".!?。！？"):
+        found.append(Finding("W08", "body is not a whole sentence"))
+    return found
+
+
+def _script(text: str, language: str) -> list[Finding]:
+    plain = SLOT.sub("", text)
+    han = bool(_HAN.search(plain))
+    if (language == "zh") == han and (language == "zh" or plain.isascii() or _latin(plain)):
+        return []
+    return [Finding("W10", f"is not written in {language}")]
+
+
+def _latin(text: str) -> bool:
+    return all(ord(c) < 0x250 or c in "‘’“”–—…" for c in text)
+
+
+def _tokens(text: str, language: str) -> Sequence[str]:
+    plain = SLOT.sub(lambda m: f" {m.group(1)} ", text).lower()
+    return _HAN.findall(plain) if language == "zh" else _WORD.findall(plain)
+
+
+def _stem(word: str) -> str:
+    """Plural and singular alike: enough to tell `yogurts` from another product."""
+    for ending, short in (("ies", "y"), ("sses", "ss"), ("es", "e"), ("s", "")):
+        if word.endswith(ending) and len(word) > len(ending) + 2 and not word.endswith("ss"):
+            return word[: -len(ending)] + short
+    return word

@@ -1,0 +1,185 @@
+"""The Ray Serve application: thin deployments over plain classes. Scaling lives in the Serve YAML."""
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from qiance.domain import Action, GridPrediction
+from qiance.ledger import Ledger, load_or_create_key
+from qiance.market.responses import CONTACT_COST
+from qiance.strategy.audience import resolve_audience
+from qiance.workspace import Workspace
+from serve.args import AppArgs, LlmArgs
+from serve.gateway import Effects, Gateway, build_api
+from serve.live import Watcher
+from serve.metrics import GatewayMetrics, PacerMetrics
+from serve.predictor import FeastFeatures, Predictor, Scored, ScoreRequest
+
+# Requests that arrive while the predictor is busy are scored together; nobody waits for company.
+MAX_BATCH = 32
+BATCH_WAIT_S = 0.001
+
+
+def open_ledger(args: AppArgs) -> Ledger:
+    """The ledger that the arguments name."""
+    key_file = args.key_file or Workspace(args.workspace).key_file
+    return Ledger.open(args.open_url(), tenant=args.tenant, key=load_or_create_key(key_file))
+
+
+@serve.deployment(name="Predictor")
+class PredictorDeployment:
+    """Holds the effect model and the candidates; scores micro-batches of users."""
+
+    def __init__(self, args: AppArgs) -> None:
+        workspace = Workspace(args.workspace)
+        features = FeastFeatures(str(workspace.features))
+        self._predictor = Predictor(workspace, open_ledger(args), features, args.min_margin)
+
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
+    async def score(self, requests: list[ScoreRequest]) -> list[Scored]:
+        """Scores of the live candidates, one per request."""
+        return await asyncio.to_thread(self._predictor.score, requests)
+
+    async def effects(self, user_ids: list[str] | None, segment: str | None, actions: list[str]) -> Effects:
+        """Effects per user, or over a segment of the snapshot."""
+        audience = None
+        if segment is not None and segment != "all":
+            audience = resolve_audience(segment, self._predictor.snapshot.users)
+        found: Effects = await asyncio.to_thread(self._predictor.effects, user_ids, audience, actions)
+        return found
+
+    async def predict(self, user_ids: Sequence[str], actions: Sequence[Action]) -> GridPrediction:
+        """Predictions for proposers."""
+        return await asyncio.to_thread(self._predictor.predict, user_ids, actions)
+
+
+class _RemotePredictor:
+    """The predictor deployment as the proposers' `EffectPredictor`."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    def predict(self, user_ids: Sequence[str], actions: Sequence[Action]) -> GridPrediction:
+        """Predictions for every user × action."""
+        found: GridPrediction = self._handle.predict.remote(user_ids, actions).result()
+        return found
+
+
+def _load_engine(llm: LlmArgs) -> Any:
+    # Imported here: transformers takes seconds, and a replica without the model never needs it.
+    from serve.generator.engine import TransformersEngine
+
+    return TransformersEngine.load(llm.model, llm.cache_dir, llm.threads)
+
+
+@serve.deployment(name="Generator")
+class GeneratorDeployment:
+    """Works on briefs in the background, one at a time."""
+
+    def __init__(self, args: AppArgs, predictor: DeploymentHandle) -> None:
+        from serve.generator.worker import BriefWorker
+
+        self._worker = BriefWorker(
+            Workspace(args.workspace).snapshot,
+            open_ledger(args),
+            _RemotePredictor(predictor),
+            args.llm,
+            _load_engine,
+            CONTACT_COST,
+            args.seed,
+        )
+        self._turn = asyncio.Lock()
+
+    async def run(self, brief_id: str) -> None:
+        """Take a brief to its end."""
+        async with self._turn:
+            await asyncio.to_thread(self._worker.run, brief_id)
+
+
+@serve.deployment(name="Pacer")
+class PacerDeployment:
+    """Moves the shadow price with the day; exactly one replica."""
+
+    def __init__(self, args: AppArgs) -> None:
+        from qiance.artifacts.pacing import load_pacing_policy
+        from serve.pacer import Pacer
+
+        self._pacer = Pacer(
+            Workspace(args.workspace),
+            open_ledger(args),
+            load_pacing_policy,
+            simulated=args.clock == "request",
+            publish=PacerMetrics().paced,
+        )
+        self._thread = threading.Thread(target=self._pacer.run, name="qiance-pacer", daemon=True)
+        self._thread.start()
+
+    def check_health(self) -> None:
+        """Ray replaces the replica when its thread has died."""
+        if not self._thread.is_alive():
+            raise RuntimeError("the pacing thread has ended")
+
+
+@serve.deployment(name="Gateway")
+@serve.ingress()
+class GatewayDeployment:
+    """Speaks HTTP; decides and logs."""
+
+    def __init__(
+        self,
+        args: AppArgs,
+        predictor: DeploymentHandle,
+        generator: DeploymentHandle,
+        pacer: DeploymentHandle,  # bound so that it is deployed with the application
+    ) -> None:
+        ledger = open_ledger(args)
+        catalogue = _catalogue(args)
+        self._args = args
+
+        async def score(request: ScoreRequest) -> Scored:
+            scored: Scored = await predictor.score.remote(request)
+            return scored
+
+        async def effects(users: list[str] | None, segment: str | None, actions: list[str]) -> Effects:
+            try:
+                found: Effects = await predictor.effects.remote(users, segment, actions)
+            except Exception as error:
+                cause = getattr(error, "cause", error)
+                raise (cause if isinstance(cause, ValueError) else error) from None
+            return found
+
+        self.gateway = Gateway(
+            args,
+            ledger,
+            Watcher(ledger, catalogue),
+            score,
+            effects,
+            lambda brief_id: generator.run.remote(brief_id) and None,
+            GatewayMetrics(),
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: PLW3201 - Ray's name
+        return build_api(lambda: self.gateway, self._args.max_body_bytes)
+
+
+def _catalogue(args: AppArgs) -> Any:
+    from qiance.workspace import Snapshot
+
+    return Snapshot.load(Workspace(args.workspace).snapshot).catalogue
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application from the `args` of the Serve YAML (see `AppArgs`)."""
+    # Serve hands over a plain dict.
+    app_args = AppArgs.model_validate(args)
+    predictor = PredictorDeployment.bind(app_args)  # type: ignore[attr-defined]
+    generator = GeneratorDeployment.bind(app_args, predictor)  # type: ignore[attr-defined]
+    pacer = PacerDeployment.bind(app_args)  # type: ignore[attr-defined]
+    application: Application = GatewayDeployment.bind(app_args, predictor, generator, pacer)  # type: ignore[attr-defined]
+    return application

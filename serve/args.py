@@ -1,0 +1,51 @@
+"""The one typed argument of the application builder; its values stand in the Serve YAML."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class LlmArgs(BaseModel):
+    """The language model that writes creatives; disabled or unavailable means bound templates."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: bool = True
+    model: str = Field("embedded", description="`embedded`, a local folder, or a Hugging Face id")
+    cache_dir: Path = Path(".cache")
+    max_new_tokens: int = Field(96, ge=16, le=1024)
+    samples: int = Field(2, ge=1, le=8)
+    threads: int = Field(2, ge=1)
+
+
+class AppArgs(BaseModel):
+    """Arguments of `serve.app:build`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    workspace: Path = Field(description="Folder of the run that trained the models")
+    ledger_url: str | None = Field(None, description="SQLAlchemy URL; None is SQLite in the workspace")
+    ledger_url_file: Path | None = Field(None, description="File that holds the URL, e.g. a mounted secret")
+    key_file: Path | None = Field(None, description="Pseudonym key; None is the workspace's own")
+    tenant: str = "default"
+    currency: str = "USD"
+    clock: Literal["system", "request"] = Field(
+        "system", description="`request` takes the time from context.now: for simulations only"
+    )
+    holdout: float = Field(0.1, ge=0.0, lt=1.0)
+    epsilon: float = Field(0.1, gt=0.0, le=1.0)
+    outcome_window_hours: float = Field(24.0, gt=0.0)
+    max_n: int = Field(20, ge=1)
+    max_candidates: int = Field(1_000, ge=1)
+    max_body_bytes: int = Field(1_048_576, ge=1_024)
+    request_timeout_s: float = Field(5.0, gt=0.0)
+    min_margin: float = Field(0.05, ge=-1.0, lt=1.0)
+    seed: int = 0
+    llm: LlmArgs = LlmArgs()
+
+    def open_url(self) -> str:
+        """The ledger's URL: the file's content, the URL given, or SQLite in the workspace."""
+        if self.ledger_url_file is not None:
+            return self.ledger_url_file.read_text().strip()
+        return self.ledger_url or f"sqlite:///{self.workspace.resolve() / 'ledger.db'}"

@@ -1,0 +1,262 @@
+"""The HTTP interface: routes over plain services."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from qiance import __version__
+from qiance.domain import Action, Effect, Outcome, OutcomeType, StrategyState
+from qiance.ledger import Ledger, LedgerUnavailableError, Scope
+from serve import problems
+from serve.args import AppArgs
+from serve.briefs import new_brief
+from serve.decisions import Answer, DecisionService
+from serve.live import Watcher
+from serve.metrics import GatewayMetrics
+from serve.predictor import Scored, ScoreRequest
+from serve.problems import Problem, invalid
+from serve.schemas import (
+    ActionOut,
+    BriefRequest,
+    BriefResponse,
+    DecisionRequest,
+    DecisionResponse,
+    EffectsRequest,
+    EffectsResponse,
+    Health,
+    OutcomesRequest,
+    OutcomesResponse,
+    PairEffect,
+    RejectedOut,
+    StrategyOut,
+    creative_out,
+    effect_out,
+    offer_out,
+    strategy_out,
+)
+
+logger = logging.getLogger(__name__)
+RETRY_AFTER_S = 1
+bearer = HTTPBearer(auto_error=False, description="An API key made by `qiance keys create`")
+
+Effects = tuple[list[list[Effect]], tuple[str, ...], str]
+
+
+class Gateway:
+    """Services behind the routes; the deployment in app.py wires in the handles."""
+
+    def __init__(
+        self,
+        args: AppArgs,
+        ledger: Ledger,
+        watcher: Watcher,
+        scorer: Callable[[ScoreRequest], Awaitable[Scored]],
+        effects: Callable[[list[str] | None, str | None, list[str]], Awaitable[Effects]],
+        start_brief: Callable[[str], None],
+        metrics: GatewayMetrics,
+    ) -> None:
+        self.args, self.ledger, self.watcher, self.metrics = args, ledger, watcher, metrics
+        self.decisions = DecisionService(ledger, watcher, scorer, args)
+        self.effects, self.start_brief = effects, start_brief
+
+    async def authorise(
+        self, request: Request, credentials: HTTPAuthorizationCredentials | None, scope: Scope
+    ) -> None:
+        """Without keys only loopback may call; with keys every call needs one that allows `scope`."""
+        if not await asyncio.to_thread(self.ledger.has_keys):
+            client = request.client.host if request.client else ""
+            if client not in ("127.0.0.1", "::1", ""):
+                raise Problem(403, f"client {client}: no API keys exist, so only loopback may call; make one")
+            return
+        if credentials is None:
+            raise Problem(401, "Authorization: send `Bearer` and an API key from `qiance keys create`")
+        principal = await asyncio.to_thread(self.ledger.verify_key, credentials.credentials)
+        if principal is None:
+            raise Problem(401, "Authorization: the API key is unknown or revoked")
+        if not principal.may(scope):
+            raise Problem(403, f"Authorization: the key {principal.name!r} lacks the scope {scope.value!r}")
+
+    async def decide(self, body: DecisionRequest) -> DecisionResponse:
+        started = time.perf_counter()
+        answer = await self.decisions.decide(body)
+        self.metrics.decided(body.surface, answer.holdout, answer.degraded, time.perf_counter() - started)
+        return _decision_out(answer)
+
+    async def record(self, body: OutcomesRequest) -> OutcomesResponse:
+        """Store events durably, then settle what conversions used of their budgets."""
+        events = [
+            Outcome(e.event_id, e.decision_id, OutcomeType(e.type), e.occurred_at, e.value)
+            for e in body.events
+        ]
+        receipt = await asyncio.to_thread(self.ledger.record_outcomes, events)
+        rejected = {r.index for r in receipt.rejected}
+        converted = [
+            e.decision_id
+            for n, e in enumerate(events)
+            if e.type is OutcomeType.CONVERSION and n not in rejected
+        ]
+        if converted:
+            await asyncio.to_thread(self._settle, converted)
+        self.metrics.recorded(receipt.accepted, receipt.duplicates, len(receipt.rejected))
+        return OutcomesResponse(
+            accepted=receipt.accepted,
+            duplicates=receipt.duplicates,
+            rejected=[RejectedOut(index=r.index, code=r.code, detail=r.detail) for r in receipt.rejected],
+        )
+
+    def _settle(self, converted: list[str]) -> None:
+        """A conversion uses the whole liability: the contact and the offer, which holds once."""
+        state = self.watcher.state
+        index = state.index()
+        amounts: dict[str, int] = {}
+        for decision_id in converted:
+            decision = self.ledger.decision(decision_id)
+            column = index.get(decision.action_id, 0) if decision else 0
+            if column and state.liability[column]:
+                amounts[decision_id] = state.liability[column]
+        if amounts:
+            self.ledger.settle_many(amounts)
+
+    async def predict(self, body: EffectsRequest) -> EffectsResponse:
+        if (body.user_ids is None) == (body.segment is None):
+            raise invalid("user_ids", body.user_ids, "give either user_ids or segment")
+        try:
+            table, degraded, version = await self.effects(body.user_ids, body.segment, body.actions)
+        except ValueError as error:
+            field = str(error).split(":", 1)[0]
+            raise Problem(422, str(error), [{"field": field, "value": "", "detail": str(error)}]) from error
+        users: list[str | None] = list(body.user_ids) if body.user_ids is not None else [None]
+        return EffectsResponse(
+            effects=[
+                PairEffect(user_id=user, action_id=action, effect=effect_out(effect))
+                for user, row in zip(users, table, strict=True)
+                for action, effect in zip(body.actions, row, strict=True)
+            ],
+            model_version=version,
+            degraded=list(degraded),
+        )
+
+    async def accept_brief(self, body: BriefRequest) -> BriefResponse:
+        brief = new_brief(body, self.args.currency, self.watcher.catalogue)
+        await asyncio.to_thread(self.ledger.put_brief, brief)
+        self.start_brief(brief.brief_id)
+        return BriefResponse(brief_id=brief.brief_id, state="queued", progress=0.0, message="queued")
+
+    async def show_brief(self, brief_id: str) -> BriefResponse:
+        record = await asyncio.to_thread(self.ledger.brief, brief_id)
+        if record is None:
+            raise Problem(404, f"brief_id: {brief_id!r} is not known")
+        found = await asyncio.to_thread(self.ledger.strategies, None, brief_id)
+        return BriefResponse(
+            brief_id=brief_id,
+            state=record.state.value,
+            progress=record.progress,
+            message=record.message,
+            strategies=[strategy_out(s) for s in found],
+        )
+
+    async def health(self) -> Health:
+        versions = self.watcher.state.versions
+        missing = [n for n, v in (("model", versions.model), ("policy", versions.policy)) if not v]
+        degraded = missing + (["ledger"] if self.watcher.age_s > 5.0 else [])
+        return Health(
+            status="degraded" if degraded else "ready",
+            model_version=versions.model,
+            policy_version=versions.policy,
+            degraded=degraded,
+        )
+
+
+def build_api(gateway_of: Callable[[], Gateway], max_body_bytes: int) -> FastAPI:
+    """The FastAPI application; `gateway_of` gives the services once the replica has made them."""
+    app = FastAPI(
+        title="Qiance",
+        version=__version__,
+        description="The decision loop for e-commerce marketing: decisions, outcomes, effects, briefs.",
+    )
+    problems.install(app, max_body_bytes)
+
+    @app.exception_handler(LedgerUnavailableError)
+    async def _(_: Request, error: LedgerUnavailableError) -> Any:
+        logger.error("the ledger does not answer: %s", error)
+        return problems.response(
+            Problem(503, "ledger: does not answer; try again", retry_after=RETRY_AFTER_S)
+        )
+
+    def allow(scope: Scope) -> Any:
+        async def check(
+            request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+        ) -> None:
+            await gateway_of().authorise(request, credentials, scope)
+
+        return Depends(check)
+
+    @app.post("/v1/decisions", dependencies=[allow(Scope.DECIDE)], tags=["live"])
+    async def decisions(body: DecisionRequest) -> DecisionResponse:
+        """What to do for a user; logged before it is answered."""
+        return await gateway_of().decide(body)
+
+    @app.post("/v1/outcomes", status_code=202, dependencies=[allow(Scope.OUTCOMES)], tags=["live"])
+    async def outcomes(body: OutcomesRequest) -> OutcomesResponse:
+        """What came of decisions; accepted means durable, a repeated event_id is harmless."""
+        return await gateway_of().record(body)
+
+    @app.post("/v1/effects", dependencies=[allow(Scope.READ)], tags=["planning"])
+    async def effects(body: EffectsRequest) -> EffectsResponse:
+        """Predicted effects of live actions, per user or over a segment."""
+        return await gateway_of().predict(body)
+
+    @app.post("/v1/briefs", status_code=202, dependencies=[allow(Scope.WRITE)], tags=["planning"])
+    async def briefs(body: BriefRequest) -> BriefResponse:
+        """Ask for strategies; the work goes on after the answer."""
+        return await gateway_of().accept_brief(body)
+
+    @app.get("/v1/briefs/{brief_id}", dependencies=[allow(Scope.READ)], tags=["planning"])
+    async def brief(brief_id: str) -> BriefResponse:
+        """State, progress and strategies of a brief."""
+        return await gateway_of().show_brief(brief_id)
+
+    @app.get("/v1/strategies", dependencies=[allow(Scope.READ)], tags=["planning"])
+    async def strategies(
+        state: Annotated[StrategyState | None, Query()] = None,
+        brief_id: Annotated[str | None, Query()] = None,
+    ) -> list[StrategyOut]:
+        """Strategies in the order they were proposed."""
+        found = await asyncio.to_thread(gateway_of().ledger.strategies, state, brief_id)
+        return [strategy_out(s) for s in found]
+
+    @app.get("/healthz", tags=["operation"])
+    async def healthz() -> Health:
+        """Whether this replica can decide with a model and a policy."""
+        return await gateway_of().health()
+
+    return app
+
+
+def _decision_out(answer: Answer) -> DecisionResponse:
+    return DecisionResponse(
+        decision_id=answer.decision_id,
+        actions=[_action_out(*pick) for pick in answer.picks],
+        model_version=answer.model_version,
+        policy_version=answer.policy_version,
+        degraded=list(answer.degraded),
+    )
+
+
+def _action_out(action: Action, propensity: float, effect: Effect | None) -> ActionOut:
+    return ActionOut(
+        action_id=action.action_id,
+        strategy_id=action.strategy_id,
+        kind=action.kind.value if action.kind else None,
+        item_id=action.item_id,
+        offer=offer_out(action),
+        creative=creative_out(action),
+        channel=action.channel.value,
+        propensity=propensity,
+        effect=effect_out(effect) if effect else None,
+    )

@@ -1,0 +1,118 @@
+"""Works on briefs: proposes strategies, has the words written, predicts their effect, stores them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from qiance.domain import Brief, BriefState, Channel, EffectPredictor
+from qiance.ledger import Ledger
+from qiance.strategy.content import ContentRequest, TextEngine, write_content
+from qiance.strategy.propose import propose
+from qiance.strategy.propose_ports import Draft, WrittenText
+from qiance.workspace import Snapshot
+from serve.args import LlmArgs
+
+logger = logging.getLogger(__name__)
+Progress = Callable[[float, str], None]
+EngineLoader = Callable[[LlmArgs], TextEngine]
+# Share of a brief's progress that proposing takes before the words are written, and after.
+WRITING = (0.5, 0.9)
+
+
+class Writer:
+    """The language model behind `propose`; templates where it is missing or fails its checks."""
+
+    def __init__(self, engine: TextEngine | None, samples: int, seed: int, progress: Progress) -> None:
+        self._engine, self._samples, self._seed, self._progress = engine, samples, seed, progress
+
+    def write(self, drafts: Sequence[Draft]) -> list[WrittenText]:
+        """One text per draft, in order."""
+        requests = [
+            ContentRequest(
+                key=d.key,
+                item=d.item,
+                offer=d.offer,
+                channel=d.channel,
+                language=d.language,
+                segment=" ".join(d.segment) or "everybody",
+                objective=d.objective,
+            )
+            for d in drafts
+        ]
+        written = write_content(
+            requests, self._engine, samples=self._samples, seed=self._seed, on_progress=self._progress
+        )
+        return [WrittenText(w.creative, w.reasons, w.engine) for w in written]
+
+
+class BriefWorker:
+    """A plain class, wrapped by a deployment in app.py; one brief at a time."""
+
+    def __init__(
+        self,
+        snapshot_folder: Path,
+        ledger: Ledger,
+        predictor: EffectPredictor,
+        llm: LlmArgs,
+        load_engine: EngineLoader,
+        contact_cost: Mapping[Channel, int],
+        seed: int,
+    ) -> None:
+        self._folder, self._ledger, self._predictor = snapshot_folder, ledger, predictor
+        self._llm, self._load_engine, self._contact_cost, self._seed = llm, load_engine, contact_cost, seed
+        self._engine: TextEngine | None = None
+        self._without_engine = "" if llm.enabled else "the language model is switched off"
+
+    def run(self, brief_id: str) -> None:
+        """Take the brief from queued to done, or to failed with the reason."""
+        record = self._ledger.brief(brief_id)
+        if record is None:
+            raise ValueError(f"brief_id: {brief_id!r} is not known")
+        try:
+            message = self._propose(record.brief)
+        except Exception as error:  # the brief must end in a clear state whatever broke
+            logger.exception("brief %s failed", brief_id)
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            self._ledger.set_brief_state(brief_id, BriefState.FAILED, 1.0, reason[:500])
+            return
+        self._ledger.set_brief_state(brief_id, BriefState.DONE, 1.0, message)
+
+    def _propose(self, brief: Brief) -> str:
+        def report(fraction: float, message: str) -> None:
+            self._ledger.set_brief_state(brief.brief_id, BriefState.RUNNING, fraction, message)
+
+        report(0.0, "loading the catalogue and the language model")
+        snapshot = Snapshot.load(self._folder)
+        writer = Writer(self._text_engine(), self._llm.samples, self._seed, _part(report, *WRITING))
+        strategies = propose(
+            brief,
+            snapshot.catalogue,
+            snapshot.users,
+            snapshot.user_category["category_share"],
+            snapshot.categories,
+            self._predictor,
+            writer,
+            contact_cost=self._contact_cost,
+            popularity=snapshot.item["units_28d"],
+            seed=self._seed,
+            on_progress=_part(report, 0.0, WRITING[0]),
+        )
+        self._ledger.open_budget(brief.brief_id, brief.budget.minor)
+        self._ledger.put_strategies(strategies)
+        note = f"; {self._without_engine}: templates wrote the words" if self._without_engine else ""
+        return f"{len(strategies)} strategies{note}"
+
+    def _text_engine(self) -> TextEngine | None:
+        if self._engine is None and not self._without_engine:
+            try:
+                self._engine = self._load_engine(self._llm)
+            except Exception as error:  # no weights, no memory, a broken file: the bank of templates serves
+                logger.warning("the language model cannot be loaded: %s", error)
+                self._without_engine = f"the language model cannot be loaded ({error})"
+        return self._engine
+
+
+def _part(report: Progress, low: float, high: float) -> Progress:
+    return lambda fraction, message: report(low + (high - low) * min(max(fraction, 0.0), 1.0), message)

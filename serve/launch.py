@@ -1,0 +1,135 @@
+"""Start and stop the application on one machine, from its Serve YAML."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from serve.loopback import prepare
+
+EMBEDDED = Path(__file__).parent / "config" / "embedded.yaml"
+START_TIMEOUT_S = 180.0
+LOGICAL_CPUS = 8  # training and serving share two real cores by turns; Ray only counts these
+Progress = Callable[[str], None]
+
+
+class LaunchError(RuntimeError):
+    """The application did not come up; the message has Ray's reason."""
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def read_config(path: Path, host: str, port: int, args: Mapping[str, Any]) -> dict[str, Any]:
+    """The Serve YAML with host, port and the application's arguments filled in."""
+    config: dict[str, Any] = yaml.safe_load(path.read_text())
+    config["http_options"] = {**config.get("http_options", {}), "host": host, "port": port}
+    application = config["applications"][0]
+    application["args"] = {**application.get("args", {}), **args}
+    return config
+
+
+class LocalCluster:
+    """One Ray instance of ours on this machine, every socket on loopback; use as a context manager."""
+
+    def __init__(self, loopback: bool = True) -> None:
+        self._loopback = loopback
+        # Short: Ray puts Unix sockets below it, and their paths may have 107 bytes.
+        self._temp_dir = tempfile.mkdtemp(prefix="qiance-")
+        self._serving = False
+
+    def __enter__(self) -> LocalCluster:
+        if self._loopback:
+            prepare(os.environ)
+        os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+        import ray
+
+        hook = {"worker_process_setup_hook": "serve.loopback.bind_replicas"} if self._loopback else {}
+        ray.init(
+            num_cpus=LOGICAL_CPUS,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+            _temp_dir=self._temp_dir,
+            runtime_env=hook,
+        )
+        return self
+
+    def serve(self, config: Mapping[str, Any], progress: Progress | None = None) -> str:
+        """Deploy the application and wait until it is healthy; its base URL."""
+        from ray import serve
+        from ray.serve.context import _get_global_client
+        from ray.serve.schema import ServeDeploySchema
+
+        schema = ServeDeploySchema.model_validate(dict(config))
+        host, port = schema.http_options.host, schema.http_options.port
+        _check_port(host, port)
+        options = {"host": host, "port": port, "request_timeout_s": schema.http_options.request_timeout_s}
+        serve.start(proxy_location=schema.proxy_location, http_options=options)
+        self._serving = True
+        _get_global_client().deploy_apps(schema)
+        _wait(schema.applications[0].name, progress)
+        return f"http://{host}:{port}"
+
+    def stop_serving(self) -> None:
+        """Take the application down; Ray stays."""
+        if self._serving:
+            from ray import serve
+
+            serve.shutdown()
+            self._serving = False
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        try:
+            self.stop_serving()
+        finally:
+            ray.shutdown()
+            shutil.rmtree(self._temp_dir, ignore_errors=True)
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise LaunchError(
+                f"serve.port: {host}:{port} cannot be used ({error.strerror}); choose another"
+            ) from None
+
+
+def _wait(name: str, progress: Progress | None) -> None:
+    from ray import serve
+
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        status = serve.status().applications.get(name)
+        if status is not None:
+            healthy = sum(d.status == "HEALTHY" for d in status.deployments.values())
+            if progress:
+                progress(f"{healthy} of {len(status.deployments) or '?'} deployments ready")
+            if status.status == "RUNNING":
+                return
+            if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                messages = [status.message, *(d.message for d in status.deployments.values() if d.message)]
+                raise LaunchError(
+                    "the application did not start: " + " | ".join(filter(None, messages))[:2_000]
+                )
+        time.sleep(0.2)
+    raise LaunchError(f"the application did not start within {START_TIMEOUT_S:.0f} s")

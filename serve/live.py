@@ -1,0 +1,109 @@
+"""What is live right now, learned from one version row that is polled."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from qiance.decide.predictor import liability_of
+from qiance.domain import CONTROL_ACTION, Action, Catalogue, Strategy, StrategyState
+from qiance.ledger import Ledger, LedgerUnavailableError, Versions
+
+POLL_S = 0.25
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LiveState:
+    """One consistent view: candidates in order, control first.
+
+    liability: `[A]` most that an action may cost its budget, minor units.
+    """
+
+    versions: Versions
+    actions: tuple[Action, ...]
+    liability: tuple[int, ...]
+    strategies: Mapping[str, Strategy] = field(default_factory=dict)
+
+    @property
+    def action_ids(self) -> tuple[str, ...]:
+        return tuple(action.action_id for action in self.actions)
+
+    def index(self) -> dict[str, int]:
+        """Action id → column."""
+        return {action.action_id: column for column, action in enumerate(self.actions)}
+
+    def in_schedule(self, at: datetime) -> list[bool]:
+        """Per action, whether its strategy runs at `at`; control always does."""
+        return [
+            action.is_control
+            or self.strategies[action.strategy_id].starts <= at < self.strategies[action.strategy_id].ends
+            for action in self.actions
+        ]
+
+    def known_items(self) -> set[str]:
+        """Items that a live action is about."""
+        return {action.item_id for action in self.actions if action.item_id is not None}
+
+
+def read_state(ledger: Ledger, catalogue: Catalogue) -> LiveState:
+    """The live strategies and versions as they are in the ledger now."""
+    versions = ledger.versions()
+    strategies = ledger.strategies(state=StrategyState.LIVE)
+    actions = (CONTROL_ACTION, *(action for s in strategies for action in s.actions))
+    liability = tuple(0 if a.is_control else liability_of(a, catalogue) for a in actions)
+    return LiveState(versions, actions, liability, {s.strategy_id: s for s in strategies})
+
+
+class Watcher:
+    """Polls the version row in a thread and swaps the state when its serial changes."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        catalogue: Catalogue,
+        on_change: Callable[[LiveState], None] | None = None,
+    ) -> None:
+        self._ledger, self.catalogue, self._on_change = ledger, catalogue, on_change
+        self.state = read_state(ledger, catalogue)
+        self._seen_at = time.monotonic()
+        self._stop = threading.Event()
+        if on_change:
+            on_change(self.state)
+        self._thread = threading.Thread(target=self._poll, name="qiance-versions", daemon=True)
+        self._thread.start()
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the ledger last answered."""
+        return time.monotonic() - self._seen_at
+
+    def close(self) -> None:
+        """Stop polling."""
+        self._stop.set()
+        self._thread.join(timeout=5.0)
+
+    def refresh(self) -> LiveState:
+        """Read now rather than at the next poll."""
+        fresh = read_state(self._ledger, self.catalogue)
+        self._seen_at = time.monotonic()
+        if fresh.versions.serial != self.state.versions.serial:
+            if self._on_change:
+                self._on_change(fresh)
+            self.state = fresh
+        return self.state
+
+    def _poll(self) -> None:
+        while not self._stop.wait(POLL_S):
+            try:
+                if self._ledger.versions().serial != self.state.versions.serial:
+                    self.refresh()
+                self._seen_at = time.monotonic()
+            except LedgerUnavailableError as error:
+                logger.warning("the version row cannot be read, the last state stays: %s", error)
+            except ValueError as error:
+                logger.error("the new state cannot be used, the last one stays: %s", error)

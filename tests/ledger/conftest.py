@@ -1,0 +1,96 @@
+"""The same ledger tests on SQLite and on a real PostgreSQL server."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ledger_cases import KEY, NOW, MakeDecision
+from sqlalchemy import event
+
+from qiance.domain import CONTROL, Decision
+from qiance.ledger import Ledger
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Callable[[], str]]:
+    """Makes an empty schema on a server of our own; skips where no server can be started."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import pgserver
+
+            server = pgserver.get_server(Path(tempfile.mkdtemp(prefix="qiance-pg-")), cleanup_mode="delete")
+    except Exception as error:
+        pytest.skip(f"PostgreSQL cannot be started here: {error}")
+
+    # The server is thrown away: flushing its thousands of small files to disk would cost half a minute.
+    server.psql("ALTER SYSTEM SET fsync = off")
+    server.psql("SELECT pg_reload_conf()")
+
+    def fresh() -> str:
+        name = f"t{secrets.token_hex(6)}"
+        server.psql(f"CREATE SCHEMA {name}")
+        return f"{server.get_uri()}&options=-csearch_path%3D{name}"
+
+    yield fresh
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.db'}"
+    return str(request.getfixturevalue("postgres")())
+
+
+@pytest.fixture
+def ledger(url: str) -> Iterator[Ledger]:
+    """An open ledger; every statement it sends must name the tenant."""
+    opened = Ledger.open(url, key=KEY)
+    unscoped: list[str] = []
+
+    def watch(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        if not statement.startswith("BEGIN") and "tenant_id" not in statement:
+            unscoped.append(statement)
+
+    event.listen(opened.engine, "before_cursor_execute", watch)
+    yield opened
+    opened.close()
+    assert unscoped == []
+
+
+@pytest.fixture
+def make() -> MakeDecision:
+    """Builds decisions; keyword arguments replace single fields."""
+    random = np.random.default_rng(7)
+
+    def decision(width: int = 4, **changes: object) -> Decision:
+        fields: dict[str, object] = {
+            "decision_id": secrets.token_hex(8),
+            "tenant_id": "default",
+            "request_id": None,
+            "pseudonym": "0f" * 16,
+            "surface": "home",
+            "decided_at": NOW,
+            "candidates": (CONTROL, *(f"action-{number}" for number in range(1, width))),
+            "scores": tuple(random.normal(size=width).astype(np.float32).tolist()),
+            "costs": tuple(random.random(width).tolist()),
+            "probabilities": (1.0 / width,) * width,
+            "chosen": 1,
+            "holdout": False,
+            "model_version": "model-1",
+            "policy_version": "policy-1",
+            "degraded": (),
+            "snapshot": "",
+            "uniform": float(random.random()),
+        }
+        return Decision(**(fields | changes))  # type: ignore[arg-type]
+
+    return decision
