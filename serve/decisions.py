@@ -217,7 +217,8 @@ class DecisionService:
             return None
         strategy = state.strategies[state.actions[column].strategy_id]
         window = timedelta(hours=self._args.outcome_window_hours)
-        return Reservation(strategy.brief_id, state.liability[column], at + window)
+        contact = state.actions[column].contact_cost
+        return Reservation(strategy.brief_id, state.liability[column], at + window, contact)
 
     def _stored_answer(self, decision: Decision, state: LiveState) -> Answer:
         """The answer given before; its words may have left the stage since, its choice has not."""

@@ -119,8 +119,9 @@ class Gateway:
             column = index.get(decision.action_id, 0) if decision else 0
             if column and state.liability[column]:
                 amounts[decision_id] = state.liability[column]
-        if amounts:
-            self.ledger.settle_many(amounts)
+        held = self.ledger.holding(amounts)
+        if held:
+            self.ledger.settle_many({d: amount for d, amount in amounts.items() if d in held})
 
     async def predict(self, body: EffectsRequest) -> EffectsResponse:
         if (body.user_ids is None) == (body.segment is None):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +13,7 @@ import typer
 from rich.console import Console
 
 from qiance import __version__
-from qiance.cli import data, keys
+from qiance.cli import data, keys, strategies
 from qiance.settings import Settings, SettingsError, load_settings
 
 app = typer.Typer(
@@ -24,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(keys.app, name="keys")
+app.add_typer(strategies.app, name="strategies")
 
 ConfigOption = Annotated[
     Path | None,
@@ -83,11 +86,7 @@ def run(
     if seed is not None:
         overrides["seed"] = seed
     settings = settings_of(config, overrides)
-    if settings.data.source == "complete-journey":
-        from qiance.cli.loop.conductor import run_loop as job
-    else:
-        from qiance.cli.offline import run_offline as job
-    folder = job(settings, runs, console)
+    folder = _job(settings)(settings, runs, console)
     console.print(f"Report: [bold]{_short(folder / 'report.html')}[/] and report.json", highlight=False)
 
 
@@ -117,6 +116,17 @@ def doctor(config: ConfigOption = None) -> None:
         raise typer.Exit(1)
 
 
+def _job(settings: Settings) -> Callable[[Settings, Path, Console], Path]:
+    """The whole loop for the default data, the offline loop for logged responses."""
+    if settings.data.source == "complete-journey":
+        from qiance.cli.loop.conductor import run_loop
+
+        return run_loop
+    from qiance.cli.offline import run_offline
+
+    return run_offline
+
+
 def _short(path: Path) -> str:
     try:
         return str(path.relative_to(Path.cwd()))
@@ -126,6 +136,9 @@ def _short(path: Path) -> str:
 
 def main() -> None:
     """Entry point: a user's mistake ends in one clear line, not in a traceback."""
+    if not sys.warnoptions:
+        # Libraries warn their own developers; `python -W default -m qiance` shows it all.
+        warnings.simplefilter("ignore")
     try:
         app(standalone_mode=True)
     except (SettingsError, ValueError, RuntimeError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -86,7 +86,7 @@ class Budgets(Audit):
 
         Returns the minor units booked: at most what was reserved, as a cap is never passed. A repeat
         changes nothing and returns what was booked the first time. After the reservation expired the
-        amount is booked only if the budget still admits it; else 0 is booked and an audit line says so.
+        amount is booked only if the budget still admits it; else no more is booked and an audit line says so.
         """
         return self.settle_many({decision_id: amount})[decision_id]
 
@@ -111,16 +111,26 @@ class Budgets(Audit):
             self._close_reservations(connection, _SETTLED, fresh)
         return {decision_id: booked[decision_id] for decision_id in amounts}
 
+    def holding(self, decision_ids: Iterable[str]) -> set[str]:
+        """Those of the decisions that hold, or held, a reservation."""
+        with self.read() as connection:
+            return set(self._held(connection, list(decision_ids)))
+
     def release_expired(self, now: datetime) -> int:
-        """Gives reservations that expired at or before `now` back to their budgets; how many."""
+        """Ends reservations that expired at or before `now`; how many.
+
+        What is certain of each is booked, the rest goes back to its budget.
+        """
         with self.write() as connection:
             due = connection.execute(_DUE, {"tenant": self.tenant, "now": now}).all()
-            self._close_reservations(connection, _RELEASED, {row.decision_id: 0 for row in due})
+            self._close_reservations(connection, _RELEASED, {row.decision_id: row.certain for row in due})
             freed: dict[str, int] = defaultdict(int)
+            booked: dict[str, int] = defaultdict(int)
             for row in due:
                 freed[row.budget_id] += row.amount
+                booked[row.budget_id] += row.certain
             for budget_id in sorted(freed):
-                self._move(connection, budget_id, booked=0, freed=freed[budget_id])
+                self._move(connection, budget_id, booked=booked[budget_id], freed=freed[budget_id])
         return len(due)
 
     def _reserve(self, connection: Connection, claims: Mapping[str, Reservation]) -> set[str]:
@@ -145,6 +155,7 @@ class Budgets(Audit):
             "decision_id": decision_id,
             "budget_id": claim.budget_id,
             "amount": claim.amount,
+            "certain": claim.certain,
             "settled": 0,
             "state": _OPEN,
             "expires_at": claim.expires_at,
@@ -154,6 +165,11 @@ class Budgets(Audit):
         if reservation is not None:
             checked("reservation.budget_id", reservation.budget_id)
             _check_amount("reservation.amount", reservation.amount)
+            _check_amount("reservation.certain", reservation.certain)
+            if reservation.certain > reservation.amount:
+                raise ValueError(
+                    f"reservation.certain: {reservation.certain} is more than the amount {reservation.amount}"
+                )
             if reservation.expires_at.tzinfo is None:
                 raise ValueError("reservation.expires_at: has no time zone; pass one in UTC")
 
@@ -172,17 +188,18 @@ class Budgets(Audit):
         spent = sum(booked[row.decision_id] for row in held)
         self._move(connection, budget_id, booked=spent, freed=sum(row.amount for row in held))
         for row in rows:
-            if row.state == _RELEASED and booked[row.decision_id]:
+            if row.state == _RELEASED:
                 booked[row.decision_id] = self._settle_late(connection, row, booked[row.decision_id])
         return booked
 
     def _settle_late(self, connection: Connection, row: Row[Any], amount: int) -> int:
-        wanted = {"tenant": self.tenant, "budget": row.budget_id, "amount": amount}
-        if connection.execute(_SPEND_LATE, wanted).rowcount == 1:
-            return amount
-        detail = {"budget_id": row.budget_id, "amount": amount, "expired_at": row.expires_at.isoformat()}
+        more = max(amount - row.settled, 0)  # what was certain was booked at the expiry
+        wanted = {"tenant": self.tenant, "budget": row.budget_id, "amount": more}
+        if more == 0 or connection.execute(_SPEND_LATE, wanted).rowcount == 1:
+            return int(row.settled) + more
+        detail = {"budget_id": row.budget_id, "amount": more, "expired_at": row.expires_at.isoformat()}
         self._write_line(connection, "budget.late_cost_not_booked", row.decision_id, "system", detail)
-        return 0
+        return int(row.settled)
 
     def _move(self, connection: Connection, budget_id: str, *, booked: int, freed: int) -> None:
         change = {"tenant": self.tenant, "budget": budget_id, "booked": booked, "freed": freed}

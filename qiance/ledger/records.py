@@ -52,12 +52,14 @@ class Reservation:
     """Money set aside for a decision until its outcome is known.
 
     amount: most that the decision may cost, minor units, ≥ 0.
-    expires_at: when an unsettled reservation goes back to the budget (UTC).
+    expires_at: when what is unsettled of the reservation goes back to the budget (UTC).
+    certain: of the amount, what is spent whatever follows (the contact); booked when it expires.
     """
 
     budget_id: str
     amount: int
     expires_at: datetime
+    certain: int = 0
 
 
 @dataclass(frozen=True, slots=True)

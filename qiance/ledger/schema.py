@@ -158,6 +158,7 @@ reservations = Table(
     _id("decision_id", key=True),
     _id("budget_id"),
     Column("amount", BigInteger, nullable=False),
+    Column("certain", BigInteger, nullable=False),
     Column("settled", BigInteger, nullable=False),
     Column("state", String(16), nullable=False),
     _when("expires_at"),

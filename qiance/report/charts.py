@@ -7,15 +7,13 @@ the width of its column without its letters growing or shrinking. Colours are cl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from qiance.report.figures import percent
+from qiance.report.figures import Format, percent
 
-Format = Callable[[float | None], str]
-TRACK = 34  # height of one row, px
 _EDGE = 2.0  # per cent kept free at both ends
 _MAX_POINTS = 400
 
@@ -122,10 +120,10 @@ def lengths(bars: Sequence[Bar], show: Format) -> Chart | None:
         body = Markup("")
         if bar.value is not None:
             end = axis.x(bar.value)
-            body = Markup('<rect class="bar {}" x="{}%" y="9" width="{}%" height="16" rx="2"/>').format(
+            body = Markup('<rect class="bar {}" x="{}%" y="-8" width="{}%" height="16" rx="2"/>').format(
                 bar.tone, min(zero, end), round(abs(end - zero), 3)
             )
-        track = _svg(_grid(axis) + body, TRACK, f"{bar.label}: {show(bar.value)}")
+        track = _svg(_grid(axis) + _centred(body), "100%", f"{bar.label}: {show(bar.value)}")
         rows.append(Row(bar.label, bar.note, show(bar.value), "", bar.tone, track))
     return Chart(tuple(rows), _axis(axis, show))
 
@@ -135,38 +133,41 @@ def _between(bar: Bar, show: Format) -> str:
 
 
 def _track(bar: Bar, axis: Scale, show: Format, band: tuple[float | None, float | None] | None) -> Markup:
-    middle = TRACK // 2
-    parts = [_band(axis, band), _grid(axis)]
+    parts = []
     if bar.low is not None and bar.high is not None:
         low, high = axis.x(bar.low), axis.x(bar.high)
-        parts.append(_line(low, middle, high, middle, f"whisker {bar.tone}"))
-        for end in (low, high):
-            parts.append(_line(end, middle - 6, end, middle + 6, f"whisker {bar.tone}"))
+        parts.append(_line(low, 0, high, 0, f"whisker {bar.tone}"))
+        parts += [_line(end, -6, end, 6, f"whisker {bar.tone}") for end in (low, high)]
     if bar.value is not None:
-        parts.append(_dot(axis.x(bar.value), middle, 5.5, f"dot {bar.tone}"))
+        parts.append(_dot(axis.x(bar.value), 0, 5.5, f"dot {bar.tone}"))
     if bar.mark is not None:
-        parts.append(_dot(axis.x(bar.mark), middle, 4.5, "dot mark"))
+        parts.append(_dot(axis.x(bar.mark), 0, 4.5, "dot mark"))
     said = f"{bar.label}: {show(bar.value)}"
     between = _between(bar, show)
     said += f" ({between})" if between else ""
     said += f", measured {show(bar.mark)}" if bar.mark is not None else ""
-    return _svg(Markup("").join(parts), TRACK, said)
+    return _svg(_band(axis, band) + _grid(axis) + _centred(Markup("").join(parts)), "100%", said)
 
 
 def _band(axis: Scale, band: tuple[float | None, float | None] | None) -> Markup:
     if band is None or band[0] is None or band[1] is None:
         return Markup("")
     low, high = axis.x(band[0]), axis.x(band[1])
-    return Markup('<rect class="band" x="{}%" y="0" width="{}%" height="{}"/>').format(
-        low, round(high - low, 3), TRACK
+    return Markup('<rect class="band" x="{}%" y="0" width="{}%" height="100%"/>').format(
+        low, round(high - low, 3)
     )
 
 
 def _grid(axis: Scale) -> Markup:
-    lines = (
-        _line(axis.x(tick), 0, axis.x(tick), TRACK, "zero" if tick == 0 else "grid") for tick in axis.ticks
+    line = Markup('<line class="{}" x1="{}%" y1="0" x2="{}%" y2="100%"/>')
+    return Markup("").join(
+        line.format("grid" if tick else "zero", axis.x(tick), axis.x(tick)) for tick in axis.ticks
     )
-    return Markup("").join(lines)
+
+
+def _centred(body: Markup) -> Markup:
+    """Vertical position 0 of `body` in the middle of a drawing of whatever height."""
+    return Markup('<svg y="50%" overflow="visible">{}</svg>').format(body)
 
 
 def _axis(axis: Scale, show: Format) -> Markup:
@@ -200,7 +201,8 @@ def calibration(rows: Sequence[tuple[float, float, float | None, float | None, i
     for tick in axis.ticks:
         parts.append(_line(left, y(tick), right, y(tick), "grid"))
         parts.append(_text(left - 2, y(tick) + 4, percent(tick, _places(axis)), "end"))
-        parts.append(_text(x(tick), foot + 16, percent(tick, _places(axis)), "middle" if tick else "start"))
+        if tick:
+            parts.append(_text(x(tick), foot + 16, percent(tick, _places(axis)), "middle"))
     for predicted, observed, low, high, n in sorted(rows, key=lambda row: row[0]):
         said = f"said {percent(predicted)}, happened {percent(observed)}, {n:,} rows"
         if low is not None and high is not None:
@@ -263,7 +265,7 @@ def mini(bar: Bar, axis: Scale | None, show: Format) -> Markup:
     return _svg(Markup("").join(parts), 16, f"{bar.label}: {show(bar.value)}")
 
 
-def _svg(body: Markup, height: int, label: str) -> Markup:
+def _svg(body: Markup, height: int | str, label: str) -> Markup:
     said = Markup('role="img" aria-label="{}"').format(label) if label else Markup('aria-hidden="true"')
     return Markup('<svg width="100%" height="{}" {}>{}</svg>').format(height, said, body)
 

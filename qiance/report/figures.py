@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from decimal import ROUND_HALF_EVEN, Decimal
 
 from qiance.domain.money import minor_exponent
 
 NONE = "–"
+Format = Callable[[float | None], str]
 _SYMBOLS = {"USD": "$", "EUR": "€", "GBP": "£", "CNY": "¥", "JPY": "¥"}
 _MINUS = "−"
 
@@ -27,11 +29,13 @@ def money(minor: float | None, currency: str = "USD", places: int | None = None)
 
 
 def money_each(minor: float | None, currency: str = "USD") -> str:
-    """An amount per decision or per contact: small amounts keep a tenth of a minor unit, tiny ones more."""
+    """An amount per decision or per contact: a tenth of a minor unit is kept, of tiny amounts more."""
     if minor is None or not math.isfinite(minor):
         return NONE
     size = abs(minor)
-    extra = 0 if size >= 1_000 or size == 0 else 1 if size >= 1 else 2
+    if size == 0:
+        return money(0, currency, 0)
+    extra = 0 if size >= 1_000 else 1 if size >= 0.05 else 3
     return money(minor, currency, minor_exponent(currency) + extra)
 
 
@@ -51,7 +55,7 @@ def number(value: float | None, digits: int = 4) -> str:
         return NONE
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}".replace("-", _MINUS)
-    if abs(value) >= 10**digits:
+    if abs(value) >= 1_000:
         return f"{value:,.0f}".replace("-", _MINUS)
     return f"{value:.{digits}g}".replace("-", _MINUS)
 
@@ -106,8 +110,15 @@ class Unit:
         """`low to high`; empty where a bound is missing."""
         return "" if low is None or high is None else f"{self(low)} to {self(high)}"
 
-    def per_thousand(self, value: float | None) -> str:
-        """The same amount per 1,000 decisions; rates stay rates."""
-        if self.unit == "minor" and value is not None:
-            return money(value * 1000, self.currency, None if abs(value) < 100 else 0)
-        return self(value)
+    def difference_interval(self, low: float | None, high: float | None) -> str:
+        """`low to high` of a difference; empty where a bound is missing."""
+        if self.unit != "fraction" or low is None or high is None:
+            return self.interval(low, high)
+        return f"{low * 100:.2f} to {high * 100:.2f} percentage points".replace("-", _MINUS)
+
+    def per_thousand(self, value: float | None, like: float | None = None) -> str:
+        """Money per decision as money per 1,000 decisions, with the decimals that `like` is shown with."""
+        if value is None:
+            return NONE
+        size = abs(value if like is None else like)
+        return money(value * 1000, self.currency, 0 if size >= 1 else None)

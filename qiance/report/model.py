@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from qiance.domain import StrategyKind, StrategyState
 
@@ -375,7 +374,7 @@ class RunReport(_Part):
 
     kind: Literal["loop", "offline"]
     title: str
-    created_at: datetime
+    created_at: AwareDatetime
     version: str
     seed: int
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"

@@ -9,7 +9,7 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
-from qiance.report.figures import NONE, Unit, milliseconds, money, number, percent, score, seconds
+from qiance.report.figures import NONE, Unit, milliseconds, money, number, percent, score, seconds, words
 from qiance.report.model import OfflinePolicy, PolicyReport, RunReport
 
 Tone = Literal["good", "warn", "bad", "plain"]
@@ -145,7 +145,7 @@ def _gain(policy: PolicyReport, unit: Unit) -> Headline:
         tone = "good" if gain.low > 0 else "bad" if gain.high < 0 else "warn"
     span = ""
     if gain.low is not None and gain.high is not None:
-        span = f"; {unit.per_thousand(gain.low)} to {unit.per_thousand(gain.high)}"
+        span = f"; {unit.per_thousand(gain.low, gain.value)} to {unit.per_thousand(gain.high, gain.value)}"
         span += f" at {percent(policy.confidence, 0)}"
     return Headline(label, unit.per_thousand(gain.value), f"against customers left alone{span}", tone)
 
@@ -179,8 +179,9 @@ def _service(policy: PolicyReport) -> Headline:
     if policy.decisions_per_s is not None:
         parts.append(f"{policy.decisions_per_s:,.0f} a second")
     if policy.degraded:
-        parts.append(f"{sum(policy.degraded.values()):,} with a part missing")
-    tone: Tone = "warn" if policy.degraded else "plain"
+        parts.append(f"{number(sum(policy.degraded.values()))} with a part missing")
+    missing = sum(policy.degraded.values())
+    tone: Tone = "warn" if missing >= 0.01 * (policy.decisions or 1) else "plain"
     return Headline("Slowest 1 in 100 answers", milliseconds(p99), ", ".join(parts), tone)
 
 
@@ -194,11 +195,7 @@ def _offline(report: RunReport) -> Iterator[Headline]:
     )
     if policy.gate is not None:
         gate = policy.gate
-        between = (
-            ""
-            if gate.low is None or gate.high is None
-            else (f"{unit.difference(gate.low)} to {unit.difference(gate.high)}")
-        )
+        between = unit.difference_interval(gate.low, gate.high)
         tone: Tone = "good" if gate.low is not None and gate.low > 0 else "warn"
         yield Headline(
             "Better than the logged policy by", unit.difference(gate.value), between or "no interval", tone
@@ -238,11 +235,14 @@ def is_ours(name: str) -> bool:
 
 def _offline_lead(report: RunReport) -> str:
     policy, unit = report.policy, Unit(report.unit, report.currency)
-    label = report.offline.label if report.offline else "outcome"
-    first = (
-        f"Estimated on real logged responses, the proposed policy's {label} is {unit(policy.predicted)} "
-        "per decision"
+    if policy.predicted is None:
+        return "This run has no estimate of a policy."
+    label = words(report.offline.label) if report.offline else "outcome"
+    value = unit(policy.predicted)
+    reached = (
+        f"a {label} rate of {value}" if report.unit == "fraction" else f"{value} of {label} per decision"
     )
+    first = f"On real logged responses the proposed policy is estimated to reach {reached}"
     gate = policy.gate
     if gate is None or gate.value is None:
         return f"{first}."

@@ -49,10 +49,15 @@ class Generated:
 
 
 class TextEngine(Protocol):
-    """A model that answers in JSON; `languages` are those it writes well enough to be asked."""
+    """A model that answers in JSON.
+
+    languages: those it writes well enough to be asked; takes_segment: large enough that naming the readers
+    helps it (a very small model starts to write about them: `deal seekers` brought `get paid for it`).
+    """
 
     name: str
     languages: frozenset[str]
+    takes_segment: bool
 
     def generate_json(
         self,
@@ -157,7 +162,7 @@ def write_content(
         verdicts = [_judge(request, answer) for answer in answers.get(number, ())]
         best = _best(verdicts, used)
         if best is not None and best.creative is not None and engine is not None:
-            written.append(_from_model(request, best.creative, verdicts, engine.name))
+            written.append(_from_model(request, best.creative, verdicts, engine))
         else:
             bucket = (request.channel, request.has_offer, request.language)
             why = absent.get(number) or _why_none(verdicts)
@@ -187,7 +192,7 @@ def _ask(
         if language not in engine.languages:
             absent |= dict.fromkeys(numbers, f"{engine.name} does not write {language}")
             continue
-        prompts = [_prompt(requests[n]) for n in numbers for _ in range(samples)]
+        prompts = [_prompt(requests[n], engine) for n in numbers for _ in range(samples)]
         try:
             flat = engine.generate_json(
                 prompts,
@@ -213,8 +218,9 @@ def _counted(on_progress: Progress | None) -> Counted | None:
     return lambda done, total: on_progress(done / total, f"writing words: {done} of {total} samples")
 
 
-def _prompt(request: ContentRequest) -> Prompt:
-    return copy_prompt(plain_name(request.item), request.segment, request.language)
+def _prompt(request: ContentRequest, engine: TextEngine) -> Prompt:
+    segment = request.segment if engine.takes_segment else ""
+    return copy_prompt(plain_name(request.item), segment, request.language)
 
 
 def _judge(request: ContentRequest, answer: Generated) -> _Verdict:
@@ -256,7 +262,7 @@ def _widest(request: ContentRequest) -> Facts:
 
 
 def _score(creative: Creative, answer: Generated, item: Item) -> float:
-    """Likelihood, plus 0.2 when the body names the product in full, less 0.02 per headline word beyond five."""
+    """Likelihood, plus 0.2 for the product's full name, less 0.02 per word off a headline of five."""
     named = 0.2 if plain_name(item) in creative.body.lower() else 0.0
     words = len(creative.headline.split()) if creative.language == "en" else len(creative.headline) / 2
     return answer.likelihood + named - 0.02 * abs(words - 5)
@@ -268,13 +274,15 @@ def _best(verdicts: Sequence[_Verdict], used: set[str]) -> _Verdict | None:
 
 
 def _from_model(
-    request: ContentRequest, creative: Creative, verdicts: Sequence[_Verdict], name: str
+    request: ContentRequest, creative: Creative, verdicts: Sequence[_Verdict], engine: TextEngine
 ) -> Written:
     passed = sum(v.creative is not None for v in verdicts)
-    reasons = [f"written by {name}; {passed} of {len(verdicts)} samples passed every check"]
+    reasons = [f"written by {engine.name}; {passed} of {len(verdicts)} samples passed every check"]
     if request.has_offer:
         reasons.append("the sentence that states the offer is an approved frame with slots")
-    return Written(creative, tuple(reasons), name, request.key)
+    if request.segment and not engine.takes_segment:
+        reasons.append("the same words for every segment: the model is too small to write for one")
+    return Written(creative, tuple(reasons), engine.name, request.key)
 
 
 def _why_none(verdicts: Sequence[_Verdict]) -> str:

@@ -26,9 +26,7 @@ class Prompt:
 
 _EN: Final = "[a-z ,'-]"
 # An order opens the body: left to itself a small model defines the product (`A soup is a meal`).
-_OPENINGS: Final = (
-    "(Enjoy|Bring|Treat|Start|Make|Share|Add|Keep|Give|Try|Fill|Brighten|Discover|Take|Wake|Put|Pick|Relax|Refresh)"
-)
+_OPENINGS: Final = "Enjoy|Bring|Treat|Start|Make|Share|Add|Keep|Give|Try|Fill|Brighten|Discover|Take|Wake|Put|Pick|Relax|Refresh"
 _ZH: Final = "[\\u4e00-\\u9fff，、]"
 # Longest texts that the schema admits, characters; a text that reaches them was cut and is dropped.
 MOST: Final[Mapping[str, Mapping[str, int]]] = {
@@ -39,38 +37,56 @@ CALLS: Final[Mapping[str, tuple[str, ...]]] = {
     "en": ("Shop now", "Add to basket", "Try it today", "Order today", "Take a look"),
     "zh": ("立即选购", "加入购物车", "马上看看", "今天就下单"),
 }
-# Words that would fail a check: asking a model not to write them saves samples.
-AVOID: Final[Mapping[str, tuple[str, ...]]] = {
-    "en": tuple(
-        "best finest greatest ultimate unbeatable most only always never every world worlds planet life lives "
-        "lifetime health healthy healthier natural organic protein energy boost immune free save sale deal price "
-        "cheap half two three customer customers product I my me not but no can't homemade favorites gods soul "
-        "mood guarantee is are was Greece Greek sell business industry staple people restaurant"
-        .split()
-    ),
-    "zh": (),
-}
+# Words that would fail a check or lead astray: asking a model not to write them saves samples.
+_AVOID_EN: Final = """
+best finest greatest ultimate unbeatable most only always never every world worlds planet life lives lifetime
+health healthy healthier natural organic protein energy boost immune free save sale deal deals price cheap half
+two three customer customers product I my me not but no can't homemade favorites gods soul mood guarantee is are
+was Greece Greek sell business industry staple people restaurant local complimentary paid
+"""
+AVOID: Final[Mapping[str, tuple[str, ...]]] = {"en": tuple(_AVOID_EN.split()), "zh": ()}
 _PATTERNS: Final[Mapping[str, Mapping[str, str]]] = {
-    "en": {"body": f"^{_OPENINGS} {_EN}{{15,85}}[.!]$", "headline": f"^[A-Z]{_EN}{{9,46}}[!]?$"},
+    "en": {"body": f"^({_OPENINGS}) {_EN}{{15,85}}[.!]$", "headline": f"^[A-Z]{_EN}{{9,46}}[!]?$"},
     "zh": {"body": f"^{_ZH}{{8,48}}[。！]$", "headline": f"^{_ZH}{{4,17}}[！]?$"},
 }
 _SYSTEM: Final[Mapping[str, str]] = {
     "en": "You write short, friendly advertisements for a grocery shop. Never write numbers or prices.",
     "zh": "你为一家超市写简短亲切的广告文案。不写数字、价格和绝对化用语。",
 }
+# (product, body, headline, call to action)
 _SHOTS: Final[Mapping[str, tuple[tuple[str, str, str, str], ...]]] = {
     "en": (
-        ("strawberry jam", "Start the day with ripe strawberry jam on warm toast.", "Sweeter mornings begin here", "Add to basket"),
-        ("dish soap", "Make dishes shine again with one small drop of dish soap.", "Sparkling plates with less scrubbing", "Shop now"),
-        ("rice", "Enjoy soft, fluffy rice with your favorite curry and a squeeze of lime.", "A warm bowl for dinner tonight", "Order today"),
-        ("puppy food", "Keep little tails wagging with a bowl of crunchy puppy food at dinner time.", "Happy puppies love a full bowl", "Try it today"),
+        (
+            "strawberry jam",
+            "Start the day with ripe strawberry jam on warm toast.",
+            "Sweeter mornings begin here",
+            "Add to basket",
+        ),
+        (
+            "dish soap",
+            "Make dishes shine again with one small drop of dish soap.",
+            "Sparkling plates with less scrubbing",
+            "Shop now",
+        ),
+        (
+            "rice",
+            "Enjoy soft, fluffy rice with your favorite curry and a squeeze of lime.",
+            "A warm bowl for dinner tonight",
+            "Order today",
+        ),
+        (
+            "bath towels",
+            "Keep your bathroom cozy with soft, fluffy bath towels.",
+            "Wrap up in something soft",
+            "Try it today",
+        ),
     ),
     "zh": (
         ("草莓酱", "熟透的草莓熬成果酱，抹在热吐司上，早晨多一分甜。", "早餐多一分甜", "加入购物车"),
         ("洗洁精", "轻轻一挤就能洗去油污，碗碟亮起来。", "让碗碟重新发亮", "立即选购"),
         ("大米", "米粒饱满松软，配什么菜都香。", "今晚来一碗热饭", "今天就下单"),
     ),
-}  # fmt: skip
+}
 _ASK: Final[Mapping[str, str]] = {
     "en": "Write an advertisement for {name}{readers}: one sentence, a headline, and a call to action.",
     "zh": "为{name}写一则广告{readers}：一句正文、一个标题、一个行动号召。",
@@ -85,7 +101,8 @@ def copy_prompt(name: str, segment: str, language: str) -> Prompt:
 
 
 def _ask(name: str, segment: str, language: str) -> str:
-    readers = _READERS[language].format(segment=segment) if segment else ""
+    named = segment and segment != "everybody" and not any(c.isdigit() for c in segment)
+    readers = _READERS[language].format(segment=segment) if named else ""
     return _ASK[language].format(name=name, readers=readers)
 
 

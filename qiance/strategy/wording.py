@@ -1,4 +1,4 @@
-"""Checks that any words must pass before a marketer sees them, and (from `qiance.features.words`) their features.
+"""Checks that any words must pass before a marketer sees them; `creative_features` is passed on.
 
 The checks fail closed and each finding cites its rule:
 
@@ -24,8 +24,8 @@ from itertools import pairwise
 
 from qiance.domain import Channel, Creative, Item
 from qiance.features.words import creative_features
-from qiance.strategy import terms
 from qiance.strategy.slots import FIELDS, FIGURES, KNOWN_SLOTS, SLOT, slots_of
+from qiance.strategy.terms import load_terms
 
 __all__ = [
     "LIMITS",
@@ -76,7 +76,7 @@ def plain_name(item: Item) -> str:
     """
     for source in (item.title, item.category, item.department):
         words = re.split(r"[/:(,;]", source)[0].replace("&", " and ").replace("-", " ").lower()
-        kept = [w for w in words.split() if not any(c.isdigit() for c in w) and w not in terms.UNITS]
+        kept = [w for w in words.split() if not any(c.isdigit() for c in w) and w not in load_terms().units]
         if any(c.isalpha() for c in "".join(kept)):
             return " ".join(kept)
     return "this product"
@@ -85,7 +85,9 @@ def plain_name(item: Item) -> str:
 def related_words(item: Item) -> frozenset[str]:
     """Stems of the words that show that a text is about `item`, from title and category."""
     words = _WORD.findall(f"{item.title} {item.category}".lower())
-    return frozenset(_stem(w) for w in words if len(w) > 2 and w not in terms.STOP | terms.UNITS)
+    return frozenset(
+        _stem(w) for w in words if len(w) > 2 and w not in load_terms().stop | load_terms().units
+    )
 
 
 def check_written(creative: Creative, item: Item, *, has_offer: bool, has_threshold: bool) -> list[Finding]:
@@ -131,11 +133,10 @@ def _facts(text: str, has_offer: bool, has_threshold: bool) -> list[Finding]:
 def _claims(text: str, language: str) -> list[Finding]:
     plain = SLOT.sub(" ", text).lower()
     found = []
-    for rule, barred in terms.BARRED[language].items():
-        for pattern in barred:
-            match = pattern.search(plain)
-            if match:
-                found.append(Finding(rule, repr(match.group().strip())))
+    for rule, pattern in load_terms().barred[language].items():
+        match = pattern.search(plain)
+        if match:
+            found.append(Finding(rule, repr(match.group())))
     return found
 
 
@@ -144,14 +145,14 @@ def _repetition(creative: Creative) -> list[Finding]:
     found = []
     for name, most in (("headline", 1), ("body", 2), ("call_to_action", 1)):
         words = _tokens(getattr(creative, name), creative.language)
-        counts = Counter(w for w in words if w not in terms.STOP)
+        counts = Counter(w for w in words if w not in load_terms().stop)
         twins = [a for a, b in pairwise(words) if a == b]
         phrases = [p for p, n in Counter(zip(words, words[1:], words[2:], strict=False)).items() if n > 1]
         often = [w for w, n in counts.items() if n > most and creative.language == "en"]
         if twins or phrases or often:
             found.append(Finding("W06", f"{name}: {(twins or often or [' '.join(p) for p in phrases])[0]!r}"))
     head, body = (_tokens(t, creative.language) for t in (creative.headline, creative.body))
-    if len(head) > 3 and set(head) - terms.STOP <= set(body) and creative.language == "en":
+    if len(head) > 3 and set(head) - load_terms().stop <= set(body) and creative.language == "en":
         found.append(Finding("W09", "every word of the headline is in the body"))
     return found
 
@@ -172,7 +173,7 @@ def _clipped(creative: Creative) -> list[Finding]:
     for name in FIELDS:
         text = getattr(creative, name).strip()
         words = _tokens(text, "en")
-        dangling = bool(words) and text[-1:] not in "}" and words[-1] in terms.DANGLING
+        dangling = bool(words) and text[-1:] not in "}" and words[-1] in load_terms().dangling
         broken = re.search(r"[,;'’-]\s*[.!?]|[,;-]$|\s[,.!?]|\s{2}|[,.!?-]{2}", text)
         if not text or dangling or broken:
             found.append(Finding("W08", f"{name} ends or breaks off: {text[-24:]!r}"))

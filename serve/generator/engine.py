@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from qiance.strategy.content import Generated
 from qiance.strategy.prompts import Prompt
-from serve.generator.weights import ModelUnavailable, quiet_progress, resolve
+from serve.generator.weights import ModelUnavailable, Weights, quiet_progress, resolve
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What an avoided word's logit loses: near to never, yet the grammar can always go on.
@@ -45,12 +45,13 @@ class _Row:
 class TransformersEngine:
     """A causal language model that answers in JSON of a given schema.
 
-    name: what provenance calls the weights; languages: those it is asked to write.
+    name: what provenance calls the weights; languages, takes_segment: see `TextEngine`.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, name: str, languages: frozenset[str]) -> None:
-        self.name = name
-        self.languages = languages
+    def __init__(self, model: Any, tokenizer: Any, weights: Weights) -> None:
+        self.name = weights.name
+        self.languages = weights.languages
+        self.takes_segment = weights.takes_segment
         self.load_seconds = 0.0
         self._model = model
         self._tokenizer = tokenizer
@@ -84,7 +85,7 @@ class TransformersEngine:
         except OSError as error:
             raise ModelUnavailable(f"model: {model!r} cannot be loaded: {error}") from error
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        engine = cls(network.to(device).eval(), tokenizer, weights.name, weights.languages)
+        engine = cls(network.to(device).eval(), tokenizer, weights)
         engine.load_seconds = time.perf_counter() - started
         return engine
 

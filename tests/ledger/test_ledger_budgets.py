@@ -234,3 +234,19 @@ def test_eight_threads_never_pass_the_cap(ledger: Ledger, make: MakeDecision) ->
     assert booked == ledger.budget("x").spent + ledger.budget("y").spent
     ledger.release_expired(NOW + 9 * HOUR)
     assert ledger.budget("x").reserved == ledger.budget("y").reserved == 0
+
+
+def test_what_is_certain_stays_booked_when_a_reservation_expires(ledger: Ledger, make: MakeDecision) -> None:
+    ledger.open_budget("b", 100)
+    late = make()
+    assert ledger.record_decision(late, Reservation("b", 40, NOW + HOUR, certain=3))
+    assert ledger.release_expired(NOW + HOUR) == 1
+    assert (ledger.budget("b").spent, ledger.budget("b").reserved) == (3, 0)
+    assert ledger.settle(late.decision_id, 40) == 40, "a late conversion books what is missing to the whole"
+    assert ledger.budget("b").spent == 40
+
+
+def test_more_certain_than_reserved_is_refused(ledger: Ledger, make: MakeDecision) -> None:
+    ledger.open_budget("b", 100)
+    with pytest.raises(ValueError, match=r"reservation\.certain: 5 is more than the amount 4"):
+        ledger.record_decision(make(), Reservation("b", 4, NOW + HOUR, certain=5))

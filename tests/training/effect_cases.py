@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -74,3 +78,28 @@ def fit(planted: Planted, folder: Path, workers: int = 0, **settings: int) -> Tr
 
 def _sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:
     return 1 / (1 + np.exp(-z))
+
+
+@contextmanager
+def listening() -> Iterator[set[tuple[str, str]]]:
+    """Collects (process title, address) of every listening socket of our child processes."""
+    found: set[tuple[str, str]] = set()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.1):
+            for child in psutil.Process().children(recursive=True):
+                try:
+                    title = " ".join(child.cmdline())
+                    sockets = child.net_connections()
+                except psutil.Error:
+                    continue
+                found.update((title, s.laddr.ip) for s in sockets if s.status == psutil.CONN_LISTEN)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        watcher.join()

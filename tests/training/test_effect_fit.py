@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from effect_cases import LABELS, Planted, fit, plant
+from effect_cases import LABELS, Planted, fit, listening, plant
 
 from qiance.artifacts import ArtifactError, EffectModel
 from qiance.evaluate.prediction import auc
@@ -85,25 +85,41 @@ def test_no_run_files_are_left(trained: Trained) -> None:
     assert list(runs.iterdir()) == []
 
 
+def test_without_ray_it_says_what_to_do(planted: Planted, tmp_path: Path) -> None:
+    import ray
+
+    if ray.is_initialized():
+        pytest.skip("another test of this session holds Ray")
+    with pytest.raises(RuntimeError, match=r"call ray\.init before training"):
+        fit(planted, tmp_path, workers=1)
+
+
+def _assert_loopback(sockets: set[tuple[str, str]]) -> None:
+    assert any("RayTrainWorker" in process for process, _ in sockets), "the workers were not seen"
+    assert [s for s in sockets if not s[1].removeprefix("::ffff:").startswith("127.") and s[1] != "::1"] == []
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_ray_train_gives_the_model_that_this_process_gives(
     planted: Planted, trained: Trained, tmp_path: Path
 ) -> None:
     told: list[tuple[float, str]] = []
-    on_ray = train_effect(
-        planted.table,
-        planted.schema,
-        labels=LABELS,
-        split=planted.split,
-        settings=TrainSettings(workers=1, heads=4),
-        out=tmp_path / "artifacts",
-        storage=tmp_path / "runs",
-        data_fingerprint="planted",
-        units=planted.users,
-        progress=lambda share, text: told.append((share, text)),
-    )
-    assert [row["epoch"] for row in on_ray.history] == [row["epoch"] for row in trained.history]
-    assert on_ray.metrics["valid_loss"] == pytest.approx(trained.metrics["valid_loss"], rel=1e-4)
+    with listening() as sockets:
+        on_ray = train_effect(
+            planted.table,
+            planted.schema,
+            labels=LABELS,
+            split=planted.split,
+            settings=TrainSettings(workers=1, heads=4),
+            out=tmp_path / "artifacts",
+            storage=tmp_path / "runs",
+            data_fingerprint="planted",
+            units=planted.users,
+            progress=lambda share, text: told.append((share, text)),
+        )
+    _assert_loopback(sockets)
+    assert on_ray.history == trained.history
+    assert on_ray.artifact.version == trained.artifact.version
     shares = [share for share, _ in told]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
@@ -113,17 +129,10 @@ def test_ray_train_gives_the_model_that_this_process_gives(
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_two_ray_workers_learn_together(planted: Planted, trained: Trained, tmp_path: Path) -> None:
-    both = fit(planted, tmp_path, workers=2)
+    with listening() as sockets:
+        both = fit(planted, tmp_path, workers=2)
+    _assert_loopback(sockets)
     assert both.metrics["click_auc"] == pytest.approx(trained.metrics["click_auc"], abs=0.03)
-
-
-def test_without_ray_it_says_what_to_do(planted: Planted, tmp_path: Path) -> None:
-    import ray
-
-    if ray.is_initialized():
-        pytest.skip("another test of this session holds Ray")
-    with pytest.raises(RuntimeError, match=r"call ray\.init before training"):
-        fit(planted, tmp_path, workers=1)
 
 
 def test_click_only_leaves_the_rest_unknown(tmp_path: Path) -> None:

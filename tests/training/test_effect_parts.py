@@ -127,7 +127,7 @@ def test_losses_agree_with_what_is_served(entire_space: bool) -> None:
     config = _config(entire_space)
     network = EffectNetwork(config).eval()
     num, cat = torch.randn(64, 3), torch.randint(0, 4, (64, 1))
-    served = ServedNetwork(network)(num, cat)
+    served = ServedNetwork(network)(num, cat).detach()
     converted = (torch.rand(64) < 0.5).float()
     labels = {"click": torch.ones(64), "conversion": converted, "sales": converted * 800, "margin": converted}
     found = losses(config, network(num, cat), labels)

@@ -82,7 +82,7 @@ def compare(
     split: Split,
     model: EffectModel | None = None,
     *,
-    threads: int = 2,
+    threads: int = 1,
     seed: int = 0,
 ) -> list[ModelScore]:
     """Train every baseline on the training rows and score all on the test rows.

@@ -79,8 +79,11 @@ def train_loop(config: dict[str, Any]) -> list[dict[str, float]]:
     import ray.train
     import ray.train.torch
 
+    from training.effect.rendezvous import join_group
+
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    join_group(Path(config["data"]).parent, rank, world)
 
     def report(metrics: dict[str, float], state: dict[str, Any]) -> None:
         if rank != 0:

@@ -85,8 +85,8 @@ class EffectNetwork(nn.Module):
         self._initialise(joined)
 
     def _initialise(self, joined: int) -> None:
-        for embedding in self.embeddings:
-            nn.init.normal_(embedding.weight, std=0.05)
+        for weight in self.embeddings.parameters():
+            nn.init.normal_(weight, std=0.05)
         nn.init.normal_(self.head_in, std=1 / math.sqrt(joined))
         nn.init.normal_(self.head_out, std=0.3 / math.sqrt(_HEAD_WIDTH))
         nn.init.normal_(self.direct, std=0.1 / math.sqrt(joined))

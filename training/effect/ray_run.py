@@ -42,9 +42,12 @@ def run_ray_train(
     if not ray.is_initialized():
         # Left to itself Ray would start a cluster that listens on every interface.
         raise RuntimeError("Ray is not running: call ray.init before training")
+    from training.effect.rendezvous import torch_config
+
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=dict(config),
+        torch_config=torch_config(),
         scaling_config=ray.train.ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
         run_config=ray.train.RunConfig(
             name="train",
@@ -93,7 +96,7 @@ def tell_epoch(row: Mapping[str, float], epochs: int, tell: Tell) -> None:
     """Report one epoch's line of the history as progress."""
     epoch = int(row["epoch"]) + 1
     text = f"epoch {epoch} of at most {epochs}: validation loss {row['valid_loss']:.4f}"
-    tell(0.1 + 0.8 * epoch / epochs, text)
+    tell(0.1 + 0.75 * epoch / epochs, text)
 
 
 @contextmanager

@@ -168,6 +168,7 @@ def upgrade() -> None:
         sa.Column("decision_id", sa.String(length=200), nullable=False),
         sa.Column("budget_id", sa.String(length=200), nullable=False),
         sa.Column("amount", sa.BigInteger(), nullable=False),
+        sa.Column("certain", sa.BigInteger(), nullable=False),
         sa.Column("settled", sa.BigInteger(), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
