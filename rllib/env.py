@@ -45,7 +45,8 @@ class PacingEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     ## Reward
     True (expected) incremental margin of the day over doing nothing, after goods, discounts and contact costs, as
-    a fraction of the mean daily budget (cap ÷ horizon). `info["margin"]` has it in minor units.
+    a fraction of the budget's cap: an episode's return is what each unit of budget brought. `info["margin"]` has it
+    in minor units.
 
     ## Episode end
     Terminates after `horizon_days`; it is never truncated. An exhausted budget does not end it: the days that
@@ -100,7 +101,7 @@ class PacingEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         info = self._account(users, choice, truth)
         self._remember(users, choice, truth)
         self._advance(users, info, factor)
-        reward = info["margin"] * self.campaign.horizon_days / self.campaign.budget
+        reward = info["margin"] / self.campaign.budget
         over = self._state.day == self.campaign.horizon_days
         return observe(self._state), float(reward), over, False, info
 

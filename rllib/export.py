@@ -24,13 +24,15 @@ class _Served(torch.nn.Module):
 
     def __init__(self, module: RLModule) -> None:
         super().__init__()
-        encoder: Any = module.encoder
-        self.encoder = encoder.actor_encoder
-        self.head = module.pi
+        parts: Any = module
+        self.encoder = parts.encoder.actor_encoder
+        # Of the head only the mean: the free log standard deviations are no part of a deterministic action,
+        # and repeating them per row would fix the size of the batch.
+        self.mean = parts.pi.net
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         """Observations `[n, 6]` → multipliers `[n]`."""
-        mean = self.head(self.encoder({"obs": obs})["encoder_out"])[:, 0]
+        mean = self.mean(self.encoder({"obs": obs})["encoder_out"])[:, 0]
         # Box(−1, 1): unsquashing is the identity, then clips.
         return torch.exp(torch.clamp(mean, -1.0, 1.0) * math.log(LIMIT))
 

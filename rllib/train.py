@@ -16,16 +16,18 @@ from qiance.domain import Interval
 from rllib.env import PacingEnv
 from rllib.evaluate import Floats, choose, episode_returns, mean_interval, tuned_baselines
 from rllib.export import export_module
+from rllib.start import start_from
 from rllib.world import fingerprint
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
 
 Tell = Callable[[float, str], None]
-ENVS, STEPS_PER_ITERATION, TUNING_EPISODES = 16, 960, 12
+import os
+LR=float(os.environ.get('LR','1e-3'))
+ENVS, STEPS_PER_ITERATION, TUNING_EPISODES, DEMONSTRATIONS = 16, 960, 12, 48
 # Far from the seeds that RLlib counts up from its own: held-out episodes are never trained on.
 _TUNING_SEEDS, _HELD_OUT_SEEDS = 1_000_000, 2_000_000
-_LOG_STD = -1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class PacingTrained:
     artifact: of the policy that is kept. chosen: `learned`, `constant` or `even_pace`.
     returns: incremental margin of an episode by policy, minor units, mean and 90 % interval over the held-out
         episodes. gain: learned minus the best rule on the same episodes, minor units.
-    history: mean return of the episodes sampled in each iteration, as fractions of the mean daily budget.
+    history: mean return of the episodes sampled in each iteration, as fractions of the budget.
     """
 
     artifact: Artifact = field(repr=False)
@@ -75,11 +77,13 @@ def train_pacing(
     tell, started = progress or (lambda share, text: None), time.monotonic()
     world = world.resolve()
     tell(0.0, "tuning the rules that a trained policy must beat")
-    rules = tuned_baselines(world, range(_TUNING_SEEDS, _TUNING_SEEDS + TUNING_EPISODES))
+    tuning = range(_TUNING_SEEDS, _TUNING_SEEDS + TUNING_EPISODES)
+    rules = tuned_baselines(world, tuning)
     storage.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="pacing-", dir=storage.resolve()) as folder:
         program = Path(folder) / "program.pt2"
-        history = _learn(world, iterations, seed, Path(folder), program, tell)
+        best = max(rules.values(), key=lambda rule: episode_returns(world, rule, tuning).mean())
+        history = _learn(world, best, iterations, seed, program, tell)
         learned = write_program(Path(folder), _copy(program), metrics={}, data_fingerprint="")
         tell(0.9, f"comparing on {episodes} held-out episodes")
         seeds = range(_HELD_OUT_SEEDS, _HELD_OUT_SEEDS + episodes)
@@ -116,7 +120,7 @@ def algorithm(world: Path, iterations: int, seed: int, storage: Path) -> Algorit
         .training(
             gamma=1.0,  # a campaign's last day counts as much as its first
             lambda_=0.95,
-            lr=[[0, 3e-3], [steps, 3e-4]],
+            lr=[[0, LR], [steps, LR/10]],
             train_batch_size_per_learner=STEPS_PER_ITERATION,
             minibatch_size=240,
             num_epochs=20,
@@ -127,23 +131,22 @@ def algorithm(world: Path, iterations: int, seed: int, storage: Path) -> Algorit
         )
         .debugging(seed=seed, log_level="ERROR")
     )
-    built = config.build_algo()
-    _start_narrow(built)
-    return built
+    return config.build_algo()
 
 
 def _learn(
-    world: Path, iterations: int, seed: int, storage: Path, program: Path, tell: Tell
+    world: Path, rule: Rule, iterations: int, seed: int, program: Path, tell: Tell
 ) -> tuple[float, ...]:
     """Train, write the policy to `program`, and return the mean return of each iteration."""
     tell(0.05, "starting PPO")
-    ppo = algorithm(world, iterations, seed, storage)
+    ppo = algorithm(world, iterations, seed, program.parent)
     try:
+        start_from(ppo, world, rule, range(_TUNING_SEEDS, _TUNING_SEEDS + DEMONSTRATIONS))
         history = []
         for number in range(1, iterations + 1):
             history.append(float(ppo.train()["env_runners"]["episode_return_mean"]))
             share = 0.1 + 0.8 * number / iterations
-            tell(share, f"iteration {number} of {iterations}: mean return {history[-1]:.2f} daily budgets")
+            tell(share, f"iteration {number} of {iterations}: mean return {history[-1]:.3f} of the budget")
         export_module(ppo.get_module(), program)
         return tuple(history)
     finally:
@@ -159,16 +162,6 @@ def _ppo_below(storage: Path) -> type[Algorithm]:
             self._logdir = tempfile.mkdtemp(prefix="ppo-", dir=storage)
 
     return PPOBelow
-
-
-def _start_narrow(ppo: Algorithm) -> None:
-    """Start exploring at a standard deviation of e⁻¹: RLlib's 1 is as wide as the whole action space."""
-
-    def narrow(learner: Any, **_: Any) -> None:
-        learner.module["default_policy"].pi.log_std.data.fill_(_LOG_STD)
-
-    ppo.learner_group.foreach_learner(narrow)
-    ppo.env_runner_group.sync_weights(from_worker_or_learner_group=ppo.learner_group, inference_only=True)
 
 
 def _gain(returns: Mapping[str, Floats]) -> Interval:

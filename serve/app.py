@@ -107,13 +107,13 @@ class PacerDeployment:
     """Moves the shadow price with the day; exactly one replica."""
 
     def __init__(self, args: AppArgs) -> None:
-        from qiance.artifacts.pacing import load_pacing_policy
+        from qiance.artifacts.pacing import ExportedPolicy
         from serve.pacer import Pacer
 
         self._pacer = Pacer(
             Workspace(args.workspace),
             open_ledger(args),
-            load_pacing_policy,
+            ExportedPolicy.load,
             simulated=args.clock == "request",
             publish=PacerMetrics().paced,
         )
@@ -164,7 +164,7 @@ class GatewayDeployment:
             GatewayMetrics(),
         )
 
-    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: PLW3201 - Ray's name
+    def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(lambda: self.gateway, self._args.max_body_bytes)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qiance.decide.holdout import holdout
 from qiance.decide.rule import decide
 from qiance.domain import Action, Decision, Effect
-from qiance.ledger import DuplicateDecisionError, Ledger, Reservation
+from qiance.ledger import NO_VERSION, DuplicateDecisionError, Ledger, Reservation
 from serve.args import AppArgs
 from serve.live import LiveState, Watcher
 from serve.predictor import Scored, ScoreRequest
@@ -98,7 +98,7 @@ class DecisionService:
         self, request: DecisionRequest, asked: Asked, state: LiveState
     ) -> tuple[Scored, tuple[str, ...]]:
         """Scores from the predictor, or the strategies' mean effects when it does not answer in time."""
-        if not state.versions.policy or state.versions.killed:
+        if state.versions.policy == NO_VERSION or state.versions.killed:
             return _means(state), ("killed" if state.versions.killed else "no_policy",)
         try:
             call = self._scorer(ScoreRequest(request.user_id, asked.contacts_7d))
@@ -268,6 +268,6 @@ def _means(state: LiveState) -> Scored:
         cost=cost,
         admissible=everybody,
         effects=tuple(effects),
-        model_version=state.versions.model or "none",
+        model_version=state.versions.model,
         degraded=(),
     )

@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from qiance import __version__
 from qiance.domain import Action, Effect, Outcome, OutcomeType, StrategyState
-from qiance.ledger import Ledger, LedgerUnavailableError, Scope
+from qiance.ledger import NO_VERSION, Ledger, LedgerUnavailableError, Scope
 from serve import problems
 from serve.args import AppArgs
 from serve.briefs import new_brief
@@ -163,7 +163,7 @@ class Gateway:
 
     async def health(self) -> Health:
         versions = self.watcher.state.versions
-        missing = [n for n, v in (("model", versions.model), ("policy", versions.policy)) if not v]
+        missing = [n for n, v in (("model", versions.model), ("policy", versions.policy)) if v == NO_VERSION]
         degraded = missing + (["ledger"] if self.watcher.age_s > 5.0 else [])
         return Health(
             status="degraded" if degraded else "ready",

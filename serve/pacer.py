@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from qiance.decide.pacing import PacingPolicy, PacingState, observe
 from qiance.decide.plan import KIND, Plan
 from qiance.domain import CONTROL
-from qiance.ledger import Ledger, LedgerUnavailableError
+from qiance.ledger import NO_VERSION, Ledger, LedgerUnavailableError
 from qiance.workspace import Workspace
 
 TICK_S = 0.25
@@ -69,6 +69,7 @@ class Pacer:
         self._adopt()
         if self._plan is None or self._policy is None:
             return None
+        self._publish_state(self._plan)
         day = int((now - self._plan.starts) / DAY)
         if day <= self._day or not 0 <= day < self._plan.horizon_days:
             return None
@@ -77,12 +78,17 @@ class Pacer:
         self._day, self._spent_before = day, int(state.spent)
         price = self._plan.shadow_price * self._multiplier
         self._ledger.set_versions(shadow_price=price, by="pacer")
-        self._publish(self._plan.budget_id, int(state.spent), int(state.budget_cap), price)
         return price
+
+    def _publish_state(self, plan: Plan) -> None:
+        """At every tick: Ray forgets a gauge that is not set again within some seconds."""
+        budget = self._ledger.budget(plan.budget_id)
+        price = self._ledger.versions().shadow_price
+        self._publish(plan.budget_id, budget.spent, budget.cap, price)
 
     def _adopt(self) -> None:
         version = self._ledger.versions().policy
-        if not version or version == self._version:
+        if version in (NO_VERSION, self._version):
             return
         plan = Plan.load(self._workspace.artifact(KIND, version))
         self._policy = self._load_policy(self._workspace.artifact("pacing-policy", plan.pacing))

@@ -16,7 +16,7 @@ from qiance.decide.predictor import FramePredictor, GridPredictor, UserRows
 from qiance.domain import Action, Audience, Effect, GridPrediction, UserTable
 from qiance.features.columns import EFFECT_SCHEMA
 from qiance.features.transforms import USER_CATEGORY_FEATURES, USER_FEATURES
-from qiance.ledger import Ledger
+from qiance.ledger import NO_VERSION, Ledger
 from qiance.strategy.audience import audience_mask
 from qiance.workspace import Snapshot, Workspace
 from serve.live import LiveState, Watcher
@@ -108,7 +108,7 @@ class Predictor:
     def _adopt(self, state: LiveState) -> None:
         """Load the model that the version row names, if it is another one."""
         version = state.versions.model
-        if not version or (self._model is not None and self._model.version == version):
+        if version == NO_VERSION or (self._model is not None and self._model.version == version):
             return
         path = self._workspace.artifact("effect-model", version)
         self._model = EffectModel.load(path, EFFECT_SCHEMA)

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from qiance import __version__
-from qiance.cli import data, keys, strategies
+from qiance.cli import dashboards, data, keys, strategies
 from qiance.settings import Settings, SettingsError, load_settings
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(data.app, name="data")
+app.add_typer(dashboards.app, name="dashboards")
 app.add_typer(keys.app, name="keys")
 app.add_typer(strategies.app, name="strategies")
 

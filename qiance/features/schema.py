@@ -123,7 +123,7 @@ def _order_difference(expected: FeatureSchema, found: FeatureSchema) -> list[str
 
 @dataclass(frozen=True, slots=True)
 class NumericCode:
-    """How one numeric feature is encoded: (value − mean) / std, NaN → mean.
+    """How one numeric feature is encoded: (value − mean) / std, NaN → mean; 0 where std is 0.
 
     indicator: the feature had NaN when fitted, so a column `1 where NaN` follows.
     """
@@ -198,7 +198,9 @@ class Encoder:
         for place, (name, code) in enumerate(zip(self.schema.numeric, self.numeric, strict=True)):
             values = _as_float(name, columns[name])
             known = np.isfinite(values)
-            scaled = (np.where(known, values, code.mean) - code.mean) / code.std
+            # A feature that never varied was never learned: whatever comes later, it says nothing.
+            scale = 1.0 / code.std if code.std > 0 else 0.0
+            scaled = (np.where(known, values, code.mean) - code.mean) * scale
             num[:, place] = np.clip(scaled, -_CLIP, _CLIP)
             if code.indicator:
                 num[:, flag] = ~known
@@ -272,8 +274,7 @@ def _fit_numeric(name: str, values: NDArray[np.float64]) -> NumericCode:
     if not known.size:
         raise ValueError(f"column {name!r} has no finite value; leave the feature out of the schema")
     std = float(known.std())
-    # A constant feature carries nothing: 1 keeps it at 0 after the mean is taken off.
-    return NumericCode(float(known.mean()), std if std > 1e-12 else 1.0, known.size < values.size)
+    return NumericCode(float(known.mean()), std if std > 1e-12 else 0.0, known.size < values.size)
 
 
 def _fit_vocabulary(values: NDArray[Any], min_count: int) -> tuple[str, ...]:

@@ -18,8 +18,10 @@ from qiance.ledger.records import (
     Scope,
     Versions,
 )
+from qiance.ledger.versions import NO_VERSION
 
 __all__ = [
+    "NO_VERSION",
     "ApiKey",
     "AuditLine",
     "BriefRecord",

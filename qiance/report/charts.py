@@ -172,7 +172,8 @@ def _centred(body: Markup) -> Markup:
 
 def _axis(axis: Scale, show: Format) -> Markup:
     texts = []
-    for tick in axis.ticks:
+    # On a narrow screen more than five numbers would run into one another.
+    for tick in axis.ticks if len(axis.ticks) <= 5 else axis.ticks[::2]:
         x = axis.x(tick)
         anchor = "start" if x < 8 else "end" if x > 92 else "middle"
         texts.append(_text(x, 14, show(tick), anchor))
@@ -221,7 +222,7 @@ def steps(points: Sequence[tuple[float, float]], show: Format, label: str) -> Ma
     axis = scale([value for _, value in thin], zero=True)
     if axis is None:
         return None
-    left, right, foot, head = 12.0, 98.0, 130.0, 10.0
+    left, right, foot, head = 9.0, 98.0, 130.0, 10.0
     first, last = thin[0][0], thin[-1][0] + 1
 
     def x(position: float) -> float:
@@ -233,7 +234,7 @@ def steps(points: Sequence[tuple[float, float]], show: Format, label: str) -> Ma
     parts = []
     for tick in axis.ticks:
         parts.append(_line(left, y(tick), right, y(tick), "grid"))
-        parts.append(_text(left - 2, y(tick) + 4, show(tick), "end"))
+        parts.append(_text(left - 1.5, y(tick) + 4, show(tick), "end"))
     for place, (position, value) in enumerate(thin):
         after = thin[place + 1] if place + 1 < len(thin) else None
         until = after[0] if after else last

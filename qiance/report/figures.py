@@ -122,3 +122,9 @@ class Unit:
             return NONE
         size = abs(value if like is None else like)
         return money(value * 1000, self.currency, 0 if size >= 1 else None)
+
+
+def title(name: str) -> str:
+    """`words` with a capital first letter, for labels."""
+    shown = words(name)
+    return shown[:1].upper() + shown[1:]

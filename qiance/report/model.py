@@ -6,180 +6,32 @@ field says so. Rates are fractions. A number that is NaN or infinite becomes nul
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AwareDatetime, Field
 
 from qiance.domain import StrategyKind, StrategyState
-
-Number = float | None
-Count = Annotated[int, Field(ge=0)]
-
-
-def finite(value: Any) -> Any:
-    """`value` with every NaN and infinity, however deep, replaced by None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(part) for part in value]
-    return value
+from qiance.report.parts import (
+    Count,
+    DataQuality,
+    Estimated,
+    Foreign,
+    Machine,
+    Models,
+    Number,
+    Part,
+    Stage,
+)
 
 
-class _Part(BaseModel):
-    """A part whose fields are ours: an unknown name is a mistake."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def _finite(cls, value: Any) -> Any:
-        return finite(value)
-
-
-class _Foreign(_Part):
-    """A part whose fields belong to another room: a name added there is kept in the JSON, not refused."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
-
-
-class Estimated(_Part):
-    """A point with its lower and upper bound."""
-
-    value: Number = None
-    low: Number = None
-    high: Number = None
-
-
-class Stage(_Part):
-    """A step of the run and how long it took."""
-
-    name: str
-    seconds: Number = None
-
-
-class Machine(_Part):
-    """What the run ran on; `ray` and `torch` are versions."""
-
-    cores: int | None = None
-    memory_gb: Number = None
-    python: str | None = None
-    ray: str | None = None
-    torch: str | None = None
-
-
-class Fault(_Foreign):
-    """How often one field was at fault for one reason."""
-
-    field: str | None = None
-    reason: str
-    count: Count
-
-
-class SourceTable(_Foreign):
-    """What became of the rows of one source table: rows_read = accepted + quarantined."""
-
-    table: str
-    source: str | None = None
-    rows_read: Count
-    accepted: Count
-    quarantined: Count
-    faults: list[Fault] = []
-    quarantine: str | None = None
-
-
-class DataQuality(_Part):
-    """What was read. left_out: sound rows without a place in the canonical tables, by reason."""
-
-    dataset: str
-    source: str = ""
-    fingerprint: str = ""
-    terms: str = ""
-    tables: list[SourceTable] = []
-    left_out: dict[str, Count] = {}
-
-
-class CalibrationBin(_Foreign):
-    """One bin: mean predicted probability against the share observed, with the interval of the share."""
-
-    n: Count
-    predicted: Number = None
-    observed: Number = None
-    low: Number = None
-    high: Number = None
-
-
-class ModelScore(_Foreign):
-    """One model's scores for one label on the test rows; what does not apply to the label is null."""
-
-    name: str
-    label: str = ""
-    log_loss: Number = None
-    ne: Number = None
-    auc: Number = None
-    rmse: Number = None
-    mse: Number = None
-    ece: Number = None
-    n_test: Count = 0
-    calibration: list[CalibrationBin] = []
-    note: str = ""
-
-
-Scores = dict[str, list[ModelScore]]
-
-
-def _by_label(scores: Any) -> Any:
-    """A flat list of scores as lists by label."""
-    if not isinstance(scores, list | tuple):
-        return scores
-    grouped: dict[str, list[Any]] = {}
-    for score in scores:
-        label = score.get("label", "") if isinstance(score, Mapping) else getattr(score, "label", "")
-        grouped.setdefault(str(label), []).append(score)
-    return grouped
-
-
-class ModelReport(_Part):
-    """A trained model beside its baselines; `scores` by label."""
-
-    version: str
-    name: str
-    rows: Count
-    parents: list[str] = []
-    seconds: Number = None
-    metrics: dict[str, Number] = {}
-    scores: Scores = {}
-
-    _group = field_validator("scores", mode="before")(_by_label)
-
-
-class Redemption(_Part):
-    """Scores on real coupon redemptions; a flat list is grouped by label."""
-
-    scores: Scores = {}
-
-    _group = field_validator("scores", mode="before")(_by_label)
-
-
-class Models(_Part):
-    """round2 was trained on what the first round's decisions led to."""
-
-    effect: ModelReport | None = None
-    round2: ModelReport | None = None
-    redemption: Redemption | None = None
-
-
-class AudienceView(_Part):
+class AudienceView(Part):
     """An audience by name and by its rule in words."""
 
     name: str
     rule: str = ""
 
 
-class CreativeView(_Part):
+class CreativeView(Part):
     """Words with their facts bound, as a customer reads them. source: `llm`, `template` or `person`."""
 
     headline: str
@@ -189,7 +41,7 @@ class CreativeView(_Part):
     source: str = ""
 
 
-class ActionView(_Part):
+class ActionView(Part):
     """One action of a strategy; `offer` in words such as `20% off`."""
 
     action_id: str
@@ -200,7 +52,7 @@ class ActionView(_Part):
     creative: CreativeView | None = None
 
 
-class EffectView(_Part):
+class EffectView(Part):
     """Predicted effect per contacted user; ctr and cvr are fractions, the others minor units."""
 
     ctr: Estimated = Estimated()
@@ -210,7 +62,7 @@ class EffectView(_Part):
     uplift: Estimated = Estimated()
 
 
-class MeasuredStrategy(_Part):
+class MeasuredStrategy(Part):
     """What decisions with this strategy led to: share converted, margin per decision in minor units."""
 
     decisions: Count
@@ -218,7 +70,7 @@ class MeasuredStrategy(_Part):
     margin: Number = None
 
 
-class StrategyView(_Part):
+class StrategyView(Part):
     """A strategy as a marketer reads it."""
 
     strategy_id: str
@@ -227,14 +79,14 @@ class StrategyView(_Part):
     state: StrategyState
     audience: AudienceView
     reach: Count = 0
-    actions: list[ActionView] = []
+    actions: list[ActionView] = Field(default_factory=list)
     effect: EffectView | None = None
     measured: MeasuredStrategy | None = None
-    reasons: list[str] = []
-    provenance: dict[str, str] = {}
+    reasons: list[str] = Field(default_factory=list)
+    provenance: dict[str, str] = Field(default_factory=dict)
 
 
-class BudgetView(_Part):
+class BudgetView(Part):
     """Totals in minor units. unconstrained: what the policy would spend if money did not matter."""
 
     cap: Number = None
@@ -243,14 +95,14 @@ class BudgetView(_Part):
     unconstrained: Number = None
 
 
-class ShadowPrice(_Part):
+class ShadowPrice(Part):
     """The shadow price λ in force from the `day`-th setting on: margin asked per unit of spending."""
 
     day: int
     value: Number = None
 
 
-class Gate(_Part):
+class Gate(Part):
     """Whether the policy was allowed to go live; value, low, high: its estimated improvement per decision."""
 
     passed: bool
@@ -260,14 +112,14 @@ class Gate(_Part):
     high: Number = None
 
 
-class Latency(_Part):
+class Latency(Part):
     """Milliseconds from request to answer."""
 
     p50: Number = None
     p99: Number = None
 
 
-class PolicyReport(_Part):
+class PolicyReport(Part):
     """The policy, before and after. Null where a run has no live phase.
 
     predicted, measured, holdout, uplift: per decision, minor units (offline: in `offline.unit`).
@@ -294,20 +146,20 @@ class PolicyReport(_Part):
     policy_value: Number = None
     overspend: Number
     budget: BudgetView | None = None
-    shadow_prices: list[ShadowPrice] = []
+    shadow_prices: list[ShadowPrice] = Field(default_factory=list)
     decisions: Count | None = None
     outcomes_sent: Count | None = None
     outcomes_accepted: Count | None = None
     retries: Count | None = None
     latency_ms: Latency | None = None
     decisions_per_s: Number = None
-    degraded: dict[str, Count] = {}
+    degraded: dict[str, Count] = Field(default_factory=dict)
     gate: Gate | None = None
-    comparisons: dict[str, Number] = {}
+    comparisons: dict[str, Number] = Field(default_factory=dict)
     confidence: float = 0.95
 
 
-class Return(_Foreign):
+class Return(Foreign):
     """Return of a pacing policy on held-out seeds."""
 
     mean: Number = None
@@ -315,26 +167,26 @@ class Return(_Foreign):
     high: Number = None
 
 
-class RlReport(_Part):
+class RlReport(Part):
     """Pacing policies tried, and the one that was taken."""
 
     chosen: str
-    returns: dict[str, Return] = {}
+    returns: dict[str, Return] = Field(default_factory=dict)
 
 
-class Arm(_Part):
+class Arm(Part):
     """One arm of a randomised log; `rates`: mean outcome by label, a fraction or minor units."""
 
     arm: str
     n: Count
-    rates: dict[str, Number] = {}
+    rates: dict[str, Number] = Field(default_factory=dict)
 
 
-class LoggedResponses(_Part):
+class LoggedResponses(Part):
     """The log that an offline run learns from."""
 
     n: Count
-    arms: list[Arm] = []
+    arms: list[Arm] = Field(default_factory=list)
 
 
 class PolicyEstimate(Estimated):
@@ -343,15 +195,15 @@ class PolicyEstimate(Estimated):
     estimator: str
 
 
-class OfflinePolicy(_Part):
+class OfflinePolicy(Part):
     """A policy and what the log says it would have earned."""
 
     name: str
-    estimates: list[PolicyEstimate] = []
-    diagnostics: dict[str, Any] = {}
+    estimates: list[PolicyEstimate] = Field(default_factory=list)
+    diagnostics: dict[str, Any] = Field(default_factory=dict)
 
 
-class OfflineReport(_Part):
+class OfflineReport(Part):
     """Off-policy evaluation on a real log; nothing here is simulated.
 
     label: the outcome that was optimised. unit: `fraction`, `minor` (money) or `number`.
@@ -359,13 +211,13 @@ class OfflineReport(_Part):
     """
 
     logged: LoggedResponses
-    policies: list[OfflinePolicy] = []
+    policies: list[OfflinePolicy] = Field(default_factory=list)
     label: str
     unit: Literal["fraction", "minor", "number"] = "fraction"
     chosen: str | None = None
 
 
-class RunReport(_Part):
+class RunReport(Part):
     """Everything that a run found; `model_validate` takes nested plain dicts.
 
     simulated: the live traffic was the simulated market. notes: parts missing or degraded, a sentence each.
@@ -379,12 +231,12 @@ class RunReport(_Part):
     seed: int
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "USD"
     machine: Machine = Machine()
-    notes: list[str] = []
+    notes: list[str] = Field(default_factory=list)
     simulated: bool = False
-    stages: list[Stage] = []
+    stages: list[Stage] = Field(default_factory=list)
     data: DataQuality | None = None
     models: Models = Models()
-    strategies: list[StrategyView] = []
+    strategies: list[StrategyView] = Field(default_factory=list)
     effect_confidence: float = 0.9
     policy: PolicyReport
     rl: RlReport | None = None

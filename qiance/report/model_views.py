@@ -9,7 +9,8 @@ from markupsafe import Markup
 
 from qiance.report.charts import calibration
 from qiance.report.figures import NONE, money, number, score, words
-from qiance.report.model import ModelReport, ModelScore, RunReport, Scores
+from qiance.report.model import RunReport
+from qiance.report.parts import ModelReport, ModelScore, Scores
 from qiance.report.summary import is_ours
 
 # Metric, heading, whether more is better.

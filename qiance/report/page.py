@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from qiance.report import figures, model_views, summary, views
-from qiance.report.model import RunReport, finite
+from qiance.report.model import RunReport
+from qiance.report.parts import finite
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -62,6 +63,7 @@ def render(report: RunReport) -> str:
     )
 
 
+@cache
 def _environment(currency: str) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),

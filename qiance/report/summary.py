@@ -9,7 +9,7 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
-from qiance.report.figures import NONE, Unit, milliseconds, money, number, percent, score, seconds, words
+from qiance.report.figures import NONE, Unit, milliseconds, money, number, percent, seconds, words
 from qiance.report.model import OfflinePolicy, PolicyReport, RunReport
 
 Tone = Literal["good", "warn", "bad", "plain"]
@@ -225,7 +225,7 @@ def _model(report: RunReport, label: str) -> Iterator[Headline]:
     ours = next((s for s in found if is_ours(s.name)), None)
     if ours is not None and ours.auc is not None:
         detail = f"AUC for {label} on {ours.n_test:,} unseen rows; 0.5 is a coin"
-        yield Headline("Telling responders apart", score(ours.auc), detail)
+        yield Headline("Telling responders apart", f"{ours.auc:.3f}", detail)
 
 
 def is_ours(name: str) -> bool:

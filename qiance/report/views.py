@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from qiance.report.charts import Bar, Chart, Scale, intervals, lengths, mini, scale, steps
-from qiance.report.figures import Format, Unit, money, money_each, number, percent, seconds, words
+from qiance.report.figures import Format, Unit, money, money_each, number, percent, seconds, title, words
 from qiance.report.model import EffectView, PolicyReport, RunReport, StrategyView
 from qiance.report.model_views import MONEY_LABELS
 from qiance.report.summary import Tone, chosen_policy, held
@@ -104,7 +104,7 @@ def regret_chart(report: RunReport) -> Chart | None:
     bars = [
         Bar("Perfect foresight", p.oracle_value, tone="forecast", note="the oracle, same budget"),
         Bar("This policy", p.policy_value, tone="measured"),
-        *(Bar(words(name), value, tone="holdout") for name, value in p.comparisons.items()),
+        *(Bar(title(name), value, tone="holdout") for name, value in p.comparisons.items()),
     ]
     known = [bar for bar in bars if bar.value is not None]
     return lengths(known, _total(report.currency))

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qiance.domain import Channel, Creative, Item, Money, Offer, OfferKind
-from qiance.strategy.prompts import AVOID, MOST, Prompt, copy_prompt, copy_schema
+from qiance.strategy.prompts import AVOID, MOST, Prompt, copy_prompt, copy_schema, is_example
 from qiance.strategy.slots import LANGUAGES, Facts, bind
 from qiance.strategy.templates import offer_sentence, template, template_count
-from qiance.strategy.wording import LIMITS, Finding, check_length, check_written, plain_name
+from qiance.strategy.wording import LIMITS, Finding, check_length, check_relation, check_written, plain_name
 
 Progress = Callable[[float, str], None]
 Counted = Callable[[int, int], None]
@@ -234,10 +234,13 @@ def _judge(request: ContentRequest, answer: Generated) -> _Verdict:
     cut = [n for n, most in MOST[request.language].items() if len(getattr(copy, n)) >= most]
     if cut:
         return _Verdict(None, (Finding("W08", f"{cut[0]} was cut at the longest length"),))
+    if is_example(copy.headline, copy.body, request.language):
+        return _Verdict(None, (Finding("W14", "copied from an example of the prompt"),))
     if answer.likelihood < LEAST_LIKELIHOOD:
         return _Verdict(None, (Finding("W13", f"unlikely words, {answer.likelihood:.2f} per token"),))
     creative = _assemble(request, copy)
-    findings = check_written(
+    # The offer's sentence names the product too, so the model's own words are asked first.
+    findings = check_relation(copy.headline, copy.body, request.item) or check_written(
         creative, request.item, has_offer=request.has_offer, has_threshold=request.has_threshold
     )
     findings += check_length(bind(creative, _widest(request), request.language)) if not findings else []

@@ -26,7 +26,9 @@ class Prompt:
 
 _EN: Final = "[a-z ,'-]"
 # An order opens the body: left to itself a small model defines the product (`A soup is a meal`).
-_OPENINGS: Final = "Enjoy|Bring|Treat|Start|Make|Share|Add|Keep|Give|Try|Fill|Brighten|Discover|Take|Wake|Put|Pick|Relax|Refresh"
+_OPENINGS: Final = (
+    "Enjoy|Bring|Treat|Start|Make|Share|Add|Keep|Give|Try|Fill|Brighten|Discover|Take|Wake|Put|Pick|Relax"
+)
 _ZH: Final = "[\\u4e00-\\u9fff，、]"
 # Longest texts that the schema admits, characters; a text that reaches them was cut and is dropped.
 MOST: Final[Mapping[str, Mapping[str, int]]] = {
@@ -40,9 +42,9 @@ CALLS: Final[Mapping[str, tuple[str, ...]]] = {
 # Words that would fail a check or lead astray: asking a model not to write them saves samples.
 _AVOID_EN: Final = """
 best finest greatest ultimate unbeatable most only always never every world worlds planet life lives lifetime
-health healthy healthier natural organic protein energy boost immune free save sale deal deals price cheap half
-two three customer customers product I my me not but no can't homemade favorites gods soul mood guarantee is are
-was Greece Greek sell business industry staple people restaurant local complimentary paid
+health healthy healthier natural organic protein energy boost immune free save sale deal deals price cheap
+half two three customer customers product I my me not but no can't homemade favorites gods soul mood is are
+was guarantee Greece Greek sell business industry staple people restaurant local complimentary paid
 """
 AVOID: Final[Mapping[str, tuple[str, ...]]] = {"en": tuple(_AVOID_EN.split()), "zh": ()}
 _PATTERNS: Final[Mapping[str, Mapping[str, str]]] = {
@@ -121,3 +123,9 @@ def copy_schema(language: str) -> dict[str, Any]:
         "required": list(properties),
         "additionalProperties": False,
     }
+
+
+def is_example(headline: str, body: str, language: str) -> bool:
+    """Whether a model only copied the headline or the body of an example."""
+    texts = {text for _, b, h, _ in _SHOTS[language] for text in (b, h)}
+    return headline in texts or body in texts

@@ -9,7 +9,8 @@ The checks fail closed and each finding cites its rule:
     W05 absolute or unfounded claim           W11 price words outside a slot
     W06 repeated words                        W12 not an advertiser's voice
 
-`qiance.strategy.content` adds W00 (no valid answer) and W13 (the model finds its own words unlikely).
+`qiance.strategy.content` adds W00 (no valid answer), W13 (the model finds its own words unlikely) and W14
+(copied from an example of the prompt).
 
 The list of barred terms is a start, not a legal review.
 """
@@ -32,6 +33,7 @@ __all__ = [
     "Finding",
     "Limits",
     "check_length",
+    "check_relation",
     "check_written",
     "creative_features",
     "plain_name",
@@ -94,7 +96,11 @@ def check_written(creative: Creative, item: Item, *, has_offer: bool, has_thresh
     """Findings in words with their slots still open (W01 to W03, W05 to W12), empty when all is well."""
     text = " ".join(getattr(creative, name) for name in FIELDS)
     findings = [*_facts(text, has_offer, has_threshold), *_claims(text, creative.language)]
-    findings += [*_repetition(creative), *_relation(creative, item), *_clipped(creative)]
+    findings += [
+        *_repetition(creative),
+        *check_relation(creative.headline, creative.body, item),
+        *_clipped(creative),
+    ]
     return [*findings, *_script(text, creative.language)]
 
 
@@ -141,24 +147,38 @@ def _claims(text: str, language: str) -> list[Finding]:
 
 
 def _repetition(creative: Creative) -> list[Finding]:
-    """Neighbouring twins, a content word thrice in a text, twice in a headline, or a repeated phrase."""
+    """W06 within each part, W09 between headline and body."""
     found = []
     for name, most in (("headline", 1), ("body", 2), ("call_to_action", 1)):
-        words = _tokens(getattr(creative, name), creative.language)
-        counts = Counter(w for w in words if w not in load_terms().stop)
-        twins = [a for a, b in pairwise(words) if a == b]
-        phrases = [p for p, n in Counter(zip(words, words[1:], words[2:], strict=False)).items() if n > 1]
-        often = [w for w, n in counts.items() if n > most and creative.language == "en"]
-        if twins or phrases or often:
-            found.append(Finding("W06", f"{name}: {(twins or often or [' '.join(p) for p in phrases])[0]!r}"))
-    head, body = (_tokens(t, creative.language) for t in (creative.headline, creative.body))
-    if len(head) > 3 and set(head) - load_terms().stop <= set(body) and creative.language == "en":
+        text = getattr(creative, name)
+        again = _repeated_han(text) if creative.language == "zh" else _repeated_words(text, most)
+        if again:
+            found.append(Finding("W06", f"{name}: {again!r}"))
+    head, body = (_WORD.findall(t.lower()) for t in (creative.headline, creative.body))
+    if len(head) > 3 and set(head) - load_terms().stop <= set(body):
         found.append(Finding("W09", "every word of the headline is in the body"))
     return found
 
 
-def _relation(creative: Creative, item: Item) -> list[Finding]:
-    text = f"{creative.headline} {creative.body}"
+def _repeated_words(text: str, most: int) -> str:
+    """A word twice in a row, a content word more than `most` times, or three words said twice; else empty."""
+    words = _tokens(text)
+    counts = Counter(w for w in words if w not in load_terms().stop)
+    triples = Counter(zip(words, words[1:], words[2:], strict=False))
+    twins = [a for a, b in pairwise(words) if a == b]
+    often = [w for w, n in counts.items() if n > most]
+    return next(iter([*twins, *often, *(" ".join(t) for t, n in triples.items() if n > 1)]), "")
+
+
+def _repeated_han(text: str) -> str:
+    """Three like characters in a row (two are good Chinese), or four said twice; else empty."""
+    match = re.search(r"([㐀-鿿])\1\1|([㐀-鿿]{4}).*\2", SLOT.sub(" ", text))
+    return match.group() if match else ""
+
+
+def check_relation(headline: str, body: str, item: Item) -> list[Finding]:
+    """W07 unless `{product}`, its title or a word of its title or category is said."""
+    text = f"{headline} {body}"
     if "product" in slots_of(text):
         return []
     written = {_stem(w) for w in _WORD.findall(SLOT.sub(" ", text).lower())}
@@ -172,7 +192,7 @@ def _clipped(creative: Creative) -> list[Finding]:
     found = []
     for name in FIELDS:
         text = getattr(creative, name).strip()
-        words = _tokens(text, "en")
+        words = _tokens(text)
         dangling = bool(words) and text[-1:] not in "}" and words[-1] in load_terms().dangling
         broken = re.search(r"[,;'’-]\s*[.!?]|[,;-]$|\s[,.!?]|\s{2}|[,.!?-]{2}", text)
         if not text or dangling or broken:
@@ -194,9 +214,8 @@ def _latin(text: str) -> bool:
     return all(ord(c) < 0x250 or c in "‘’“”–—…" for c in text)
 
 
-def _tokens(text: str, language: str) -> Sequence[str]:
-    plain = SLOT.sub(lambda m: f" {m.group(1)} ", text).lower()
-    return _HAN.findall(plain) if language == "zh" else _WORD.findall(plain)
+def _tokens(text: str) -> Sequence[str]:
+    return _WORD.findall(SLOT.sub(lambda m: f" slot{m.group(1).replace('_', '')} ", text).lower())
 
 
 def _stem(word: str) -> str:

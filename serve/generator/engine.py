@@ -82,8 +82,9 @@ class TransformersEngine:
                 network = AutoModelForCausalLM.from_pretrained(
                     weights.location, dtype=_resolve_dtype(dtype), use_safetensors=True, **options
                 )
-        except OSError as error:
-            raise ModelUnavailable(f"model: {model!r} cannot be loaded: {error}") from error
+        except (OSError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            raise ModelUnavailable(f"model: {model!r} cannot be loaded: {reason}") from error
         device = "cuda" if torch.cuda.is_available() else "cpu"
         engine = cls(network.to(device).eval(), tokenizer, weights)
         engine.load_seconds = time.perf_counter() - started

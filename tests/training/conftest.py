@@ -12,6 +12,10 @@ from effect_cases import Planted, fit, plant
 
 from training.effect.fit import Trained
 
+# Read when Ray is imported, which any test may do: with it every Ray socket binds to loopback.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
 
 @pytest.fixture(scope="session")
 def planted() -> Planted:
@@ -23,13 +27,14 @@ def trained(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Train
     return fit(planted, tmp_path_factory.mktemp("trained"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    # Read when Ray is imported: with it every Ray socket binds to loopback.
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
 
+    if ray.is_initialized():
+        # Another room's tests hold a cluster in this session.
+        yield
+        return
     folder = tempfile.mkdtemp(prefix="qiance-")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
     yield

@@ -87,7 +87,7 @@ def listening() -> Iterator[set[tuple[str, str]]]:
     done = threading.Event()
 
     def look() -> None:
-        while not done.wait(0.1):
+        while not done.wait(0.5):
             for child in psutil.Process().children(recursive=True):
                 try:
                     title = " ".join(child.cmdline())

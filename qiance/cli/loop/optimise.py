@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from qiance.allocate import allocate
 from qiance.artifacts.manifest import write_artifact
+from qiance.artifacts.pacing import write_rule
 from qiance.cli.loop.world import World
 from qiance.cli.stages import Stage
+from qiance.decide.pacing import EvenPace
 from qiance.decide.plan import KIND, PLAN_FILE, Plan
 from qiance.decide.predictor import FramePredictor, GridPredictor
 from qiance.decide.rule import policy_probabilities
@@ -159,11 +161,12 @@ def _pacing(
     stage: Stage,
 ) -> tuple[str, dict[str, Any]]:
     """Version of the pacing policy that won on held-out seeds, and the returns of all."""
-    from rllib.train import baseline_pacing, train_pacing
+    from rllib.train import train_pacing
     from rllib.world import Campaign, save_world
 
     if not settings.rl.enabled:
-        return baseline_pacing("even_pace", workspace.artifacts).version, {"chosen": "even_pace"}
+        rule = write_rule(workspace.artifacts, EvenPace(), metrics={}, data_fingerprint="untrained")
+        return rule.version, {"chosen": "even_pace"}
     rng = np.random.default_rng([settings.seed, 13])
     users = np.sort(rng.choice(len(value), min(settings.rl.users, len(value)), replace=False))
     folder = workspace.root / "rl"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -33,6 +33,7 @@ from qiance.workspace import Snapshot
 CHANNELS = (Channel.EMAIL, Channel.DISPLAY, Channel.MAILER)
 DEPTHS = (0.0, 0.1, 0.2, 0.3)
 ITEMS_PER_CATEGORY = 4
+CONTROL_SHARE = 0.2  # of the seed log: what happens anyway must be known well
 
 
 @dataclass
@@ -71,22 +72,25 @@ def seed_actions(catalogue: Catalogue, seed: int) -> tuple[Action, ...]:
         by_category.setdefault(item.category, []).append(item)
     items = [item for group in by_category.values() for item in group[:ITEMS_PER_CATEGORY]]
     rng = np.random.default_rng([seed, 11])
-    requests = []
+    requests, shown_on = [], []
     for number, item in enumerate(items):
         for channel in CHANNELS:
             depth = DEPTHS[int(rng.integers(len(DEPTHS)))]
+            # Words written for any channel: else the model could not tell the words from the channel.
+            style = CHANNELS[int(rng.integers(len(CHANNELS)))]
             offer = Offer(OfferKind.PERCENT, depth) if depth else Offer()
             requests.append(
                 ContentRequest(
                     key=f"seed-{number}-{channel.value}",
                     item=item,
                     offer=offer,
-                    channel=channel,
+                    channel=style,
                     language="en",
                     segment="everybody",
                     objective=Objective.MARGIN,
                 )
             )
+            shown_on.append(channel)
     written = write_content(requests, None, samples=1, seed=seed)
     return (
         CONTROL_ACTION,
@@ -97,21 +101,21 @@ def seed_actions(catalogue: Catalogue, seed: int) -> tuple[Action, ...]:
                 kind=StrategyKind.PROMOTION,
                 item_id=r.item.item_id,
                 offer=r.offer,
-                creative=w.creative,
-                channel=r.channel,
-                contact_cost=CONTACT_COST[r.channel],
+                creative=replace(w.creative, channel=channel),
+                channel=channel,
+                contact_cost=CONTACT_COST[channel],
             )
-            for r, w in zip(requests, written, strict=True)
+            for r, w, channel in zip(requests, written, shown_on, strict=True)
         ),
     )
 
 
 def seed_log(world: World, settings: MarketSettings, seed: int, stage: Stage) -> None:
-    """The exploring log of old campaigns; a tenth of all decisions is control."""
+    """The exploring log of old campaigns; a fifth of all decisions is control."""
     table = world.market.table(seed_actions(world.snapshot.catalogue, seed))
     size = len(table)
-    probabilities = np.full(size, 0.9 / (size - 1))
-    probabilities[0] = 0.1
+    probabilities = np.full(size, (1.0 - CONTROL_SHARE) / (size - 1))
+    probabilities[0] = CONTROL_SHARE
     log = collect_log(
         world.market,
         table,

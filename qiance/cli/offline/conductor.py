@@ -1,0 +1,88 @@
+"""The whole offline loop: one function is the whole path."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from qiance.cli.loop.prepare import new_workspace
+from qiance.cli.offline import learn as learning
+from qiance.cli.offline.estimate import Evaluated, Log, evaluate, make_log
+from qiance.cli.offline.policies import Choice, policies
+from qiance.cli.offline.propose import kinds_in, propose
+from qiance.cli.offline.reporting import Finished, gain_words, offline_report
+from qiance.cli.offline.sources import SOURCES, check_arguments, read_responses
+from qiance.cli.offline.study import Study, prepare_study
+from qiance.cli.stages import Stage, Stages
+from qiance.report import summary_table, write_report
+from qiance.settings import Settings
+
+MODEL_NAME = "offline-effect"
+
+
+def run_offline(settings: Settings, runs: Path, console: Console) -> Path:
+    """Learn from a log of real responses; the folder of the run, with report.html and report.json in it."""
+    from serve.launch import LocalCluster
+
+    source = SOURCES[settings.data.source]
+    check_arguments(settings.data)
+    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    workspace = new_workspace(runs, name)
+    stages = Stages(console)
+    # 1. The log, checked row by row, and the two halves of its units.
+    with stages.stage("Read and check the logged responses") as stage:
+        responses = read_responses(settings.data, workspace.data / "quarantine", stage)
+        study = prepare_study(responses, source.labels, settings.seed)
+        _tell_read(study, stage)
+    # 2. What does an arm do to a customer? Each half's model is asked about the other half only.
+    with LocalCluster(), stages.stage("Train an effect model on each half (Ray Train)") as stage:
+        learned = learning.train_models(workspace, study, settings, stage)
+    with stages.stage("Compare with the baselines, register") as stage:
+        learned = replace(learned, scores=learning.compare_models(study, learned, settings))
+        learning.register_model(workspace, learned, MODEL_NAME, settings)
+    with stages.stage("Predict every arm for every customer") as stage:
+        predictions = learning.predict(study, learned.models, stage.tell)
+    log = make_log(study, predictions.means, settings.data.cost_fraction)
+    # 3. Strategies from the first half, checked on the second.
+    with stages.stage("Propose strategies") as stage:
+        proposals = propose(study, log, predictions, learned.models[0], source, settings.data.cost_fraction)
+        stage.note(kinds_in(proposals))
+    # 4. Policies, and what the log says they would have earned.
+    with stages.stage("Optimise and estimate off-policy") as stage:
+        choice = Choice(
+            value=predictions.means[study.primary],
+            arms=study.arms,
+            control=study.has_control,
+            halves=(study.first, ~study.first),
+            logging=log.logging,
+            epsilon=settings.serve.epsilon,
+        )
+        evaluated = _evaluate_all(study, log, choice, stage)
+    document = offline_report(
+        Finished(study, learned, proposals, evaluated, choice.proposed, source), settings, stages
+    )
+    write_report(document, workspace.root)
+    console.print(summary_table(document))
+    return workspace.root
+
+
+def _tell_read(study: Study, stage: Stage) -> None:
+    report = study.responses.report
+    stage.note(f"{report.rows_read:,} rows read, {report.quarantined:,} quarantined")
+    happened = int((study.outcome(study.primary) > 0).sum())
+    stage.note(f"{len(study.arms)} arms; {happened:,} rows with {study.primary}, which is optimised")
+
+
+def _evaluate_all(study: Study, log: Log, choice: Choice, stage: Stage) -> list[Evaluated]:
+    found: list[Evaluated] = []
+    for policy in policies(choice):
+        stage.tell(len(found) / 12, policy.name)
+        found.append(evaluate(log, policy, study.primary, study.has_control))
+        if policy.name == choice.proposed:
+            said = gain_words(found[-1], study)
+            stage.note(f"proposed, {policy.name}: {said}")
+    return found

