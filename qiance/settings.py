@@ -103,7 +103,7 @@ class TrainingSettings(Section):
     hidden: tuple[Count, ...] = Field((64, 32), min_length=1, description="widths of the hidden layers")
     workers: Count = Field(1, description="Ray Train workers")
     patience: Count = Field(3, description="epochs without improvement before stopping")
-    threads: Count = Field(2, description="torch threads per worker")
+    threads: Count = Field(1, description="torch threads per worker; two collapse on busy cores")
 
 
 class MarketSettings(Section):

@@ -60,7 +60,9 @@ class PacingEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         if "world" not in config:
-            raise ValueError("config: 'world' is missing; pass the path of a file from rllib.world.save_world")
+            raise ValueError(
+                "config: 'world' is missing; pass the path of a file from rllib.world.save_world"
+            )
         self._world = load_world(Path(config["world"]))
         self._market = self._world.market()
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -84,9 +86,7 @@ class PacingEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._traffic = float(np.exp(spread * self.np_random.standard_normal() - 0.5 * spread**2))
         return observe(self._state), {}
 
-    def step(
-        self, action: NDArray[np.float32]
-    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Run one day with λ = λ₀·3^action."""
         factor = multiplier(float(np.asarray(action).reshape(-1)[0]))
         return self.run_day(factor)

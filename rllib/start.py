@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qiance.decide.pacing import LIMIT, PacingPolicy
-from rllib.env import PacingEnv
+from qiance.decide.pacing import LIMIT, EvenPace
+from rllib.against import AgainstRuleEnv
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -34,7 +34,7 @@ class Demonstration:
     returns: Floats32
 
 
-def start_from(ppo: Algorithm, world: Path, rule: PacingPolicy, seeds: Sequence[int]) -> None:
+def start_from(ppo: Algorithm, world: Path, rule: EvenPace, seeds: Sequence[int]) -> None:
     """Fit the actor of `ppo` to `rule` and its critic to what follows (least squares), and explore narrowly.
 
     A short run then spends its episodes on being better than the rule, not on finding it again. An untrained
@@ -54,9 +54,9 @@ def start_from(ppo: Algorithm, world: Path, rule: PacingPolicy, seeds: Sequence[
     ppo.env_runner_group.sync_weights(from_worker_or_learner_group=ppo.learner_group, inference_only=True)
 
 
-def demonstrate(world: Path, rule: PacingPolicy, seeds: Sequence[int]) -> Demonstration:
+def demonstrate(world: Path, rule: EvenPace, seeds: Sequence[int]) -> Demonstration:
     """One episode per seed. What is done differs from the rule's action by noise; what is kept is the rule's."""
-    env, rng = PacingEnv({"world": str(world)}), np.random.default_rng(list(seeds))
+    env, rng = AgainstRuleEnv({"world": str(world), "gain": rule.gain}), np.random.default_rng(list(seeds))
     seen, wanted, returns = [], [], []
     for seed in seeds:
         observation, _ = env.reset(seed=seed)

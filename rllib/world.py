@@ -108,10 +108,16 @@ def save_world(
     rows = np.arange(len(market.population)) if users is None else np.asarray(users, dtype=np.int64)
     shape = (rows.size, len(table))
     allowed = np.ones(shape, dtype=np.bool_) if admissible is None else np.asarray(admissible)
-    grids = {"value": np.asarray(value, np.float64), "cost": np.asarray(cost, np.float64), "admissible": allowed}
+    grids = {
+        "value": np.asarray(value, np.float64),
+        "cost": np.asarray(cost, np.float64),
+        "admissible": allowed,
+    }
     _check_grids(grids, shape)
     if len(table) == 0 or table.channel[0] != 0:
-        raise ValueError("table: the first action must be control (channel 'none'), so that nothing can be done")
+        raise ValueError(
+            "table: the first action must be control (channel 'none'), so that nothing can be done"
+        )
     arrays: dict[str, Any] = grids | _population_arrays(market, rows)
     arrays |= {f"table.{name}": getattr(table, name) for name in _TABLE}
     arrays |= {f"intercepts.{name}": getattr(market.intercepts, name) for name in _INTERCEPTS}

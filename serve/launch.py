@@ -43,10 +43,13 @@ def read_config(path: Path, host: str, port: int, args: Mapping[str, Any]) -> di
 
 
 class LocalCluster:
-    """One Ray instance of ours on this machine, every socket on loopback; use as a context manager."""
+    """One Ray instance of ours on this machine, every socket on loopback; use as a context manager.
 
-    def __init__(self, loopback: bool = True) -> None:
-        self._loopback = loopback
+    With an `address` it attaches to that cluster instead, and leaves it as it is at the end.
+    """
+
+    def __init__(self, loopback: bool = True, address: str | None = None) -> None:
+        self._loopback, self._address = loopback and address is None, address
         # Short: Ray puts Unix sockets below it, and their paths may have 107 bytes.
         self._temp_dir = tempfile.mkdtemp(prefix="qiance-")
         self._serving = False
@@ -57,6 +60,9 @@ class LocalCluster:
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
         import ray
 
+        if self._address is not None:
+            ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
+            return self
         hook = {"worker_process_setup_hook": "serve.loopback.bind_replicas"} if self._loopback else {}
         ray.init(
             num_cpus=LOGICAL_CPUS,
@@ -75,6 +81,7 @@ class LocalCluster:
         from ray.serve.context import _get_global_client
         from ray.serve.schema import ServeDeploySchema
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         schema = ServeDeploySchema.model_validate(dict(config))
         host, port = schema.http_options.host, schema.http_options.port
         _check_port(host, port)

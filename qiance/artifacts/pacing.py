@@ -52,12 +52,16 @@ class ExportedPolicy:
         if manifest.kind != KIND:
             raise ArtifactError(f"{path}: is of kind {manifest.kind!r}; a pacing policy is {KIND!r}")
         if manifest.schema_hash != observation_hash():
-            raise ArtifactError(f"{path}: was trained on other observations than {OBSERVATION}; train it again")
+            raise ArtifactError(
+                f"{path}: was trained on other observations than {OBSERVATION}; train it again"
+            )
         try:
             settings = json.loads((path / POLICY).read_text(encoding="utf-8"))
             policy = _policy(path, settings)
         except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
-            raise ArtifactError(f"{path}: {POLICY} cannot be used ({error}); export the policy again") from None
+            raise ArtifactError(
+                f"{path}: {POLICY} cannot be used ({error}); export the policy again"
+            ) from None
         loaded = cls(Artifact(path, manifest), str(settings["rule"]), policy)
         loaded.multiplier(np.zeros(len(OBSERVATION), dtype=np.float32))
         return loaded
@@ -70,7 +74,9 @@ class ExportedPolicy:
         """Factor on λ₀ in [1/3, 3] for one observation `[6]`, see `qiance.decide.pacing.observe`."""
         seen = np.asarray(observation, dtype=np.float32)
         if seen.shape != (len(OBSERVATION),):
-            raise ValueError(f"observation: shape is {list(seen.shape)}; must be [{len(OBSERVATION)}], see observe()")
+            raise ValueError(
+                f"observation: shape is {list(seen.shape)}; must be [{len(OBSERVATION)}], see observe()"
+            )
         if not np.isfinite(seen).all():
             raise ValueError(f"observation: {OBSERVATION[int((~np.isfinite(seen)).argmax())]} is not finite")
         value = self._policy.multiplier(seen)

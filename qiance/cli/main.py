@@ -92,6 +92,23 @@ def run(
 
 
 @app.command()
+def train(
+    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder to train into.")],
+    config: ConfigOption = None,
+    path: Annotated[Path | None, typer.Option(help="Your copy of the default data.")] = None,
+) -> None:
+    """Read the logs, build features and train the effect model, without serving anything.
+
+    Inside a Ray job (RAY_ADDRESS is set) the cluster of the job is used.
+    """
+    from qiance.cli.loop.conductor import run_training
+
+    settings = settings_of(config, {"data": {} if path is None else {"path": path}})
+    folder = run_training(settings, workspace, os.environ.get("RAY_ADDRESS"), console)
+    console.print(f"Trained into [bold]{_short(folder)}[/]", highlight=False)
+
+
+@app.command()
 def up(
     config: ConfigOption = None,
     host: Annotated[str | None, typer.Option(help="Address; other than loopback needs API keys.")] = None,
@@ -138,8 +155,9 @@ def _short(path: Path) -> str:
 def main() -> None:
     """Entry point: a user's mistake ends in one clear line, not in a traceback."""
     if not sys.warnoptions:
-        # Libraries warn their own developers; `python -W default -m qiance` shows it all.
-        warnings.simplefilter("ignore")
+        # Libraries warn their own developers, and some reset the filters: `python -W default -m qiance`
+        # shows it all.
+        warnings.showwarning = lambda *_, **__: None
     try:
         app(standalone_mode=True)
     except (SettingsError, ValueError, RuntimeError) as error:

@@ -193,7 +193,7 @@ class Budgets(Audit):
         return booked
 
     def _settle_late(self, connection: Connection, row: Row[Any], amount: int) -> int:
-        more = max(amount - row.settled, 0)  # what was certain was booked at the expiry
+        more = max(amount - int(row.settled), 0)  # what was certain was booked at the expiry
         wanted = {"tenant": self.tenant, "budget": row.budget_id, "amount": more}
         if more == 0 or connection.execute(_SPEND_LATE, wanted).rowcount == 1:
             return int(row.settled) + more

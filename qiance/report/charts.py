@@ -109,8 +109,8 @@ def intervals(
     return Chart(rows, _axis(axis, show))
 
 
-def lengths(bars: Sequence[Bar], show: Format) -> Chart | None:
-    """Bars from 0; None where no row has a value."""
+def lengths(bars: Sequence[Bar], show: Format, tick: Format | None = None) -> Chart | None:
+    """Bars from 0; None where no row has a value. tick: shorter form of `show` for the axis."""
     axis = scale([bar.value for bar in bars], zero=True)
     if axis is None:
         return None
@@ -125,7 +125,7 @@ def lengths(bars: Sequence[Bar], show: Format) -> Chart | None:
             )
         track = _svg(_grid(axis) + _centred(body), "100%", f"{bar.label}: {show(bar.value)}")
         rows.append(Row(bar.label, bar.note, show(bar.value), "", bar.tone, track))
-    return Chart(tuple(rows), _axis(axis, show))
+    return Chart(tuple(rows), _axis(axis, tick or show))
 
 
 def _between(bar: Bar, show: Format) -> str:

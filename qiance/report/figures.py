@@ -44,6 +44,8 @@ def percent(fraction: float | None, places: int | None = None) -> str:
     if fraction is None or not math.isfinite(fraction):
         return NONE
     shown = fraction * 100
+    if 0 < abs(shown) < 0.005:
+        return "< 0.01%" if shown > 0 else f"> {_MINUS}0.01%"
     if places is None:
         places = 0 if shown == 0 or abs(shown) >= 99.95 else 1 if abs(shown) >= 1 else 2
     return f"{shown:.{places}f}%".replace("-", _MINUS)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from qiance.report.charts import calibration
-from qiance.report.figures import NONE, money, number, score, words
+from qiance.report.figures import money, score, words
 from qiance.report.model import RunReport
-from qiance.report.parts import ModelReport, ModelScore, Scores
+from qiance.report.parts import ModelScore, Scores
 from qiance.report.summary import is_ours
 
 # Metric, heading, whether more is better.
@@ -21,6 +21,14 @@ _METRICS = (
     ("ece", "Calib. error", False),
     ("rmse", "RMSE", False),
 )
+_COMPARED = {
+    "log_loss": "log loss",
+    "ne": "normalised entropy",
+    "auc": "AUC",
+    "ece": "calibration error",
+    "rmse": "RMSE",
+    "coverage_90": "coverage of 90% intervals",
+}
 MONEY_LABELS = frozenset({"sales", "margin", "spend", "revenue", "value"})
 
 
@@ -107,24 +115,25 @@ def _chart(found: Sequence[ModelScore]) -> Markup | None:
 
 
 def changes(report: RunReport) -> list[Change]:
-    """Metrics that both rounds have, side by side."""
+    """Telling metrics that both rounds have, side by side."""
     first, second = report.models.effect, report.models.round2
     if first is None or second is None:
         return []
-    shared = [name for name in first.metrics if name in second.metrics and _telling(name)]
-    return [_change(name, first, second) for name in shared]
+    found = []
+    for name, before in first.metrics.items():
+        metric = next((m for m in _COMPARED if name.endswith(f"_{m}")), None)
+        if metric is not None and name in second.metrics:
+            found.append(_change(name, metric, before, second.metrics[name], report.currency))
+    return found
 
 
-def _telling(name: str) -> bool:
-    return any(
-        name.endswith(f"_{metric}") for metric in ("log_loss", "ne", "auc", "ece", "rmse", "coverage_90")
-    )
+def _change(name: str, metric: str, before: float | None, after: float | None, currency: str) -> Change:
+    label = name.removesuffix(f"_{metric}")
+    is_money = label in MONEY_LABELS and metric == "rmse"
 
+    def show(value: float | None) -> str:
+        return money(value, currency) if is_money else score(value)
 
-def _change(name: str, first: ModelReport, second: ModelReport) -> Change:
-    before, after = first.metrics[name], second.metrics[name]
-    if before is None or after is None:
-        return Change(words(name), score(before), score(after), NONE)
-    delta = after - before
-    sign = "+" if delta > 0 else ""
-    return Change(words(name), score(before), score(after), sign + (score(delta) if delta else number(0)))
+    delta = None if before is None or after is None else after - before
+    sign = "+" if delta is not None and delta > 0 else ""
+    return Change(f"{words(label)}: {_COMPARED[metric]}", show(before), show(after), sign + show(delta))

@@ -129,7 +129,7 @@ def _by_label(scores: Any) -> Any:
     """A flat list of scores as lists by label."""
     if not isinstance(scores, list | tuple):
         return scores
-    grouped: dict[str, list[Any]] = Field(default_factory=dict)
+    grouped: dict[str, list[Any]] = {}
     for score in scores:
         label = score.get("label", "") if isinstance(score, Mapping) else getattr(score, "label", "")
         grouped.setdefault(str(label), []).append(score)

@@ -148,7 +148,8 @@ def _picked(chosen: bool) -> tuple[str, str]:
 
 def stage_chart(report: RunReport) -> Chart | None:
     """How long each step took."""
-    return lengths([Bar(s.name, s.seconds, tone="forecast") for s in report.stages], seconds)
+    bars = [Bar(s.name, s.seconds, tone="forecast") for s in report.stages]
+    return lengths(bars, seconds, tick=lambda v: f"{number(v)} s")
 
 
 def offline_chart(report: RunReport) -> Chart | None:

@@ -5,6 +5,7 @@ The data path is `write_content`: prompts → samples → checks → best sample
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,16 +145,20 @@ def write_content(
     *,
     samples: int = 4,
     seed: int = 0,
+    max_seconds: float | None = None,
     on_progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> list[Written]:
     """One creative per request, in order: the best checked sample of `engine`, else a template.
 
-    samples: answers asked per request, at least 1; on_progress(fraction, message) follows them.
+    samples: answers asked per request, at least 1; max_seconds: after that the model is stopped, and what it
+    has not finished is written by templates (which ones then depends on the machine). on_progress(fraction, message) follows them.
     Never raises because a model is down: `reasons` say so and templates write.
     """
     if samples < 1:
         raise ValueError(f"samples: {samples} is below 1")
+    if max_seconds is not None:
+        cancelled = _or_late(cancelled, time.monotonic() + max_seconds)
     answers, absent = _ask(requests, engine, samples, seed, on_progress, cancelled)
     used: set[str] = set()
     turns: Counter[tuple[Channel, bool, str]] = Counter()
@@ -210,6 +215,10 @@ def _ask(
         for place, number in enumerate(numbers):
             answers[number] = flat[place * samples : (place + 1) * samples]
     return answers, absent
+
+
+def _or_late(cancelled: Callable[[], bool] | None, deadline: float) -> Callable[[], bool]:
+    return lambda: time.monotonic() > deadline or (cancelled is not None and cancelled())
 
 
 def _counted(on_progress: Progress | None) -> Counted | None:

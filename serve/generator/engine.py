@@ -60,10 +60,12 @@ class TransformersEngine:
         self._compiler = xgrammar.GrammarCompiler(info, max_threads=2)
 
     @classmethod
-    def load(cls, model: str, cache_dir: Path, threads: int = 2, dtype: str = "auto") -> Self:
+    def load(cls, model: str, cache_dir: Path, threads: int = 1, dtype: str = "auto") -> Self:
         """Loads `embedded`, a local folder, or a Hugging Face id.
 
-        threads: torch's threads in this process, 0 leaves them; dtype: float32, bfloat16, float16, or auto,
+        threads: torch's threads in this process, 0 leaves them. More than one pays only on idle cores or with
+        OMP_WAIT_POLICY=passive set before torch is imported: otherwise threads that wait spin, and a busy
+        machine wrote 5 tokens/s with two threads against 92 with one. dtype: float32, bfloat16, float16, or auto,
         which is bfloat16 where the processor multiplies it (1.9 times faster there), else float32.
         Raises ModelUnavailable when the weights cannot be had, with the remedy.
         """

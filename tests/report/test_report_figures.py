@@ -49,6 +49,8 @@ def test_money(minor: float | None, currency: str, shown: str) -> None:
         (percent(0.1234), "12.3%"),
         (percent(0.0042), "0.42%"),
         (percent(1.0), "100%"),
+        (percent(1.4e-5), "< 0.01%"),
+        (percent(0.0), "0%"),
         (percent(-0.031), "−3.1%"),
         (percent(None), "–"),
         (number(3_200), "3,200"),

@@ -188,7 +188,7 @@ def test_the_second_round_says_what_changed() -> None:
     assert "effect-c20b44" in text
     assert "following effect-7f3a91" in text
     assert "63,200 rows (+23,200 against the first round)" in text
-    assert "0.69100.6950+0.0040" in re.sub(r"\s+", "", text)
+    assert "click:AUC0.69100.6950+0.0040" in re.sub(r"\s+", "", text)
 
 
 def test_quarantined_rows_are_shown_with_their_reason() -> None:

@@ -51,6 +51,8 @@ class ScriptedEngine:
         cancelled: Callable[[], bool] | None,
     ) -> list[Generated]:
         self.prompts += prompts
+        if cancelled is not None and cancelled():
+            return [Generated("", None, "cancelled", 0) for _ in prompts]
         if on_progress is not None:
             on_progress(len(prompts), len(prompts))
         return [self._answer(self._answers[n % len(self._answers)]) for n in range(len(prompts))]
@@ -184,6 +186,14 @@ def test_progress_is_a_fraction_and_words() -> None:
         [request()], ScriptedEngine([GOOD]), samples=2, on_progress=lambda f, m: seen.append((f, m))
     )
     assert seen == [(1.0, "writing words: 2 of 2 samples")]
+
+
+def test_a_model_that_is_late_or_cancelled_gives_way_to_templates() -> None:
+    (late,) = write_content([request()], ScriptedEngine([GOOD]), max_seconds=0.0)
+    (stopped,) = write_content([request()], ScriptedEngine([GOOD]), max_seconds=60.0, cancelled=lambda: True)
+    (in_time,) = write_content([request()], ScriptedEngine([GOOD]), max_seconds=60.0)
+    assert [w.engine for w in (late, stopped, in_time)] == ["template", "template", "scripted"]
+    assert "W00 cancelled" in late.reasons[0]
 
 
 @pytest.mark.parametrize(

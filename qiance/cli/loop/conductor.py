@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
 
 from qiance.cli.loop import learn as learning
+from qiance.cli.loop.learn import Learned
 from qiance.cli.loop.live import LiveLog, run_live
 from qiance.cli.loop.measure import Measured, live_training_rows, measure
 from qiance.cli.loop.optimise import optimise
-from qiance.cli.loop.prepare import ingest, new_workspace, prepare
+from qiance.cli.loop.prepare import Prepared, ingest, new_workspace, prepare
 from qiance.cli.loop.reporting import Finished, loop_report
 from qiance.cli.loop.service import app_args, approve, brief_body, send_brief
 from qiance.cli.loop.world import World, explore, seed_log
@@ -28,13 +32,19 @@ from qiance.workspace import Workspace
 APPROVER = "qiance run"
 
 
-def run_loop(settings: Settings, runs: Path, console: Console) -> Path:
-    """Run every step of the loop; the folder of the run, with report.html and report.json in it."""
-    from serve.launch import EMBEDDED, LocalCluster, free_port, read_config
+@dataclass(frozen=True)
+class Started:
+    """What the loop has before anything is served: data, features, a log and its model."""
 
-    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    workspace = new_workspace(runs, name)
-    stages = Stages(console)
+    prepared: Prepared
+    world: World
+    table: pa.Table
+    first: Learned
+    redemption: Sequence[Any]
+
+
+def prepare_world(workspace: Workspace, settings: Settings, stages: Stages) -> tuple[Prepared, World]:
+    """Steps 1 to 3: logs, features, and the log of past campaigns."""
     # 1. The shop's logs, checked row by row.
     with stages.stage("Read and check the shop's logs") as stage:
         report = ingest(workspace, settings, stage)
@@ -45,15 +55,47 @@ def run_loop(settings: Settings, runs: Path, console: Console) -> Path:
     # 3. The shop's past campaigns, simulated: a log with known propensities.
     with stages.stage("Collect the log of past campaigns (simulated market)") as stage:
         seed_log(world, settings.market, settings.seed, stage)
+    return prepared, world
+
+
+def train_models(
+    workspace: Workspace, settings: Settings, stages: Stages, prepared: Prepared, world: World, ledger: Ledger
+) -> Started:
+    """Step 4, inside a running Ray: what does an action do to a user? The champion goes to the ledger."""
+    with stages.stage("Train the effect model on Ray Train") as stage:
+        table = learning.log_table(workspace, world, *world.logs[0][1:])
+        first = learning.learn(workspace, table, settings, stage)
+    with stages.stage("Train on the shop's real coupon redemptions") as stage:
+        redemption = learning.learn_redemption(workspace, prepared, settings, stage)
+    ledger.set_versions(model=first.version, by=APPROVER)
+    return Started(prepared, world, table, first, redemption)
+
+
+def run_training(settings: Settings, root: Path, address: str | None, console: Console) -> Path:
+    """Steps 1 to 4 into the folder `root`, on the Ray cluster at `address` or on one of our own."""
+    from serve.launch import LocalCluster
+
+    root.mkdir(parents=True, exist_ok=True)
+    workspace, stages = Workspace(root.resolve()), Stages(console)
+    prepared, world = prepare_world(workspace, settings, stages)
+    ledger = Ledger.from_settings(settings, workspace.root)
+    with LocalCluster(address=address):
+        train_models(workspace, settings, stages, prepared, world, ledger)
+    ledger.close()
+    return workspace.root
+
+
+def run_loop(settings: Settings, runs: Path, console: Console) -> Path:
+    """Run every step of the loop; the folder of the run, with report.html and report.json in it."""
+    from serve.launch import EMBEDDED, LocalCluster, free_port, read_config
+
+    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    workspace, stages = new_workspace(runs, name), Stages(console)
+    prepared, world = prepare_world(workspace, settings, stages)
     ledger = Ledger.from_settings(settings, workspace.root)
     with LocalCluster() as cluster:
-        # 4. What does an action do to a user?
-        with stages.stage("Train the effect model on Ray Train") as stage:
-            table = learning.log_table(workspace, world, *world.logs[0][1:])
-            first = learning.learn(workspace, table, settings, stage)
-        with stages.stage("Train on the shop's real coupon redemptions") as stage:
-            redemption = learning.learn_redemption(workspace, prepared, settings, stage)
-        ledger.set_versions(model=first.version, by=APPROVER)
+        started = train_models(workspace, settings, stages, prepared, world, ledger)
+        first = started.first
         # 5. The service, then strategies from a brief.
         with stages.stage("Start the service") as stage:
             port = settings.serve.port if settings.serve.port != DEFAULT_PORT else free_port()
@@ -86,12 +128,24 @@ def run_loop(settings: Settings, runs: Path, console: Console) -> Path:
         cluster.stop_serving()
         # 8. The outcomes go back into training.
         with stages.stage("Train the second round on the outcomes") as stage:
-            table = second_round_table(workspace, world, table, measured, live, ledger, actions, stage)
+            table = second_round_table(
+                workspace, world, started.table, measured, live, ledger, actions, stage
+            )
             second = learning.learn(
                 workspace, table, settings, stage, parents=(first.version,), baselines=False
             )
     finished = Finished(
-        prepared, world, first, redemption, second, strategies, optimised, live, measured, said, actions
+        prepared,
+        world,
+        first,
+        started.redemption,
+        second,
+        strategies,
+        optimised,
+        live,
+        measured,
+        said,
+        actions,
     )
     document = loop_report(finished, settings, stages, ledger)
     ledger.close()

@@ -197,4 +197,6 @@ def _pacing(
         storage=workspace.root / "rl",
         progress=lambda done, what: stage.tell(0.15 + 0.7 * done, what),
     )
-    return trained.artifact.version, {"returns": trained.returns, "chosen": trained.chosen}
+    returns = {n: {"mean": r.value, "low": r.low, "high": r.high} for n, r in trained.returns.items()}
+    stage.note(f"pacing: {trained.chosen} kept of {', '.join(returns)}")
+    return trained.artifact.version, {"returns": returns, "chosen": trained.chosen}

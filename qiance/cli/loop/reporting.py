@@ -64,6 +64,7 @@ def loop_report(f: Finished, settings: Settings, stages: Stages, ledger: Ledger)
             "fingerprint": report.fingerprint,
             "terms": TERMS.get(settings.data.source, ""),
             "tables": [table.to_dict() for table in report.tables],
+            "left_out": dict(report.left_out),
         },
         "models": {
             "effect": model_report(f.first, "Effect model, first round"),

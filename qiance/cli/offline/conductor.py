@@ -11,7 +11,7 @@ from rich.console import Console
 
 from qiance.cli.loop.prepare import new_workspace
 from qiance.cli.offline import learn as learning
-from qiance.cli.offline.estimate import Evaluated, Log, evaluate, make_log
+from qiance.cli.offline.estimate import Evaluated, Log, evaluate, make_log, proposed_of
 from qiance.cli.offline.policies import Choice, policies
 from qiance.cli.offline.propose import kinds_in, propose
 from qiance.cli.offline.reporting import Finished, gain_words, offline_report
@@ -62,9 +62,11 @@ def run_offline(settings: Settings, runs: Path, console: Console) -> Path:
             epsilon=settings.serve.epsilon,
         )
         evaluated = _evaluate_all(study, log, choice, stage)
-    document = offline_report(
-        Finished(study, learned, proposals, evaluated, choice.proposed, source), settings, stages
-    )
+        rate = float((study.outcome(study.primary) > 0).mean())
+        chosen = proposed_of(evaluated, choice.proposals, rate)
+        stage.note(f"proposed, {chosen.name}: {gain_words(chosen, study)}")
+    finished = Finished(study, learned, proposals, evaluated, chosen, source)
+    document = offline_report(finished, settings, stages)
     write_report(document, workspace.root)
     console.print(summary_table(document))
     return workspace.root
@@ -82,7 +84,4 @@ def _evaluate_all(study: Study, log: Log, choice: Choice, stage: Stage) -> list[
     for policy in policies(choice):
         stage.tell(len(found) / 12, policy.name)
         found.append(evaluate(log, policy, study.primary, study.has_control))
-        if policy.name == choice.proposed:
-            said = gain_words(found[-1], study)
-            stage.note(f"proposed, {policy.name}: {said}")
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,12 +45,18 @@ class Predictions:
     base: Mapping[str, Draws]
 
 
-def train_models(workspace: Workspace, study: Study, settings: Settings, stage: Stage) -> Learned:
-    """Train on each half through Ray Train; Ray must be running."""
+def train_models(
+    workspace: Workspace, study: Study, settings: Settings, stage: Stage, workers: int | None = None
+) -> Learned:
+    """Train on each half through Ray Train; Ray must be running.
+
+    workers: instead of settings.training.workers; 0 trains in the calling process, without Ray.
+    """
     from training.effect.fit import TrainSettings, train_effect
     from training.effect.split import Split
 
     chosen = TrainSettings(**settings.training.model_dump(), seed=settings.seed)
+    chosen = chosen if workers is None else replace(chosen, workers=workers)
     found = []
     for number, half in enumerate((study.first, ~study.first)):
         split = Split(half & study.train, half & ~study.train, ~half)

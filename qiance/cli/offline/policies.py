@@ -13,7 +13,9 @@ from qiance.decide.rule import policy_probabilities
 
 CONTACT_SHARES = (0.1, 0.3, 0.5)
 LOGGED = "logged policy"
+EVERYBODY = "everybody: "
 BEST = "best arm per customer"
+SOFTMAX = "softmax over predictions"
 # Above this many arms, "everybody gets it" is shown for the best one only.
 _MAX_SINGLE = 6
 
@@ -47,9 +49,9 @@ class Choice:
     epsilon: float
 
     @property
-    def proposed(self) -> str:
-        """Name of the proposed policy; fixed before anything is estimated, so that nothing flatters it."""
-        return BEST if self.control else exploring_name(self.epsilon)
+    def proposals(self) -> tuple[str, ...]:
+        """Policies that may be proposed, the boldest first; one that the log can judge is taken."""
+        return (BEST,) if self.control else (exploring_name(self.epsilon), SOFTMAX)
 
 
 def exploring_name(epsilon: float) -> str:
@@ -63,16 +65,16 @@ def policies(choice: Choice) -> Iterator[Policy]:
     yield Policy(LOGGED, np.broadcast_to(choice.logging, (n, size)))
     if size <= _MAX_SINGLE:
         for place, arm in enumerate(choice.arms):
-            yield Policy(f"everybody: {arm}", _always(n, size, place))
+            yield Policy(f"{EVERYBODY}{arm}", _always(n, size, place))
     else:
-        yield Policy("everybody: the best single arm", best_single(choice))
+        yield Policy(f"{EVERYBODY}the best single arm", best_single(choice))
     yield Policy(BEST, _decided(choice.value, 0.0))
     if choice.control:
         for share in CONTACT_SHARES:
             yield _contacts(choice, share)
     else:
         yield Policy(exploring_name(choice.epsilon), _decided(choice.value, choice.epsilon))
-        yield Policy("softmax over predictions", softmax(choice.value, choice.halves))
+        yield Policy(SOFTMAX, softmax(choice.value, choice.halves))
 
 
 def best_single(choice: Choice) -> Floats:

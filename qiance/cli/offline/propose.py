@@ -126,7 +126,7 @@ def best_rule(users: UserTable, rows: Mask, uplift: Floats) -> Audience | None:
     if best is None:
         return None
     conditions = tuple(_plain(condition, users.columns) for condition in best.audience.conditions)
-    return Audience(", ".join(_words(condition, users.columns) for condition in conditions), conditions)
+    return Audience(" and ".join(_words(condition, users.columns) for condition in conditions), conditions)
 
 
 def _is_flag(column: Floats) -> bool:
@@ -145,7 +145,7 @@ def _words(condition: tuple[str, str, float], columns: Mapping[str, Floats]) -> 
     feature, symbol, value = condition
     name = feature.replace("_is_", ": ", 1).replace("_", " ")
     if _is_flag(columns[feature]):
-        return name if value else f"not {name}"
+        return name if value else f"no {name}"
     return f"{name} {'over' if symbol.startswith('>') else 'up to'} {value:g}"
 
 
@@ -167,13 +167,14 @@ class _Maker:
         mask = audience_mask(audience, users)
         arm = study.arms[self.place]
         name = self.source.arm_words.format(arm=arm)
+        whom = f"customers with {audience.name}" if audience.conditions else "everybody"
         inside = mask[~study.first]
         checked, problem = self._check(mask & ~study.first)
         primary = self._interval(study.primary, self.draws[study.primary] - self._base(study.primary), inside)
         return Proposal(
             arm=arm,
             kind=kind,
-            title=f"{name} for {'everybody' if not audience.conditions else audience.name}",
+            title=f"{name} for {whom}",
             audience=audience,
             reach=int(mask.sum()),
             effect=self._effect(inside),

@@ -11,10 +11,12 @@ import numpy as np
 from qiance.cli.loop.reporting import frame, plain
 from qiance.cli.offline.estimate import CONFIDENCE, Evaluated
 from qiance.cli.offline.learn import Learned
+from qiance.cli.offline.policies import EVERYBODY
 from qiance.cli.offline.propose import EFFECT_CONFIDENCE, Proposal
 from qiance.cli.offline.sources import Source
 from qiance.cli.offline.study import Study
 from qiance.cli.stages import Stages
+from qiance.domain import Interval
 from qiance.evaluate.ope import Estimate
 from qiance.report import RunReport
 from qiance.report.figures import Unit
@@ -26,18 +28,28 @@ _FIGURES = ("effective_sample_size", "max_weight", "mean_weight", "unsupported_m
 
 @dataclass(frozen=True)
 class Finished:
-    """Everything the steps of the loop handed on; proposed: name of the proposed policy."""
+    """Everything the steps of the loop handed on; chosen: the proposed policy."""
 
     study: Study
     learned: Learned
     proposals: Sequence[Proposal]
     evaluated: Sequence[Evaluated]
-    proposed: str
+    chosen: Evaluated
     source: Source
 
     @property
-    def chosen(self) -> Evaluated:
-        return next(found for found in self.evaluated if found.name == self.proposed)
+    def judged(self) -> tuple[str, float, float]:
+        """A metric on unseen rows, where less is better: of the effect model and of the population mean."""
+        by_name = {score.name: score for score in self.learned.scores}
+        ours, mean = by_name["effect model"], by_name["population mean"]
+        metric = "rmse" if ours.log_loss is None else "log_loss"
+        return metric, getattr(ours, metric), getattr(mean, metric)
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the effect model fails to beat the population mean on unseen rows."""
+        _, ours, mean = self.judged
+        return ours >= mean
 
 
 def offline_report(f: Finished, settings: Settings, stages: Stages) -> RunReport:
@@ -64,7 +76,7 @@ def offline_report(f: Finished, settings: Settings, stages: Stages) -> RunReport
             "policies": [_evaluated(found, f.study) for found in f.evaluated],
             "label": f.study.primary,
             "unit": unit_of(f.study),
-            "chosen": f.proposed,
+            "chosen": f.chosen.name,
         },
     }
     return RunReport.model_validate(document)
@@ -93,6 +105,7 @@ def notes(f: Finished, settings: Settings) -> list[str]:
             "differs much from the logged one rests on a handful of them, and no model can learn much."
         )
     found += _against_mean(f)
+    found += _same_as(f)
     gate = f.chosen.gate
     if gate is None:
         found.append(f"The proposed policy cannot be estimated from this log: {f.chosen.problem}")
@@ -100,7 +113,7 @@ def notes(f: Finished, settings: Settings) -> list[str]:
         found.append(f"The gate does not open for the proposed policy: {gate.reason}.")
     found.append(
         "Every figure is for units that the model behind it was not trained on. The proposed policy was "
-        "fixed before anything was estimated; picking the best of the others by these figures would flatter it."
+        "chosen without looking at its estimate; the best of many estimates flatters."
     )
     if not study.responses.randomised:
         found.append(
@@ -114,19 +127,28 @@ def notes(f: Finished, settings: Settings) -> list[str]:
     return found
 
 
+def _same_as(f: Finished) -> list[str]:
+    """Says so where the proposed policy earns exactly what one arm for everybody does."""
+    if f.chosen.gain is None:
+        return []
+    twins = [
+        found.name
+        for found in f.evaluated
+        if found.name.startswith(EVERYBODY) and found.gain is not None and found.gain == f.chosen.gain
+    ]
+    if not twins:
+        return []
+    arm = twins[0].removeprefix(EVERYBODY)
+    return [f"The model finds nobody for whom another arm beats {arm}: the proposed policy gives it to all."]
+
+
 def _against_mean(f: Finished) -> list[str]:
-    """Whether the effect model beats the population mean on unseen rows, said when it does not."""
-    by_name = {score.name: score for score in f.learned.scores}
-    ours, mean = by_name.get("effect model"), by_name.get("population mean")
-    if ours is None or mean is None:
+    if not f.is_doubtful:
         return []
-    metric = "rmse" if ours.log_loss is None else "log_loss"
-    a, b = getattr(ours, metric), getattr(mean, metric)
-    if a < b:
-        return []
+    metric, ours, mean = f.judged
     return [
         f"On unseen rows the effect model does not beat the population mean ({metric.replace('_', ' ')} "
-        f"{a:.5g} against {b:.5g}): the differences that it predicts between customers may be noise."
+        f"{ours:.5g} against {mean:.5g}): the differences that it predicts between customers may be noise."
     ]
 
 
@@ -154,17 +176,18 @@ def _strategy(p: Proposal, f: Finished) -> dict[str, Any]:
         "actions": [{"action_id": p.arm, "product": None, "offer": None, "channel": f.source.channel}],
         "effect": plain(p.effect),
         "measured": None,
-        "reasons": _reasons(p, f.study),
+        "reasons": _reasons(p, f),
         "provenance": {"action": "an arm of the log", "audience": rule},
     }
 
 
-def _reasons(p: Proposal, study: Study) -> list[str]:
+def _reasons(p: Proposal, f: Finished) -> list[str]:
+    study = f.study
     over = study.arms[0] if study.has_control else "the logged policy"
     unit = Unit(unit_of(study), study.responses.currency)
-    said = f"{unit.difference(p.uplift.value)} [{unit.difference(p.uplift.low)} to "
-    said += f"{unit.difference(p.uplift.high)}, {EFFECT_CONFIDENCE:.0%}]"
-    found = [f"Predicted {study.primary} on unseen rows: {said} over {over}."]
+    said = _interval(unit, p.uplift, EFFECT_CONFIDENCE)
+    doubt = " by a model that does not beat the population mean" if f.is_doubtful else ""
+    found = [f"Predicted {study.primary} on unseen rows{doubt}: {said} over {over}."]
     if p.checked is None:
         found.append(f"The log cannot check it: {p.problem}")
         return found
@@ -177,9 +200,13 @@ def _reasons(p: Proposal, study: Study) -> list[str]:
 
 
 def _difference(found: Estimate, study: Study) -> str:
-    unit = Unit(unit_of(study), study.responses.currency)
-    low, high = unit.difference(found.low), unit.difference(found.high)
-    return f"{unit.difference(found.value)} [{low} to {high}, {found.confidence:.0%}]"
+    return _interval(Unit(unit_of(study), study.responses.currency), found, found.confidence)
+
+
+def _interval(unit: Unit, found: Interval | Estimate, confidence: float) -> str:
+    """E.g. `3.56 points [3.16 to 3.96, 95%]`."""
+    low, high = unit.difference(found.low).removesuffix(" points"), unit.difference(found.high)
+    return f"{unit.difference(found.value)} [{low} to {high.removesuffix(' points')}, {confidence:.0%}]"
 
 
 def _policy(chosen: Evaluated) -> dict[str, Any]:
