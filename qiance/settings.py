@@ -89,7 +89,7 @@ class ServeSettings(Section):
     max_body_bytes: Count = Field(1_048_576, description="largest request body, bytes")
     holdout: Fraction = Field(0.1, description="fraction of users who always get control")
     epsilon: Fraction = Field(0.1, description="exploration: probability shared by all admissible actions")
-    outcome_window_hours: Positive = Field(24.0, description="hours after which an outcome no longer counts")
+    outcome_window_hours: Positive = Field(12.0, description="hours after which an outcome no longer counts")
     max_n: Count = Field(20, description="most actions in one answer")
     max_candidates: Count = Field(1000, description="most candidates in one request")
     request_timeout_s: Positive = Field(5.0, description="seconds after which a request is given up")
@@ -132,7 +132,7 @@ class LlmSettings(Section):
 
 
 class BudgetSettings(Section):
-    amount: str = Field("1500.00", description='what may be spent, major units in quotes such as "1500.00"')
+    amount: str = Field("1000.00", description='what may be spent, major units in quotes such as "1500.00"')
     max_depth: Fraction = Field(0.4, lt=1.0, description="deepest discount, fraction of the price")
     min_margin: Fraction = Field(0.05, description="least margin, fraction of the price")
 

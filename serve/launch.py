@@ -52,7 +52,7 @@ class LocalCluster:
         self._loopback, self._address = loopback and address is None, address
         # Short: Ray puts Unix sockets below it, and their paths may have 107 bytes.
         self._temp_dir = tempfile.mkdtemp(prefix="qiance-")
-        self._serving = False
+        self._applications: list[str] = []
 
     def __enter__(self) -> LocalCluster:
         if self._loopback:
@@ -87,18 +87,18 @@ class LocalCluster:
         _check_port(host, port)
         options = {"host": host, "port": port, "request_timeout_s": schema.http_options.request_timeout_s}
         serve.start(proxy_location=schema.proxy_location, http_options=options)
-        self._serving = True
+        self._applications = [application.name for application in schema.applications]
         _get_global_client().deploy_apps(schema)
         _wait(schema.applications[0].name, progress)
         return f"http://{host}:{port}"
 
     def stop_serving(self) -> None:
-        """Take the application down; Ray stays."""
-        if self._serving:
+        """Drain the application and take it down; Ray stays."""
+        for name in self._applications:
             from ray import serve
 
-            serve.shutdown()
-            self._serving = False
+            serve.delete(name)
+        self._applications = []
 
     def __exit__(self, *_: object) -> None:
         import ray

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from qiance.cli.loop import learn as learning
 from qiance.cli.loop.learn import Learned
-from qiance.cli.loop.live import LiveLog, run_live
+from qiance.cli.loop.live import LiveLog, run_live, wait_for_policy
 from qiance.cli.loop.measure import Measured, live_training_rows, measure
 from qiance.cli.loop.optimise import optimise
 from qiance.cli.loop.prepare import Prepared, ingest, new_workspace, prepare
@@ -120,6 +120,8 @@ def run_loop(settings: Settings, runs: Path, console: Console) -> Path:
         # 7. Live: decisions and outcomes over HTTP, then what they did.
         with stages.stage("Serve live users over HTTP") as stage:
             actions, _, admits = explored
+            if optimised.gate.passed:
+                asyncio.run(wait_for_policy(url, optimised.policy_version))
             live = asyncio.run(run_live(url, world, actions, admits, settings, stage))
             rate = len(live.user) / live.seconds
             stage.note(f"{len(live.user):,} decisions, {live.events:,} outcomes, {rate:.0f} decisions/s")

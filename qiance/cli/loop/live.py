@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from qiance.cli.loop.world import World
 from qiance.cli.stages import Stage
 from qiance.market.market import ActionTable, Responses, Truth
-from qiance.market.simulate import arrivals, second_of_day
+from qiance.market.simulate import DAY_S, arrivals, second_of_day
 from qiance.settings import Settings
 
 Floats = NDArray[np.float64]
@@ -25,6 +25,8 @@ Ints = NDArray[np.int64]
 CONCURRENCY = 16
 OUTCOME_BATCH = 1_000
 RETRIES = 3
+PARTS_A_DAY = 4
+POLICY_TIMEOUT_S = 30.0
 
 
 class ServiceError(RuntimeError):
@@ -77,17 +79,38 @@ async def run_live(
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=30.0) as client:
         for day in range(market.live_days):
             users = arrivals(rng, cohort, min(market.live_per_day, len(cohort)))
-            tell = _teller(stage, day, market.live_days, len(users))
-            choice, ids = await _decide_all(client, world, actions, users, seen, tell)
-            truth = world.market.truth(users, actions)
-            answers = world.market.step(users, actions, choice)
-            await _report(client, world, ids, choice, answers, seen, users)
-            seen.parts.append(_day_record(world, users, choice, ids, truth, actions, admits))
-            world.window.add(users, actions.channel[choice] > 0)
+            for part, some in enumerate(_parts_of_day(users)):
+                tell = _teller(stage, day + part / PARTS_A_DAY, market.live_days, len(users))
+                choice, ids = await _decide_all(client, world, actions, some, seen, tell)
+                truth = world.market.truth(some, actions)
+                answers = world.market.step(some, actions, choice)
+                await _report(client, world, ids, choice, answers, seen, some)
+                seen.parts.append(_record(world, some, choice, ids, truth, actions, admits))
+                world.window.add(some, actions.channel[choice] > 0)
             world.window.end_day()
             world.market.advance_day()
             world.pass_days(1)
     return _finish(seen, time.perf_counter() - started)
+
+
+def _parts_of_day(users: Ints) -> list[Ints]:
+    """Users by the quarter of the day they come in: outcomes of one are known in the next."""
+    quarter = second_of_day(users) * PARTS_A_DAY // DAY_S
+    return [users[quarter == part] for part in range(PARTS_A_DAY) if (quarter == part).any()]
+
+
+async def wait_for_policy(url: str, version: str) -> None:
+    """Return once the service decides by the policy `version`."""
+    deadline = time.monotonic() + POLICY_TIMEOUT_S
+    async with httpx.AsyncClient(base_url=url, timeout=10.0) as client:
+        while time.monotonic() < deadline:
+            health = (await client.get("/healthz")).json()
+            if health["policy_version"] == version:
+                return
+            await asyncio.sleep(0.1)
+    raise ServiceError(
+        f"/healthz: the service did not take up policy {version} within {POLICY_TIMEOUT_S:.0f} s"
+    )
 
 
 async def _decide_all(
@@ -182,7 +205,7 @@ async def _post(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> t
     raise AssertionError("the last attempt returns or raises")
 
 
-def _day_record(
+def _record(
     world: World,
     users: Ints,
     choice: Ints,
@@ -220,5 +243,5 @@ def _finish(seen: _Collected, seconds: float) -> LiveLog:
     )
 
 
-def _teller(stage: Stage, day: int, days: int, size: int) -> Any:
-    return lambda done: stage.tell((day + done / size) / days, f"day {day + 1} of {days}")
+def _teller(stage: Stage, day: float, days: int, size: int) -> Any:
+    return lambda done: stage.tell((day + done / size) / days, f"day {int(day) + 1} of {days}")

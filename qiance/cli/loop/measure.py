@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,9 @@ class Measured:
 def measure(
     ledger: Ledger, live: LiveLog, actions: ActionTable, optimised: Optimised, settings: Settings
 ) -> Measured:
-    """Join decisions with the outcomes that came over HTTP, and compare."""
+    """Join decisions with the outcomes that came over HTTP, and compare; offers not used by now are void."""
+    window = timedelta(hours=settings.serve.outcome_window_hours)
+    ledger.release_expired(datetime.fromtimestamp(int(live.at.max()), UTC) + window)
     rows = _in_order(ledger.decision_outcomes(), live)
     sales = rows["sales"].to_numpy().astype(np.int64)
     margin = order_margin(sales, actions, live.action, BASKET_MARGIN_RATE)
