@@ -19,15 +19,15 @@ SCALE = 100.0
 class AgainstRuleEnv(PacingEnv):
     """`PacingEnv` with the reward measured against a rule on the same traffic.
 
-    A twin runs the same episode (same users, same order, same exploration) under `EvenPace(gain)`. Traffic does
-    not depend on actions, so that the twin's reward is a baseline that leaves the gradient of the objective
-    unbiased, and takes out most of its variance: how many users came (common random numbers).
+    A twin runs the same episode (same users, same order, same exploration) under `EvenPace(gain)`. Traffic
+    does not depend on actions, so that the twin's reward is a baseline that leaves the gradient of the
+    objective unbiased and takes out most of its variance: how many users came (common random numbers).
 
     ## Action, Observation, Episode end
     As `PacingEnv`.
 
     ## Reward
-    100 × (own reward − the twin's): an episode's return is the gain over the rule in hundredths of the budget.
+    100 × (own reward − the twin's): an episode's return is the gain over the rule, per cent of the cap.
 
     ## Arguments
     config: `{"world": path, "gain": gain of the rule}`.

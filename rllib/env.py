@@ -25,8 +25,8 @@ class PacingEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     On a day a random share of the users arrives, in random order; `qiance.decide.decide` chooses for each by
     argmax of predicted value − λ·predicted cost with λ = λ₀·3^action. The market's truth then says what that
     brings and costs on expectation, and how fatigue (contacts) and stock (units bought on offer) grow; both
-    decay overnight. The predictions do not know of fatigue and stock, nor of how much traffic will come: that is
-    what is left to the policy. Spending never passes the cap: who arrives after it is exhausted gets control.
+    decay overnight. The predictions do not know of fatigue and stock, nor of how much traffic will come: that
+    is left to the policy. Spending never passes the cap: who arrives after it is exhausted gets control.
 
     ## Action
     `Box(-1, 1, (1,), float32)`: exponent a of the multiplier 3^a of λ₀ for the day.
@@ -44,9 +44,9 @@ class PacingEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     | 5 | multiplier of the last day | logarithm to base 3 |
 
     ## Reward
-    True (expected) incremental margin of the day over doing nothing, after goods, discounts and contact costs, as
-    a fraction of the budget's cap: an episode's return is what each unit of budget brought. `info["margin"]` has it
-    in minor units.
+    True (expected) incremental margin of the day over doing nothing, after goods, discounts and contact
+    costs, as a fraction of the budget's cap: an episode's return is what each unit of budget brought.
+    `info["margin"]` has it in minor units.
 
     ## Episode end
     Terminates after `horizon_days`; it is never truncated. An exhausted budget does not end it: the days that
@@ -92,15 +92,15 @@ class PacingEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         return self.run_day(factor)
 
     def run_day(self, factor: float) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """The same for a multiplier: (1) arrive, (2) decide, (3) cap, (4) truth, (5) remember, (6) observe."""
+        """The same for a multiplier: arrive, decide, cap, account, remember, observe."""
         if self._state.day >= self.campaign.horizon_days:
             raise ValueError(f"day: the episode is over after {self._state.day} days; call reset() first")
         users = self._arrivals()
         choice = self._choose(users, factor)
         choice, truth = self._cap(users, choice)
-        info = self._account(users, choice, truth)
+        info = self._account(users, choice, truth, factor)
         self._remember(users, choice, truth)
-        self._advance(users, info, factor)
+        self._advance(users, info)
         reward = info["margin"] / self.campaign.budget
         over = self._state.day == self.campaign.horizon_days
         return observe(self._state), float(reward), over, False, info
@@ -135,7 +135,7 @@ class PacingEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         choice = np.where(paid, choice, 0)
         return choice, self._market.truth(users, self._world.table, choice)
 
-    def _account(self, users: Ints, choice: Ints, truth: Truth) -> dict[str, Any]:
+    def _account(self, users: Ints, choice: Ints, truth: Truth, factor: float) -> dict[str, Any]:
         """Money of the day, minor units, and what was done."""
         nothing = self._market.truth(users, self._world.table, np.zeros_like(choice))
         contact_cost = self._world.table.contact_cost[choice]
@@ -145,6 +145,7 @@ class PacingEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             "cost": float(truth.cost.sum()),
             "arrivals": int(users.size),
             "contacts": int((self._world.table.channel[choice] > 0).sum()),
+            "multiplier": factor,
         }
 
     def _remember(self, users: Ints, choice: Ints, truth: Truth) -> None:
@@ -155,7 +156,7 @@ class PacingEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         market.stock[users[offered], table.category[choice[offered]]] += truth.conversion[offered]
         market.advance_day()
 
-    def _advance(self, users: Ints, info: dict[str, Any], factor: float) -> None:
+    def _advance(self, users: Ints, info: dict[str, Any]) -> None:
         """The state at the start of the next day; a user arrives at most once a day."""
         self._contacts.append(info["contacts"])
         self._active.append(users)
@@ -167,7 +168,7 @@ class PacingEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             contacts_per_user=sum(self._contacts) / max(self._num_active(), 1),
             last_cost=info["cost"],
             last_value=info["predicted"],
-            last_multiplier=factor,
+            last_multiplier=info["multiplier"],
         )
 
     def _num_active(self) -> int:

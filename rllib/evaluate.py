@@ -44,8 +44,8 @@ def tuned_baselines(world: Path, seeds: Sequence[int]) -> dict[str, Constant | E
 def choose(returns: dict[str, Floats]) -> str:
     """Name of the policy to keep, from returns on the same episodes, `[n]` each.
 
-    The rule with the highest mean stays unless `learned` beats it: the lower end of the 90 % Student-t interval
-    of the paired differences must be above 0.
+    The rule with the highest mean stays unless `learned` beats it: the lower end of the 90 % Student-t
+    interval of the paired differences must be above 0.
     """
     rule = max((name for name in returns if name != "learned"), key=lambda name: returns[name].mean())
     gain = mean_interval(returns["learned"] - returns[rule])

@@ -55,7 +55,7 @@ def start_from(ppo: Algorithm, world: Path, rule: EvenPace, seeds: Sequence[int]
 
 
 def demonstrate(world: Path, rule: EvenPace, seeds: Sequence[int]) -> Demonstration:
-    """One episode per seed. What is done differs from the rule's action by noise; what is kept is the rule's."""
+    """An episode per seed: done is the rule's action with noise, kept is the rule's action."""
     env, rng = AgainstRuleEnv({"world": str(world), "gain": rule.gain}), np.random.default_rng(list(seeds))
     seen, wanted, returns = [], [], []
     for seed in seeds:

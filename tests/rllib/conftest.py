@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +103,20 @@ def world(market: Market, table: ActionTable, tmp_path_factory: pytest.TempPathF
     budget = int(BUDGET_SHARE * free)
     campaign = Campaign(budget, base_price(value, cost, budget, visits), 0.5 * USERS, DAYS)
     return save_world(tmp_path_factory.mktemp("world") / "world.npz", market, table, value, cost, campaign)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    # Read when Ray is imported: with it every Ray socket binds to loopback.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    folder = tempfile.mkdtemp(prefix="qiance-")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
