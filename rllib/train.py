@@ -146,7 +146,7 @@ def _learn(
         history = []
         for number in range(1, iterations + 1):
             history.append(float(ppo.train()["env_runners"]["episode_return_mean"]) / SCALE)
-            share = 0.1 + 0.8 * number / iterations
+            share = 0.1 + 0.75 * number / iterations
             tell(
                 share,
                 f"iteration {number} of {iterations}: {history[-1]:+.2%} of the budget against even pace",

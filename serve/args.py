@@ -40,7 +40,7 @@ class AppArgs(BaseModel):
     max_candidates: int = Field(1_000, ge=1)
     max_body_bytes: int = Field(1_048_576, ge=1_024)
     request_timeout_s: float = Field(5.0, gt=0.0)
-    min_margin: float = Field(0.05, ge=-1.0, lt=1.0)
+    min_margin: float = Field(0.05, ge=0.0, lt=1.0)
     seed: int = 0
     llm: LlmArgs = LlmArgs()
 

@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+import numpy as np
+
+from qiance.decide.floors import margin_floor_mask
 from qiance.decide.predictor import liability_of
 from qiance.domain import CONTROL_ACTION, Action, Catalogue, Strategy, StrategyState
 from qiance.ledger import Ledger, LedgerUnavailableError, Versions
@@ -48,6 +51,17 @@ class LiveState:
     def known_items(self) -> set[str]:
         """Items that a live action is about."""
         return {action.item_id for action in self.actions if action.item_id is not None}
+
+
+def clears_floor(action: Action, catalogue: Catalogue, min_margin: float) -> bool:
+    """Whether the item still earns `min_margin` of its price after the action's offer."""
+    if action.item_id is None:
+        return True
+    item = catalogue[action.item_id]
+    clears = margin_floor_mask(
+        np.array([item.price]), np.array([item.unit_cost]), np.array([action.offer.depth]), min_margin
+    )
+    return bool(clears[0])
 
 
 def read_state(ledger: Ledger, catalogue: Catalogue) -> LiveState:
@@ -104,5 +118,5 @@ class Watcher:
                 self.refresh()
             except LedgerUnavailableError as error:
                 logger.warning("the version row cannot be read, the last state stays: %s", error)
-            except ValueError as error:
-                logger.error("the new state cannot be used, the last one stays: %s", error)
+            except Exception as error:  # a damaged artifact, say: what served before goes on
+                logger.error("the new state cannot be used, the last one stays: %r", error)

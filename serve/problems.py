@@ -1,5 +1,7 @@
 """Errors as application/problem+json (RFC 9457), for every way a request can fail."""
 
+import reprlib
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,18 +18,23 @@ TITLES = {
     405: "Method not allowed",
     409: "Conflict",
     413: "Body too large",
+    415: "Unsupported media type",
     422: "Invalid input",
     429: "Too many requests",
     500: "Internal error",
     503: "Temporarily unavailable",
 }
 MAX_ECHO = 80  # characters of a bad value that are repeated to the client
+MAX_ERRORS = 50  # bad fields that are listed in one answer
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, MAX_ECHO, MAX_ECHO
 
 
-class Problem(Exception):  # noqa: N818 - the standard calls it a problem
+class Problem(HTTPException):
     """A request that cannot be answered.
 
-    errors: one entry per bad field: {"field", "value", "detail"}.
+    errors: one entry per bad field: {"field", "value", "detail"}. retry_after: seconds.
     """
 
     def __init__(
@@ -37,33 +44,46 @@ class Problem(Exception):  # noqa: N818 - the standard calls it a problem
         errors: list[dict[str, str]] | None = None,
         retry_after: int | None = None,
     ) -> None:
-        super().__init__(detail)
-        self.status, self.detail, self.errors, self.retry_after = status, detail, errors or [], retry_after
+        headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        if status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        super().__init__(status, detail, headers)
+        self.errors = errors or []
 
 
 def invalid(field: str, value: object, detail: str) -> Problem:
     """A 422 for one field; names the field, the value and the remedy."""
-    return Problem(422, f"{field}: {detail}", [{"field": field, "value": echo(value), "detail": detail}])
+    name = _clip(field)
+    return Problem(422, f"{name}: {detail}", [{"field": name, "value": echo(value), "detail": detail}])
 
 
 def echo(value: object) -> str:
     """A bad value as text, short enough to send back."""
-    text = repr(value)
-    return text if len(text) <= MAX_ECHO else text[: MAX_ECHO - 1] + "…"
+    return _clip(_SHORT.repr(value))
+
+
+def _clip(text: str) -> str:
+    # Half a surrogate pair can be read from JSON but not sent.
+    sendable = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return sendable if len(sendable) <= MAX_ECHO else sendable[: MAX_ECHO - 1] + "…"
 
 
 def response(problem: Problem) -> JSONResponse:
     """The problem as an HTTP response."""
-    title = TITLES.get(problem.status, "Error")
+    return _response(problem.status_code, str(problem.detail), problem.errors, problem.headers)
+
+
+def _response(
+    status: int, detail: str, errors: list[dict[str, str]], headers: Mapping[str, str] | None
+) -> JSONResponse:
     body = {
         "type": "about:blank",
-        "title": title,
-        "status": problem.status,
-        "detail": problem.detail,
-        "errors": problem.errors,
+        "title": TITLES.get(status, "Error"),
+        "status": status,
+        "detail": detail,
+        "errors": errors,
     }
-    headers = {} if problem.retry_after is None else {"Retry-After": str(problem.retry_after)}
-    return JSONResponse(body, problem.status, headers, media_type="application/problem+json")
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
 def install(app: FastAPI, max_body_bytes: int) -> None:
@@ -75,13 +95,13 @@ def install(app: FastAPI, max_body_bytes: int) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _(_: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [_field_error(entry) for entry in error.errors()]
+        errors = [_field_error(entry) for entry in error.errors()[:MAX_ERRORS]]
         detail = "; ".join(f"{e['field']}: {e['detail']}" for e in errors[:3])
         return response(Problem(422, detail, errors))
 
     @app.exception_handler(HTTPException)
     async def _(_: Request, error: HTTPException) -> JSONResponse:
-        return response(Problem(error.status_code, str(error.detail)))
+        return _response(error.status_code, str(error.detail), [], error.headers)
 
     @app.exception_handler(Exception)
     async def _(_: Request, error: Exception) -> JSONResponse:
@@ -93,7 +113,7 @@ def install(app: FastAPI, max_body_bytes: int) -> None:
 def _field_error(entry: dict[str, Any]) -> dict[str, str]:
     location = [str(part) for part in entry["loc"] if part != "body"]
     field = ".".join(location) or "body"
-    return {"field": field, "value": echo(entry.get("input")), "detail": str(entry["msg"])}
+    return {"field": _clip(field), "value": echo(entry.get("input")), "detail": str(entry["msg"])}
 
 
 class BodyLimit:
@@ -111,7 +131,7 @@ class BodyLimit:
         if not declared.isdigit() or int(declared) > self.max_bytes:
             await self._refuse(scope, receive, send)
             return
-        body, more = b"", True
+        body, more = bytearray(), True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -121,7 +141,7 @@ class BodyLimit:
             if len(body) > self.max_bytes:
                 await self._refuse(scope, receive, send)
                 return
-        await self.app(scope, _replay(body, receive), send)
+        await self.app(scope, _replay(bytes(body), receive), send)
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         detail = f"body: larger than {self.max_bytes} bytes; send fewer entries per request"

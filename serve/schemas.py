@@ -1,11 +1,12 @@
 """What the HTTP interface takes and gives; unknown fields are refused."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
 from qiance.domain import Action, Channel, Effect, Interval, Objective, OutcomeType, Strategy
+from qiance.ledger.schema import ID_LENGTH
 
 
 def _printable(text: str) -> str:
@@ -14,10 +15,28 @@ def _printable(text: str) -> str:
     return text
 
 
-Identifier = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_printable)]
+def _within_reach(moment: datetime) -> datetime:
+    # Far years overflow when a zone is converted or a window is added.
+    if not EARLIEST_YEAR <= moment.year <= LATEST_YEAR:
+        raise ValueError(f"the year must be from {EARLIEST_YEAR} to {LATEST_YEAR}")
+    return moment.astimezone(UTC)
+
+
+def _carrying(channel: Channel) -> Channel:
+    if channel is Channel.NONE:
+        raise ValueError("carries nothing; use email, display, mailer or push")
+    return channel
+
+
+EARLIEST_YEAR, LATEST_YEAR = 1970, 2199
+Identifier = Annotated[
+    str, StringConstraints(min_length=1, max_length=ID_LENGTH), AfterValidator(_printable)
+]
+Moment = Annotated[AwareDatetime, AfterValidator(_within_reach)]
 ContextValue = Annotated[float, Field(allow_inf_nan=False)] | bool | Annotated[str, Field(max_length=256)]
 MAX_EVENTS = 5_000
 MAX_MINOR = 10**12
+MAX_MAJOR = 10**12
 
 
 class Strict(BaseModel):
@@ -86,7 +105,7 @@ class OutcomeEvent(Strict):
     decision_id: Identifier
     type: OutcomeType
     value: int = Field(0, ge=0, le=MAX_MINOR, strict=True, description="Minor units")
-    occurred_at: AwareDatetime
+    occurred_at: Moment
 
 
 class OutcomesRequest(Strict):
@@ -139,7 +158,10 @@ class EffectsResponse(BaseModel):
 class MoneyIn(Strict):
     """Amount in major units, as text so that no cent is lost."""
 
-    amount: Annotated[str, StringConstraints(pattern=r"^\d{1,12}(\.\d{1,3})?$")] | Annotated[int, Field(ge=0)]
+    amount: (
+        Annotated[str, StringConstraints(pattern=r"^\d{1,12}(\.\d{1,3})?$")]
+        | Annotated[int, Field(strict=True, ge=0, le=MAX_MAJOR)]
+    )
     currency: Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
 
 
@@ -147,7 +169,7 @@ class Constraints(Strict):
     """Bounds that no proposal passes; fractions of the price."""
 
     max_depth: float = Field(0.4, ge=0.0, lt=1.0, allow_inf_nan=False)
-    min_margin: float = Field(0.05, ge=-1.0, lt=1.0, allow_inf_nan=False)
+    min_margin: float = Field(0.05, ge=0.0, lt=1.0, allow_inf_nan=False)
 
 
 class BriefRequest(Strict):
@@ -157,10 +179,12 @@ class BriefRequest(Strict):
     budget: MoneyIn
     audience: Identifier | None = None
     items: list[Identifier] = Field([], max_length=1_000)
-    channels: list[Channel] = Field([Channel.EMAIL, Channel.DISPLAY, Channel.MAILER], min_length=1)
-    languages: list[Literal["en", "zh"]] = Field(["en"], min_length=1)
-    starts: AwareDatetime
-    ends: AwareDatetime
+    channels: list[Annotated[Channel, AfterValidator(_carrying)]] = Field(
+        [Channel.EMAIL, Channel.DISPLAY, Channel.MAILER], min_length=1, max_length=16
+    )
+    languages: list[Literal["en", "zh"]] = Field(["en"], min_length=1, max_length=8)
+    starts: Moment
+    ends: Moment
     constraints: Constraints = Constraints()
     n: int = Field(8, ge=1, le=50)
 

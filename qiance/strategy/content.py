@@ -152,7 +152,8 @@ def write_content(
     """One creative per request, in order: the best checked sample of `engine`, else a template.
 
     samples: answers asked per request, at least 1; max_seconds: after that the model is stopped, and what it
-    has not finished is written by templates (which ones then depends on the machine). on_progress(fraction, message) follows them.
+    has not finished is written by templates (which ones then depends on the machine).
+    on_progress(fraction, message) follows the samples.
     Never raises because a model is down: `reasons` say so and templates write.
     """
     if samples < 1:

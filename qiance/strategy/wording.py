@@ -4,7 +4,7 @@ The checks fail closed and each finding cites its rule:
 
     W01 figure or currency sign written out   W07 nothing about the product
     W02 unknown slot                          W08 clipped: the text stops in mid-sentence
-    W03 offer or its condition not as stated  W09 the headline only repeats the body
+    W03 offer or its condition not as stated  W09 the headline repeats another part
     W04 longer than the channel shows         W10 characters of another language
     W05 absolute or unfounded claim           W11 price words outside a slot
     W06 repeated words                        W12 not an advertiser's voice
@@ -157,6 +157,8 @@ def _repetition(creative: Creative) -> list[Finding]:
     head, body = (_WORD.findall(t.lower()) for t in (creative.headline, creative.body))
     if len(head) > 3 and set(head) - load_terms().stop <= set(body):
         found.append(Finding("W09", "every word of the headline is in the body"))
+    if creative.call_to_action and creative.call_to_action.lower() in creative.headline.lower():
+        found.append(Finding("W09", "the headline repeats the call to action"))
     return found
 
 

@@ -64,9 +64,10 @@ class TransformersEngine:
         """Loads `embedded`, a local folder, or a Hugging Face id.
 
         threads: torch's threads in this process, 0 leaves them. More than one pays only on idle cores or with
-        OMP_WAIT_POLICY=passive set before torch is imported: otherwise threads that wait spin, and a busy
-        machine wrote 5 tokens/s with two threads against 92 with one. dtype: float32, bfloat16, float16, or auto,
-        which is bfloat16 where the processor multiplies it (1.9 times faster there), else float32.
+        OMP_WAIT_POLICY=passive set before torch is imported: otherwise waiting threads spin, and a busy machine
+        wrote 5 tokens/s with two threads against 92 with one.
+        dtype: float32, bfloat16, float16, or auto, which is bfloat16 where the processor multiplies it (twice
+        as fast there), else float32.
         Raises ModelUnavailable when the weights cannot be had, with the remedy.
         """
         if dtype not in ("auto", *DTYPES):
@@ -231,7 +232,7 @@ class _Decoding:
         return torch.as_tensor(out.logits[:, -1], dtype=torch.float32)
 
     def _sample(self, logits: Tensor) -> Tensor:
-        """One token `[B]` per row among those that the grammar admits; adds its log probability."""
+        """One token `[B]` per row among those that the grammar admits; notes its log probability."""
         self._discourage(logits)
         matchers = [row.matcher for row in self._rows]
         bitmask = self._bitmask[: len(matchers)]

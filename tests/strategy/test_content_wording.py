@@ -62,6 +62,7 @@ def test_good_words_pass() -> None:
         ("body", "Enjoy a warm cup of coffee ,.", "W08"),
         ("headline", "", "W08"),
         ("headline", "Enjoy a warm cup of coffee today", "W09"),
+        ("headline", "Shop now for a treat", "W09"),
         ("body", "Enjoy 咖啡 coffee today.", "W10"),
         ("body", "Enjoy coffee at half the usual.", "W11"),
         ("body", "Enjoy a free coffee today.", "W11"),
