@@ -126,8 +126,8 @@ class RlSettings(Section):
 class LlmSettings(Section):
     enabled: bool = Field(True, description="whether a language model writes creatives")
     model: str = Field("embedded", min_length=1, description="embedded, a local folder, or a Hugging Face id")
-    max_new_tokens: Count = Field(96, description="longest text, tokens")
-    samples: Count = Field(2, description="texts tried per creative; the best is kept")
+    max_seconds: Positive = Field(120.0, description="seconds for a brief's words; templates write the rest")
+    samples: Count = Field(3, description="texts tried per creative; the best is kept")
     cache_dir: Path = Field(Path(".cache"), description="folder for converted weights")
 
 

@@ -13,13 +13,12 @@ from ray.serve.handle import DeploymentHandle
 from qiance.domain import Action, GridPrediction
 from qiance.ledger import Ledger, load_or_create_key
 from qiance.market.responses import CONTACT_COST
-from qiance.strategy.audience import resolve_audience
 from qiance.workspace import Workspace
 from serve.args import AppArgs, LlmArgs
-from serve.gateway import Effects, Gateway, build_api
+from serve.gateway import Gateway, build_api
 from serve.live import Watcher
 from serve.metrics import GatewayMetrics, PacerMetrics
-from serve.predictor import FeastFeatures, Predictor, Scored, ScoreRequest
+from serve.predictor import Effects, FeastFeatures, Predictor, Scored, ScoreRequest
 
 # Requests that arrive while the predictor is busy are scored together; nobody waits for company.
 MAX_BATCH = 32
@@ -41,6 +40,7 @@ class PredictorDeployment:
         features = FeastFeatures(str(workspace.features))
         self._predictor = Predictor(workspace, open_ledger(args), features, args.min_margin)
 
+    # Ray's decorator has no types.
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
     async def score(self, requests: list[ScoreRequest]) -> list[Scored]:
         """Scores of the live candidates, one per request."""
@@ -48,11 +48,7 @@ class PredictorDeployment:
 
     async def effects(self, user_ids: list[str] | None, segment: str | None, actions: list[str]) -> Effects:
         """Effects per user, or over a segment of the snapshot."""
-        audience = None
-        if segment is not None and segment != "all":
-            audience = resolve_audience(segment, self._predictor.snapshot.users)
-        found: Effects = await asyncio.to_thread(self._predictor.effects, user_ids, audience, actions)
-        return found
+        return await asyncio.to_thread(self._predictor.effects, user_ids, segment, actions)
 
     async def predict(self, user_ids: Sequence[str], actions: Sequence[Action]) -> GridPrediction:
         """Predictions for proposers."""
@@ -67,8 +63,17 @@ class _RemotePredictor:
 
     def predict(self, user_ids: Sequence[str], actions: Sequence[Action]) -> GridPrediction:
         """Predictions for every user × action."""
-        found: GridPrediction = self._handle.predict.remote(user_ids, actions).result()
+        try:
+            found: GridPrediction = self._handle.predict.remote(user_ids, actions).result()
+        except Exception as error:
+            raise _cause(error) from None
         return found
+
+
+def _cause(error: Exception) -> Exception:
+    """What was raised in the other deployment: Ray's own error repeats its whole traceback."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, Exception) else error
 
 
 def _load_engine(llm: LlmArgs) -> Any:
@@ -150,8 +155,7 @@ class GatewayDeployment:
             try:
                 found: Effects = await predictor.effects.remote(users, segment, actions)
             except Exception as error:
-                cause = getattr(error, "cause", error)
-                raise (cause if isinstance(cause, ValueError) else error) from None
+                raise _cause(error) from None
             return found
 
         self.gateway = Gateway(

@@ -14,9 +14,9 @@ class LlmArgs(BaseModel):
     enabled: bool = True
     model: str = Field("embedded", description="`embedded`, a local folder, or a Hugging Face id")
     cache_dir: Path = Path(".cache")
-    max_new_tokens: int = Field(96, ge=16, le=1024)
-    samples: int = Field(2, ge=1, le=8)
-    threads: int = Field(2, ge=1)
+    samples: int = Field(3, ge=1, le=8, description="Texts tried per creative; the best is kept")
+    max_seconds: float = Field(120.0, gt=0, description="After that, templates write what is left")
+    threads: int = Field(1, ge=1, description="More than one pays only on idle cores")
 
 
 class AppArgs(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -16,13 +17,14 @@ from qiance.decide.rule import decide
 from qiance.domain import Action, Decision, Effect
 from qiance.ledger import NO_VERSION, DuplicateDecisionError, Ledger, Reservation
 from serve.args import AppArgs
-from serve.live import LiveState, Watcher
+from serve.live import LiveState, Watcher, clears_floor
 from serve.predictor import Scored, ScoreRequest
 from serve.problems import Problem, invalid
-from serve.schemas import DecisionRequest
+from serve.schemas import DecisionRequest, within_reach
 
 Scorer = Callable[[ScoreRequest], Awaitable[Scored]]
 CONTACT_WINDOW = timedelta(days=7)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,31 @@ class DecisionService:
 
     def __init__(self, ledger: Ledger, watcher: Watcher, scorer: Scorer, args: AppArgs) -> None:
         self._ledger, self._watcher, self._scorer, self._args = ledger, watcher, scorer, args
+        self._underway: dict[str, asyncio.Event] = {}
 
     async def decide(self, request: DecisionRequest) -> Answer:
         """The answer to `request`; raises Problem for what the client must mend."""
+        if request.request_id is None:
+            return await self._decide(request)
+        # The positions of a decision are logged one by one: a repeat waits until the first has them all.
+        first = self._underway.get(request.request_id)
+        if first is not None:
+            await first.wait()
+            return await self._decide(request)
+        done = self._underway[request.request_id] = asyncio.Event()
+        try:
+            return await self._decide(request)
+        finally:
+            del self._underway[request.request_id]
+            done.set()
+
+    async def _decide(self, request: DecisionRequest) -> Answer:
         at = self._now(request)
         self._check(request)
         asked = await asyncio.to_thread(self._ask, request, at)
         state = self._watcher.state
         if asked.stored is not None:
-            return await asyncio.to_thread(self._stored_answer, asked.stored, state)
+            return await asyncio.to_thread(self._stored_answer, asked.stored, asked.pseudonym, state)
         scored, degraded = await self._score(request, asked, state)
         return await asyncio.to_thread(self._commit, request, at, asked, state, scored, degraded)
 
@@ -73,7 +91,10 @@ class DecisionService:
             raise invalid("context.now", told, "this server simulates time: send an ISO 8601 time") from None
         if at.tzinfo is None:
             raise invalid("context.now", told, "has no offset; end it with +00:00")
-        return at.astimezone(UTC)
+        try:
+            return within_reach(at)
+        except ValueError as error:
+            raise invalid("context.now", told, str(error)) from None
 
     def _check(self, request: DecisionRequest) -> None:
         args = self._args
@@ -82,10 +103,9 @@ class DecisionService:
         if request.candidates is not None:
             if len(request.candidates) > args.max_candidates:
                 raise invalid("candidates", len(request.candidates), f"at most {args.max_candidates} items")
-            known = self._watcher.state.known_items()
             for item in request.candidates:
-                if item not in known:
-                    raise invalid("candidates", item, "no live strategy is about this item")
+                if item not in self._watcher.catalogue.index:
+                    raise invalid("candidates", item, "is not in the catalogue")
 
     def _ask(self, request: DecisionRequest, at: datetime) -> Asked:
         stored = self._ledger.find_request(request.request_id) if request.request_id else None
@@ -99,12 +119,15 @@ class DecisionService:
     ) -> tuple[Scored, tuple[str, ...]]:
         """Scores from the predictor, or the strategies' mean effects when it does not answer in time."""
         if state.versions.policy == NO_VERSION or state.versions.killed:
-            return _means(state), ("killed" if state.versions.killed else "no_policy",)
+            return self._means(state), ("killed" if state.versions.killed else "no_policy",)
         try:
             call = self._scorer(ScoreRequest(request.user_id, asked.contacts_7d))
             scored = await asyncio.wait_for(call, self._args.request_timeout_s)
-        except Exception:  # whatever part of the predictor failed, the ladder's next step serves
-            return _means(state), ("predictor",)
+            if not (np.isfinite(scored.value).all() and np.isfinite(scored.cost).all()):
+                raise ValueError(f"model {scored.model_version} predicts values that are not finite")
+        except Exception as error:  # whatever part of the predictor failed, the ladder's next step serves
+            logger.warning("decided by the strategies' means: %r", error)
+            return self._means(state), ("predictor",)
         return scored, scored.degraded
 
     def _commit(
@@ -131,7 +154,7 @@ class DecisionService:
                 request, at, asked, state, scored, mask, held, degraded, decision_id, position
             )
             if decision.decision_id != (decision_id if not position else f"{decision_id}.{position}"):
-                return self._stored_answer(decision, state)
+                return self._stored_answer(decision, asked.pseudonym, state)
             action = actions[column]
             assert action is not None, "masked columns are never chosen"
             picks.append((action, decision.propensity, scored.effects[column]))
@@ -209,6 +232,11 @@ class DecisionService:
                     return decision, column
             except DuplicateDecisionError as duplicate:
                 return duplicate.stored, duplicate.stored.chosen
+            except ValueError as error:
+                if column == 0:
+                    raise
+                # Such as a budget that was never opened: an action that cannot be booked is not shown.
+                logger.error("action %s is left out: %s", decision.action_id, error)
             mask[column] = False
 
     def _reservation(self, state: LiveState, decision: Decision, at: datetime) -> Reservation | None:
@@ -220,24 +248,17 @@ class DecisionService:
         contact = state.actions[column].contact_cost
         return Reservation(strategy.brief_id, state.liability[column], at + window, contact)
 
-    def _stored_answer(self, decision: Decision, state: LiveState) -> Answer:
-        """The answer given before; its words may have left the stage since, its choice has not."""
-        index = state.index()
-        picks: list[tuple[Action, float, Effect | None]] = []
-        position, current = 0, decision
-        while True:
-            column = index.get(current.action_id)
-            if column is not None:
-                picks.append((state.actions[column], current.propensity, None))
-            position += 1
-            following = self._ledger.decision(f"{decision.decision_id}.{position}")
-            if following is None:
-                break
-            current = following
-        if not picks:
-            raise Problem(
-                409, f"request_id: decided before for {decision.action_id!r}, which is no longer live"
-            )
+    def _stored_answer(self, decision: Decision, pseudonym: str, state: LiveState) -> Answer:
+        """The answer given before, also where its strategies are no longer live."""
+        if decision.pseudonym != pseudonym:
+            raise Problem(409, "request_id: was used for another user; give each request its own")
+        rows: list[Decision] = [decision]
+        while (row := self._ledger.decision(f"{decision.decision_id}.{len(rows)}")) is not None:
+            rows.append(row)
+        actions = {action.action_id: action for action in state.actions}
+        if any(row.action_id not in actions for row in rows):
+            actions |= {a.action_id: a for s in self._ledger.strategies() for a in s.actions}
+        picks = [(actions[row.action_id], row.propensity, None) for row in rows]
         return Answer(
             decision.decision_id,
             tuple(picks),
@@ -247,27 +268,28 @@ class DecisionService:
             decision.holdout,
         )
 
-
-def _means(state: LiveState) -> Scored:
-    """The last step before control: every candidate at its strategy's mean predicted effect."""
-    size = len(state.actions)
-    value, cost = np.zeros(size), np.zeros(size)
-    effects: list[Effect | None] = [None] * size
-    everybody = np.ones(size, dtype=np.bool_)
-    for column, action in enumerate(state.actions[1:], start=1):
-        strategy = state.strategies[action.strategy_id]
-        effects[column] = strategy.effect
-        # Without the user's features an audience rule cannot be checked: only open audiences stay.
-        everybody[column] = not strategy.audience.conditions
-        value[column] = strategy.effect.uplift.value if strategy.effect else 0.0
-        cost[column] = float(state.liability[column])
-    return Scored(
-        serial=state.versions.serial,
-        action_ids=state.action_ids,
-        value=value,
-        cost=cost,
-        admissible=everybody,
-        effects=tuple(effects),
-        model_version=state.versions.model,
-        degraded=(),
-    )
+    def _means(self, state: LiveState) -> Scored:
+        """The last step before control: every candidate at its strategy's mean predicted effect."""
+        size = len(state.actions)
+        value, cost = np.zeros(size), np.zeros(size)
+        effects: list[Effect | None] = [None] * size
+        everybody = np.ones(size, dtype=np.bool_)
+        for column, action in enumerate(state.actions[1:], start=1):
+            strategy = state.strategies[action.strategy_id]
+            effects[column] = strategy.effect
+            # Without the user's features an audience rule cannot be checked: only open audiences stay.
+            everybody[column] = not strategy.audience.conditions and clears_floor(
+                action, self._watcher.catalogue, self._args.min_margin
+            )
+            value[column] = strategy.effect.uplift.value if strategy.effect else 0.0
+            cost[column] = float(state.liability[column])
+        return Scored(
+            serial=state.versions.serial,
+            action_ids=state.action_ids,
+            value=value,
+            cost=cost,
+            admissible=everybody,
+            effects=tuple(effects),
+            model_version=state.versions.model,
+            degraded=(),
+        )

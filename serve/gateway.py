@@ -12,14 +12,15 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from qiance import __version__
 from qiance.domain import Action, Effect, Outcome, OutcomeType, StrategyState
 from qiance.ledger import NO_VERSION, Ledger, LedgerUnavailableError, Scope
+from qiance.ledger.budgets import MOST_MINOR_UNITS
 from serve import problems
 from serve.args import AppArgs
 from serve.briefs import new_brief
 from serve.decisions import Answer, DecisionService
 from serve.live import Watcher
 from serve.metrics import GatewayMetrics
-from serve.predictor import Scored, ScoreRequest
-from serve.problems import Problem, invalid
+from serve.predictor import Effects, Scored, ScoreRequest
+from serve.problems import Problem, echo, invalid
 from serve.schemas import (
     ActionOut,
     BriefRequest,
@@ -39,12 +40,11 @@ from serve.schemas import (
     offer_out,
     strategy_out,
 )
+from serve.strict_json import StrictRoute
 
 logger = logging.getLogger(__name__)
 RETRY_AFTER_S = 1
 bearer = HTTPBearer(auto_error=False, description="An API key made by `qiance keys create`")
-
-Effects = tuple[list[list[Effect]], tuple[str, ...], str]
 
 
 class Gateway:
@@ -110,18 +110,10 @@ class Gateway:
         )
 
     def _settle(self, converted: list[str]) -> None:
-        """A conversion uses the whole liability: the contact and the offer, which holds once."""
-        state = self.watcher.state
-        index = state.index()
-        amounts: dict[str, int] = {}
-        for decision_id in converted:
-            decision = self.ledger.decision(decision_id)
-            column = index.get(decision.action_id, 0) if decision else 0
-            if column and state.liability[column]:
-                amounts[decision_id] = state.liability[column]
-        held = self.ledger.holding(amounts)
+        """A conversion uses the whole reservation: the contact and the offer, which holds once."""
+        held = self.ledger.holding(converted)
         if held:
-            self.ledger.settle_many({d: amount for d, amount in amounts.items() if d in held})
+            self.ledger.settle_many(dict.fromkeys(held, MOST_MINOR_UNITS))
 
     async def predict(self, body: EffectsRequest) -> EffectsResponse:
         if (body.user_ids is None) == (body.segment is None):
@@ -131,6 +123,9 @@ class Gateway:
         except ValueError as error:
             field = str(error).split(":", 1)[0]
             raise Problem(422, str(error), [{"field": field, "value": "", "detail": str(error)}]) from error
+        except Exception as error:  # whatever failed behind the handle, a later try may do
+            logger.error("effects cannot be predicted: %r", error)
+            raise Problem(503, "predictor: does not answer; try again", retry_after=RETRY_AFTER_S) from error
         users: list[str | None] = list(body.user_ids) if body.user_ids is not None else [None]
         return EffectsResponse(
             effects=[
@@ -151,7 +146,7 @@ class Gateway:
     async def show_brief(self, brief_id: str) -> BriefResponse:
         record = await asyncio.to_thread(self.ledger.brief, brief_id)
         if record is None:
-            raise Problem(404, f"brief_id: {brief_id!r} is not known")
+            raise Problem(404, f"brief_id: {echo(brief_id)} is not known")
         found = await asyncio.to_thread(self.ledger.strategies, None, brief_id)
         return BriefResponse(
             brief_id=brief_id,
@@ -181,6 +176,7 @@ def build_api(gateway_of: Callable[[], Gateway], max_body_bytes: int) -> FastAPI
         description="The decision loop for e-commerce marketing: decisions, outcomes, effects, briefs.",
     )
     problems.install(app, max_body_bytes)
+    app.router.route_class = StrictRoute
 
     @app.exception_handler(LedgerUnavailableError)
     async def _(_: Request, error: LedgerUnavailableError) -> Any:

@@ -48,10 +48,6 @@ class LiveState:
             for action in self.actions
         ]
 
-    def known_items(self) -> set[str]:
-        """Items that a live action is about."""
-        return {action.item_id for action in self.actions if action.item_id is not None}
-
 
 def clears_floor(action: Action, catalogue: Catalogue, min_margin: float) -> bool:
     """Whether the item still earns `min_margin` of its price after the action's offer."""
@@ -67,10 +63,18 @@ def clears_floor(action: Action, catalogue: Catalogue, min_margin: float) -> boo
 def read_state(ledger: Ledger, catalogue: Catalogue) -> LiveState:
     """The live strategies and versions as they are in the ledger now."""
     versions = ledger.versions()
-    strategies = ledger.strategies(state=StrategyState.LIVE)
+    strategies = [s for s in ledger.strategies(state=StrategyState.LIVE) if _is_sold(s, catalogue)]
     actions = (CONTROL_ACTION, *(action for s in strategies for action in s.actions))
     liability = tuple(0 if a.is_control else liability_of(a, catalogue) for a in actions)
     return LiveState(versions, actions, liability, {s.strategy_id: s for s in strategies})
+
+
+def _is_sold(strategy: Strategy, catalogue: Catalogue) -> bool:
+    """Whether the catalogue has the strategy's items; one that it lacks must not hold up the others."""
+    missing = [a.item_id for a in strategy.actions if a.item_id and a.item_id not in catalogue.index]
+    if missing:
+        logger.error("strategy %s is left out: item %s is not sold", strategy.strategy_id, missing[0])
+    return not missing
 
 
 class Watcher:

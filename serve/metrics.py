@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
+MAX_SURFACES = 50  # a client names the surface: without a bound it could fill the memory with series
+OTHER = "other"
 LATENCY_BUCKETS_MS = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 5_000.0]
 
 
@@ -17,13 +19,20 @@ class GatewayMetrics:
         )
         self._degraded = Counter("qiance_degraded_total", "Answers that lacked a part", ("part",))
         self._outcomes = Counter("qiance_outcomes_total", "Outcome events", ("result",))
+        self._surfaces: set[str] = set()
 
     def decided(self, surface: str, holdout: bool, degraded: Sequence[str], seconds: float) -> None:
         """Count one answered decision."""
+        surface = self._known(surface)
         self._decisions.inc(1, {"surface": surface, "holdout": str(holdout).lower()})
         self._latency.observe(seconds * 1_000.0, {"surface": surface})
         for part in degraded:
             self._degraded.inc(1, {"part": part})
+
+    def _known(self, surface: str) -> str:
+        if len(self._surfaces) < MAX_SURFACES:
+            self._surfaces.add(surface)
+        return surface if surface in self._surfaces else OTHER
 
     def recorded(self, accepted: int, duplicates: int, rejected: int) -> None:
         """Count one batch of outcome events."""

@@ -70,7 +70,7 @@ class Pacer:
         if self._plan is None or self._policy is None:
             return None
         self._publish_state(self._plan)
-        day = int((now - self._plan.starts) / DAY)
+        day = (now - self._plan.starts) // DAY  # rounded down: negative before the start
         if day <= self._day or not 0 <= day < self._plan.horizon_days:
             return None
         state = self._observe(self._plan, day, now)

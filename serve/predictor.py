@@ -11,17 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qiance.artifacts.effect import EffectModel
-from qiance.decide.floors import margin_floor_mask
 from qiance.decide.predictor import FramePredictor, GridPredictor, UserRows
-from qiance.domain import Action, Audience, Effect, GridPrediction, UserTable
+from qiance.domain import CONTROL, Action, Effect, GridPrediction, UserTable
 from qiance.features.columns import EFFECT_SCHEMA
 from qiance.features.transforms import USER_CATEGORY_FEATURES, USER_FEATURES
 from qiance.ledger import NO_VERSION, Ledger
-from qiance.strategy.audience import audience_mask
+from qiance.strategy.audience import audience_mask, resolve_audience
 from qiance.workspace import Snapshot, Workspace
-from serve.live import LiveState, Watcher
+from serve.live import LiveState, Watcher, clears_floor
 
 Floats = NDArray[np.float64]
+# Effects per user × action of one request, the degraded parts, the model's version.
+Effects = tuple[list[list[Effect]], tuple[str, ...], str]
+EVERYBODY = "all"
+MAX_PAIRS = 5_000  # of one request for effects: some seconds of one core
+
+
+class NoModelError(RuntimeError):
+    """No effect model is registered, so nothing can be predicted."""
 
 
 @dataclass(frozen=True)
@@ -119,40 +126,41 @@ class Predictor:
 
     @property
     def model(self) -> EffectModel:
-        """The champion; ValueError while none is registered."""
+        """The champion; NoModelError while none is registered."""
         if self._model is None:
-            raise ValueError("versions.model: no model is registered; run `qiance run` first")
+            raise NoModelError("versions.model: no model is registered; run `qiance run` first")
         return self._model
 
-    def _grid(self) -> GridPredictor:
-        return GridPredictor(
-            self.model, self.snapshot.catalogue, self.snapshot.item, self.snapshot.categories
-        )
+    def _grid(self, model: EffectModel) -> GridPredictor:
+        return GridPredictor(model, self.snapshot.catalogue, self.snapshot.item, self.snapshot.categories)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Scored]:
         """Scores of every live candidate for each request, in one pass over all of them."""
-        state = self._watcher.refresh()
+        # As the watcher's thread left them: a champion that cannot be loaded must not stop scoring.
+        state, model = self._watcher.state, self.model
         offered = state.actions[1:]
-        rows, cold = self._read(requests, offered)
-        users = UserTable(tuple(r.user_id for r in requests), rows.columns)
+        rows, known = self._read(requests, offered)
+        cold = np.isnan(known.columns["recency_days"])
         if not offered:
-            return [self._scored(state, u, None, None, None, cold) for u in range(len(requests))]
-        prediction, cost = self._grid().predict(rows, offered)
-        admissible = self._admissible(state, users)
-        return [self._scored(state, u, prediction, cost, admissible, cold) for u in range(len(requests))]
+            return [self._scored(state, model, u, None, None, None, cold) for u in range(len(requests))]
+        prediction, cost = self._grid(model).predict(rows, offered)
+        admissible = self._admissible(state, known)
+        return [
+            self._scored(state, model, u, prediction, cost, admissible, cold) for u in range(len(requests))
+        ]
 
     def _read(
         self, requests: Sequence[ScoreRequest], offered: Sequence[Action]
-    ) -> tuple[UserRows, NDArray[np.bool_]]:
-        ids = [r.user_id for r in requests]
-        columns = dict(self._features.users(ids))
-        cold = np.isnan(columns["recency_days"])
-        columns = {n: np.where(np.isnan(v), self._means[n], v) for n, v in columns.items()}
-        return UserRows(
-            columns=columns,
+    ) -> tuple[UserRows, UserTable]:
+        """The rows to score, gaps filled with the population's means, and what is known, NaN for gaps."""
+        ids = tuple(r.user_id for r in requests)
+        known = self._features.users(ids)
+        rows = UserRows(
+            columns={n: np.where(np.isnan(v), self._means[n], v) for n, v in known.items()},
             user_category=self._category_rows(ids, offered),
             contacts_7d=np.array([float(r.contacts_7d) for r in requests]),
-        ), cold
+        )
+        return rows, UserTable(ids, known)
 
     def _category_rows(self, ids: Sequence[str], offered: Sequence[Action]) -> dict[str, Floats]:
         """`[U, C]` over all categories; only those of live items are read, the rest is not used."""
@@ -171,18 +179,13 @@ class Predictor:
         }
         offered = state.actions[1:]
         mask = np.stack([by_strategy[a.strategy_id] for a in offered], axis=1)
-        floors = [self._clears_floor(action) for action in offered]
+        floors = [clears_floor(a, self.snapshot.catalogue, self._min_margin) for a in offered]
         return np.asarray(mask & np.array(floors)[None, :], dtype=np.bool_)
-
-    def _clears_floor(self, action: Action) -> bool:
-        if action.item_id is None:
-            return True
-        item = self.snapshot.catalogue[action.item_id]
-        return bool(margin_floor_mask(item.price, item.unit_cost, action.offer.depth, self._min_margin))
 
     def _scored(
         self,
         state: LiveState,
+        model: EffectModel,
         u: int,
         prediction: GridPrediction | None,
         cost: Floats | None,
@@ -205,44 +208,51 @@ class Predictor:
             cost=np.maximum(spend, 0.0),
             admissible=mask,
             effects=tuple(effects),
-            model_version=self.model.version,
+            model_version=model.version,
             degraded=("cold_start",) if cold[u] else (),
         )
 
     def effects(
-        self, user_ids: Sequence[str] | None, audience: Audience | None, action_ids: Sequence[str]
-    ) -> Any:
-        """Effects of live actions: per user `[U][A]`, or one row over an audience of the snapshot.
+        self, user_ids: Sequence[str] | None, segment: str | None, action_ids: Sequence[str]
+    ) -> Effects:
+        """Effects of live actions: per user `[U][A]`, or one row over a segment of the snapshot.
 
-        Raises ValueError naming an action that is not live.
+        segment: `all`, a named segment, or an audience's rule. Raises ValueError that names the field for an
+        action that is not live, a segment that is none or empty, and more than `MAX_PAIRS` pairs.
         """
-        state = self._watcher.refresh()
+        state, model = self._watcher.refresh(), self.model
         index = state.index()
-        unknown = [a for a in action_ids if a not in index or a == "control"]
+        unknown = [a for a in action_ids if a not in index or a == CONTROL]
         if unknown:
             raise ValueError(f"actions: {unknown[0]!r} is not a live action; see GET /v1/strategies")
         actions = [state.actions[index[a]] for a in action_ids]
         if user_ids is None:
-            table = self.snapshot.users
-            mask = np.ones(len(table), np.bool_) if audience is None else audience_mask(audience, table)
-            ids = [user for user, inside in zip(table.user_ids, mask, strict=True) if inside]
-            if not ids:
-                raise ValueError(
-                    f"segment: the audience {audience.describe() if audience else ''!r} is empty"
-                )
-            prediction = self.predict(ids, actions)
-            return [[prediction.summarise(a) for a in range(len(actions))]], (), self.model.version
-        requests = [ScoreRequest(user, 0) for user in user_ids]
-        rows, cold = self._read(requests, actions)
-        prediction, _ = self._grid().predict(rows, actions)
+            prediction = self.predict(self._members(segment), actions)
+            return [[prediction.summarise(a) for a in range(len(actions))]], (), model.version
+        if len(user_ids) * len(actions) > MAX_PAIRS:
+            raise ValueError(
+                f"user_ids: {len(user_ids)} users × {len(actions)} actions; at most {MAX_PAIRS} pairs"
+            )
+        rows, known = self._read([ScoreRequest(user, 0) for user in user_ids], actions)
+        prediction, _ = self._grid(model).predict(rows, actions)
         eye = np.eye(len(user_ids), dtype=np.bool_)
-        table_of = [
-            [prediction.summarise(a, eye[u]) for a in range(len(actions))] for u in range(len(user_ids))
-        ]
+        table = [[prediction.summarise(a, one) for a in range(len(actions))] for one in eye]
+        cold = np.isnan(known.columns["recency_days"])
         degraded = tuple(f"cold_start:{u}" for u, is_cold in zip(user_ids, cold, strict=True) if is_cold)
-        return table_of, degraded, self.model.version
+        return table, degraded, model.version
+
+    def _members(self, segment: str | None) -> list[str]:
+        """Users of the snapshot in the segment; ValueError if it is none, or empty."""
+        table = self.snapshot.users
+        if segment is None or segment == EVERYBODY:
+            return list(table.user_ids)
+        try:
+            mask = audience_mask(resolve_audience(segment, table), table)
+        except ValueError as error:
+            raise ValueError(f"segment: {str(error).partition(': ')[2]}") from None
+        return [user for user, inside in zip(table.user_ids, mask, strict=True) if inside]
 
     def predict(self, user_ids: Sequence[str], actions: Sequence[Action]) -> GridPrediction:
         """Predictions from the snapshot's feature values: what proposers ask for, off the live path."""
-        predictor = FramePredictor(self._grid(), self.snapshot.users, self.snapshot.user_category)
+        predictor = FramePredictor(self._grid(self.model), self.snapshot.users, self.snapshot.user_category)
         return predictor.predict(user_ids, actions)

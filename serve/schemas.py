@@ -15,7 +15,8 @@ def _printable(text: str) -> str:
     return text
 
 
-def _within_reach(moment: datetime) -> datetime:
+def within_reach(moment: datetime) -> datetime:
+    """`moment` in UTC; ValueError for a year that no campaign is in."""
     # Far years overflow when a zone is converted or a window is added.
     if not EARLIEST_YEAR <= moment.year <= LATEST_YEAR:
         raise ValueError(f"the year must be from {EARLIEST_YEAR} to {LATEST_YEAR}")
@@ -29,10 +30,8 @@ def _carrying(channel: Channel) -> Channel:
 
 
 EARLIEST_YEAR, LATEST_YEAR = 1970, 2199
-Identifier = Annotated[
-    str, StringConstraints(min_length=1, max_length=ID_LENGTH), AfterValidator(_printable)
-]
-Moment = Annotated[AwareDatetime, AfterValidator(_within_reach)]
+Identifier = Annotated[str, StringConstraints(min_length=1, max_length=ID_LENGTH), AfterValidator(_printable)]
+Moment = Annotated[AwareDatetime, AfterValidator(within_reach)]
 ContextValue = Annotated[float, Field(allow_inf_nan=False)] | bool | Annotated[str, Field(max_length=256)]
 MAX_EVENTS = 5_000
 MAX_MINOR = 10**12

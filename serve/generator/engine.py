@@ -64,8 +64,8 @@ class TransformersEngine:
         """Loads `embedded`, a local folder, or a Hugging Face id.
 
         threads: torch's threads in this process, 0 leaves them. More than one pays only on idle cores or with
-        OMP_WAIT_POLICY=passive set before torch is imported: otherwise waiting threads spin, and a busy machine
-        wrote 5 tokens/s with two threads against 92 with one.
+        OMP_WAIT_POLICY=passive set before torch is imported: otherwise waiting threads spin, and a busy
+        machine wrote 5 tokens/s with two threads against 92 with one.
         dtype: float32, bfloat16, float16, or auto, which is bfloat16 where the processor multiplies it (twice
         as fast there), else float32.
         Raises ModelUnavailable when the weights cannot be had, with the remedy.

@@ -24,8 +24,8 @@ WRITING = (0.5, 0.9)
 class Writer:
     """The language model behind `propose`; templates where it is missing or fails its checks."""
 
-    def __init__(self, engine: TextEngine | None, samples: int, seed: int, progress: Progress) -> None:
-        self._engine, self._samples, self._seed, self._progress = engine, samples, seed, progress
+    def __init__(self, engine: TextEngine | None, llm: LlmArgs, seed: int, progress: Progress) -> None:
+        self._engine, self._llm, self._seed, self._progress = engine, llm, seed, progress
 
     def write(self, drafts: Sequence[Draft]) -> list[WrittenText]:
         """One text per draft, in order."""
@@ -37,12 +37,17 @@ class Writer:
                 channel=d.channel,
                 language=d.language,
                 segment=" ".join(d.segment) or "everybody",
-                objective=d.objective,
+                objective=d.objective.value,
             )
             for d in drafts
         ]
         written = write_content(
-            requests, self._engine, samples=self._samples, seed=self._seed, on_progress=self._progress
+            requests,
+            self._engine,
+            samples=self._llm.samples,
+            seed=self._seed,
+            max_seconds=self._llm.max_seconds,
+            on_progress=self._progress,
         )
         return [WrittenText(w.creative, w.reasons, w.engine) for w in written]
 
@@ -85,7 +90,7 @@ class BriefWorker:
 
         report(0.0, "loading the catalogue and the language model")
         snapshot = Snapshot.load(self._folder)
-        writer = Writer(self._text_engine(), self._llm.samples, self._seed, _part(report, *WRITING))
+        writer = Writer(self._text_engine(), self._llm, self._seed, _part(report, *WRITING))
         strategies = propose(
             brief,
             snapshot.catalogue,

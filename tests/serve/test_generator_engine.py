@@ -252,7 +252,7 @@ def test_a_cut_folder_is_converted_again(cache: Path) -> None:
 @needs_weights
 @pytest.mark.slow
 def test_the_embedded_model_writes_words_that_pass(cache: Path) -> None:
-    engine = TransformersEngine.load("embedded", cache, 2)
+    engine = TransformersEngine.load("embedded", cache)
     assert engine.languages == {"en"}
     names = ("Ground Coffee", "Dog Treats", "Apple Juice", "Laundry Detergent", "Greek Yogurt", "Candles")
     requests = [

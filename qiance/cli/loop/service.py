@@ -44,8 +44,8 @@ def app_args(workspace: Workspace, settings: Settings, clock: str) -> dict[str, 
             "enabled": settings.llm.enabled,
             "model": settings.llm.model,
             "cache_dir": str(Path(settings.llm.cache_dir).resolve()),
-            "max_new_tokens": settings.llm.max_new_tokens,
             "samples": settings.llm.samples,
+            "max_seconds": settings.llm.max_seconds,
         },
     }
 

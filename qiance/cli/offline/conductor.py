@@ -15,11 +15,12 @@ from qiance.cli.offline.estimate import Evaluated, Log, evaluate, make_log, prop
 from qiance.cli.offline.policies import Choice, policies
 from qiance.cli.offline.propose import kinds_in, propose
 from qiance.cli.offline.reporting import Finished, gain_words, offline_report
-from qiance.cli.offline.sources import SOURCES, check_arguments, read_responses
+from qiance.cli.offline.sources import SOURCES, Source, check_arguments, read_responses
 from qiance.cli.offline.study import Study, prepare_study
 from qiance.cli.stages import Stage, Stages
-from qiance.report import summary_table, write_report
+from qiance.report import RunReport, summary_table, write_report
 from qiance.settings import Settings
+from qiance.workspace import Workspace
 
 MODEL_NAME = "offline-effect"
 
@@ -39,17 +40,34 @@ def run_offline(settings: Settings, runs: Path, console: Console) -> Path:
         study = prepare_study(responses, source.labels, settings.seed)
         _tell_read(study, stage)
     # 2. What does an arm do to a customer? Each half's model is asked about the other half only.
-    with LocalCluster(), stages.stage("Train an effect model on each half (Ray Train)") as stage:
+    with stages.stage("Train an effect model on each half (Ray Train)") as stage, LocalCluster():
         learned = learning.train_models(workspace, study, settings, stage)
+    document = judge(workspace, study, learned, source, settings, stages)
+    write_report(document, workspace.root)
+    console.print(summary_table(document))
+    return workspace.root
+
+
+def judge(
+    workspace: Workspace,
+    study: Study,
+    learned: learning.Learned,
+    source: Source,
+    settings: Settings,
+    stages: Stages,
+) -> RunReport:
+    """From the trained models to the document: compare, propose, optimise, estimate."""
     with stages.stage("Compare with the baselines, register") as stage:
         learned = replace(learned, scores=learning.compare_models(study, learned, settings))
+        stage.tell(0.6, "registering the model")
         learning.register_model(workspace, learned, MODEL_NAME, settings)
     with stages.stage("Predict every arm for every customer") as stage:
         predictions = learning.predict(study, learned.models, stage.tell)
-    log = make_log(study, predictions.means, settings.data.cost_fraction)
+    cost_fraction = settings.data.cost_fraction
+    log = make_log(study, predictions.means, cost_fraction)
     # 3. Strategies from the first half, checked on the second.
     with stages.stage("Propose strategies") as stage:
-        proposals = propose(study, log, predictions, learned.models[0], source, settings.data.cost_fraction)
+        proposals = propose(study, log, predictions, learned.models[0], source, cost_fraction)
         stage.note(kinds_in(proposals))
     # 4. Policies, and what the log says they would have earned.
     with stages.stage("Optimise and estimate off-policy") as stage:
@@ -66,10 +84,7 @@ def run_offline(settings: Settings, runs: Path, console: Console) -> Path:
         chosen = proposed_of(evaluated, choice.proposals, rate)
         stage.note(f"proposed, {chosen.name}: {gain_words(chosen, study)}")
     finished = Finished(study, learned, proposals, evaluated, chosen, source)
-    document = offline_report(finished, settings, stages)
-    write_report(document, workspace.root)
-    console.print(summary_table(document))
-    return workspace.root
+    return offline_report(finished, settings, stages)
 
 
 def _tell_read(study: Study, stage: Stage) -> None:

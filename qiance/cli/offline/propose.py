@@ -31,12 +31,13 @@ _UNKNOWN = Interval(math.nan, math.nan, math.nan)
 class Proposal:
     """An arm for an audience.
 
-    reach: rows of the log whose customer is in the audience. effect: by the model on unseen rows.
+    name: the arm in words. reach: rows of the log whose customer is in the audience. effect: by the model on unseen rows.
     uplift: of the primary outcome over control (else over the logging policy), predicted; checked: the same,
     off-policy on the unseen rows, None where it cannot be estimated, for the reason in `problem`.
     """
 
     arm: str
+    name: str
     kind: StrategyKind
     title: str
     audience: Audience
@@ -173,6 +174,7 @@ class _Maker:
         primary = self._interval(study.primary, self.draws[study.primary] - self._base(study.primary), inside)
         return Proposal(
             arm=arm,
+            name=name,
             kind=kind,
             title=f"{name} for {whom}",
             audience=audience,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from qiance.cli.loop.reporting import frame, plain
 from qiance.cli.offline.estimate import CONFIDENCE, Evaluated
 from qiance.cli.offline.learn import Learned
-from qiance.cli.offline.policies import EVERYBODY
+from qiance.cli.offline.policies import EVERYBODY, LOGGED
 from qiance.cli.offline.propose import EFFECT_CONFIDENCE, Proposal
 from qiance.cli.offline.sources import Source
 from qiance.cli.offline.study import Study
@@ -73,7 +74,7 @@ def offline_report(f: Finished, settings: Settings, stages: Stages) -> RunReport
         "policy": _policy(f.chosen),
         "offline": {
             "logged": {"n": len(f.study), "arms": _arms(f.study)},
-            "policies": [_evaluated(found, f.study) for found in f.evaluated],
+            "policies": [_evaluated(found) for found in f.evaluated],
             "label": f.study.primary,
             "unit": unit_of(f.study),
             "chosen": f.chosen.name,
@@ -173,7 +174,7 @@ def _strategy(p: Proposal, f: Finished) -> dict[str, Any]:
         "state": "draft",
         "audience": {"name": p.audience.name, "rule": p.audience.describe()},
         "reach": p.reach,
-        "actions": [{"action_id": p.arm, "product": None, "offer": None, "channel": f.source.channel}],
+        "actions": [{"action_id": p.arm, "product": p.name, "channel": f.source.channel}],
         "effect": plain(p.effect),
         "measured": None,
         "reasons": _reasons(p, f),
@@ -215,7 +216,9 @@ def _policy(chosen: Evaluated) -> dict[str, Any]:
     if chosen.gain is None or chosen.gate is None:
         gate = {"passed": False, "reason": chosen.problem}
         return {**nothing, "predicted": None, "gate": gate, "confidence": CONFIDENCE}
-    lead, gain = chosen.estimates[0], chosen.gain
+    gain = chosen.gain
+    # The same estimator for both, or the two would not add up.
+    lead = next(found for found in chosen.estimates if found.estimator == gain.estimator)
     return {
         **nothing,
         "predicted": lead.value,
@@ -243,27 +246,30 @@ def _arms(study: Study) -> list[dict[str, Any]]:
     return found
 
 
-def _evaluated(found: Evaluated, study: Study) -> dict[str, Any]:
+def _evaluated(found: Evaluated) -> dict[str, Any]:
     estimates = [
         {"estimator": e.estimator, "value": e.value, "low": e.low, "high": e.high} for e in found.estimates
     ]
-    return {"name": found.name, "estimates": estimates, "diagnostics": plain(_diagnostics(found, study))}
+    return {"name": found.name, "estimates": estimates, "diagnostics": plain(_diagnostics(found))}
 
 
-def _diagnostics(found: Evaluated, study: Study) -> dict[str, Any]:
-    """Flat, so that the page shows each as a line."""
+def _diagnostics(found: Evaluated) -> dict[str, Any]:
+    """One line each on the page; an estimate is [value, low, high] in the units of its outcome."""
     if found.gain is None or found.gate is None:
         return {"problem": found.problem}
     health = found.estimates[0].diagnostics
-    lines: dict[str, Any] = {"gain_over_logged": _difference(found.gain, study), "gate": found.gate.reason}
-    lines |= {f"gain_{part}": getattr(found.gain, part) for part in ("value", "low", "high")}
+    lines: dict[str, Any] = {}
+    if found.name != LOGGED:
+        lines |= {"gain_over_logged": _three(found.gain), "gate": found.gate.reason}
     if found.targeting is not None:
-        lines["gain_over_as_many_at_random"] = _difference(found.targeting, study)
-        lines |= {f"targeting_{part}": getattr(found.targeting, part) for part in ("value", "low", "high")}
+        lines["gain_over_as_many_at_random"] = _three(found.targeting)
     if found.contacted is not None:
         lines["contacted"] = found.contacted
-    for outcome, other in found.others.items():
-        lines |= {outcome: other.value, f"{outcome}_low": other.low, f"{outcome}_high": other.high}
+    lines |= {outcome: _three(other) for outcome, other in found.others.items()}
     lines |= {name: getattr(health, name) for name in _FIGURES}
     lines["warnings"] = list(health.warnings)
     return lines
+
+
+def _three(found: Estimate) -> list[float | None]:
+    return [float(f"{v:.4g}") if math.isfinite(v) else None for v in (found.value, found.low, found.high)]
