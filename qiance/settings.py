@@ -87,7 +87,7 @@ class ServeSettings(Section):
     port: Annotated[int, _Number] = Field(8000, ge=0, le=65535, description="port; 0 picks a free one")
     clock: Literal["system", "request"] = Field("system", description="request: simulated time from a header")
     max_body_bytes: Count = Field(1_048_576, description="largest request body, bytes")
-    holdout: Fraction = Field(0.1, description="fraction of users who always get control")
+    holdout: Fraction = Field(0.15, description="fraction of users who always get control")
     epsilon: Fraction = Field(0.1, description="exploration: probability shared by all admissible actions")
     outcome_window_hours: Positive = Field(12.0, description="hours after which an outcome no longer counts")
     max_n: Count = Field(20, description="most actions in one answer")
@@ -111,13 +111,13 @@ class MarketSettings(Section):
     seed_days: Count = Field(40, description="simulated days of the logging policy before the first model")
     explore_days: Count = Field(20, description="simulated days that randomise over approved strategies")
     live_days: Count = Field(8, description="simulated days served over HTTP")
-    live_users: Count = Field(1_000, description="users whose decisions are served over HTTP")
-    live_per_day: Count = Field(400, description="decisions served over HTTP on a simulated day")
+    live_users: Count = Field(1_500, description="users whose decisions are served over HTTP")
+    live_per_day: Count = Field(600, description="decisions served over HTTP on a simulated day")
 
 
 class RlSettings(Section):
     enabled: bool = Field(True, description="whether RLlib tunes the shadow price")
-    iterations: Count = Field(6, description="training iterations")
+    iterations: Count = Field(15, description="training iterations")
     horizon: Count = Field(10, description="days of an episode")
     users: Count = Field(400, description="users in an episode")
     workers: NonNegative = Field(0, description="rollout workers beside the driver")
@@ -132,7 +132,7 @@ class LlmSettings(Section):
 
 
 class BudgetSettings(Section):
-    amount: str = Field("1000.00", description='what may be spent, major units in quotes such as "1500.00"')
+    amount: str = Field("1500.00", description='what may be spent, major units in quotes such as "1500.00"')
     max_depth: Fraction = Field(0.4, lt=1.0, description="deepest discount, fraction of the price")
     min_margin: Fraction = Field(0.05, description="least margin, fraction of the price")
 

@@ -40,8 +40,8 @@ class PredictorDeployment:
         features = FeastFeatures(str(workspace.features))
         self._predictor = Predictor(workspace, open_ledger(args), features, args.min_margin)
 
-    # Ray's decorator has no types.
-    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
+    # Ray's decorators carry no types.
+    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)  # type: ignore[untyped-decorator]
     async def score(self, requests: list[ScoreRequest]) -> list[Scored]:
         """Scores of the live candidates, one per request."""
         return await asyncio.to_thread(self._predictor.score, requests)

@@ -220,7 +220,7 @@ class Predictor:
         segment: `all`, a named segment, or an audience's rule. Raises ValueError that names the field for an
         action that is not live, a segment that is none or empty, and more than `MAX_PAIRS` pairs.
         """
-        state, model = self._watcher.refresh(), self.model
+        state, model = self._watcher.state, self.model
         index = state.index()
         unknown = [a for a in action_ids if a not in index or a == CONTROL]
         if unknown:

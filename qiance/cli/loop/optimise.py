@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -161,6 +162,7 @@ def _pacing(
     stage: Stage,
 ) -> tuple[str, dict[str, Any]]:
     """Version of the pacing policy that won on held-out seeds, and the returns of all."""
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     from rllib.train import train_pacing
     from rllib.world import Campaign, save_world
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qiance.artifacts.effect import EffectModel
+from qiance.artifacts.effect import EffectDraws, EffectModel
 from qiance.cli.offline.estimate import Log
 from qiance.cli.offline.learn import Draws, Predictions, draws_under
 from qiance.cli.offline.sources import Source
@@ -31,9 +31,10 @@ _UNKNOWN = Interval(math.nan, math.nan, math.nan)
 class Proposal:
     """An arm for an audience.
 
-    name: the arm in words. reach: rows of the log whose customer is in the audience. effect: by the model on unseen rows.
-    uplift: of the primary outcome over control (else over the logging policy), predicted; checked: the same,
-    off-policy on the unseen rows, None where it cannot be estimated, for the reason in `problem`.
+    name: the arm in words. reach: rows of the log whose customer is in the audience.
+    effect: by the model on unseen rows. uplift: of the primary outcome over control (else over the logging
+    policy), predicted there. checked: the same, off-policy; None where the log cannot tell, for the reason
+    in `problem`.
     """
 
     arm: str
@@ -68,7 +69,7 @@ def propose(
     found = []
     for place in chosen:
         draws = draws_under(study, model, study.arms[place], ~study.first)
-        maker = _Maker(study, log, predictions, model, source, cost_fraction, place, vars_of(draws))
+        maker = _Maker(study, log, predictions, model, source, cost_fraction, place, by_label(draws))
         found.append(maker.make(EVERYBODY, users, source.arm_kind))
         rule = best_rule(users, study.first, uplift[:, place])
         if rule is not None:
@@ -76,7 +77,7 @@ def propose(
     return sorted(found, key=lambda proposal: -proposal.uplift.value)
 
 
-def vars_of(draws: object) -> dict[str, Draws]:
+def by_label(draws: EffectDraws) -> dict[str, Draws]:
     """Draws by label."""
     return {name: getattr(draws, name) for name in ("click", "conversion", "sales")}
 

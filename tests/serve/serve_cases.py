@@ -1,0 +1,357 @@
+"""A small shop that can be served: synthetic purchases, features, a trained model, live strategies."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+
+from qiance.artifacts.manifest import write_artifact
+from qiance.artifacts.pacing import write_rule
+from qiance.decide.holdout import holdout
+from qiance.decide.pacing import EvenPace
+from qiance.decide.plan import KIND, PLAN_FILE, Plan
+from qiance.domain import (
+    CONTROL_ACTION,
+    Action,
+    Audience,
+    Catalogue,
+    Channel,
+    Creative,
+    Effect,
+    Interval,
+    Item,
+    Offer,
+    OfferKind,
+    Strategy,
+    StrategyKind,
+    StrategyState,
+)
+from qiance.features.columns import EFFECT_SCHEMA, ActionColumns, assemble
+from qiance.features.transforms import EventIndex
+from qiance.ledger import Ledger, load_or_create_key
+from qiance.market import CONTACT_COST, Market
+from qiance.market.simulate import ContactWindow, MarketLog, collect_log, uniform_over
+from qiance.workspace import Snapshot, Workspace
+from serve.args import AppArgs, LlmArgs
+from serve.gateway import Gateway, build_api
+from serve.live import Watcher
+from serve.predictor import FeastFeatures, Predictor, Scored, ScoreRequest
+from training.effect.fit import TrainSettings, train_effect
+from training.effect.split import split_by_unit
+from training.featurise import materialise, snapshot_at, stage_repository, write_feature_tables
+
+CATEGORIES = ("coffee", "cheese", "soup")
+ITEMS = 6
+USERS = 150
+DAYS = 120
+START = datetime(2025, 1, 1, tzinfo=UTC)
+BRIEF = "brief-one"
+CAP = 100_000
+CHANNELS = (Channel.EMAIL, Channel.DISPLAY, Channel.MAILER)
+# The recent half of the users, roughly; every second strategy is for them alone.
+RECENT = Audience("recent", (("recency_days", "<=", 10.0),))
+
+
+def catalogue() -> Catalogue:
+    return Catalogue(
+        tuple(
+            Item(f"i{n}", f"{c} {n}", c, "grocery", "National", 400 + 50 * n, 200 + 20 * n)
+            for n, c in enumerate(CATEGORIES * (ITEMS // len(CATEGORIES)))
+        )
+    )
+
+
+def user_ids() -> tuple[str, ...]:
+    return tuple(f"u{n}" for n in range(USERS))
+
+
+def events(seed: int = 0) -> pa.Table:
+    """Purchase lines over `DAYS` days; heavy and light buyers, dear and cheap ones."""
+    rng = np.random.default_rng(seed)
+    items = list(catalogue())
+    lines: dict[str, list[Any]] = {
+        name: []
+        for name in (
+            "user_id", "item_id", "type", "occurred_at", "basket_id", "value", "discount", "quantity"
+        )
+    }  # fmt: skip
+    for user in user_ids():
+        taste = rng.dirichlet(np.ones(len(items)))
+        for day in np.sort(rng.uniform(0, DAYS, rng.integers(3, 16))):
+            for item in rng.choice(len(items), rng.integers(1, 4), p=taste):
+                cut = int(rng.random() < 0.3) * items[item].price // 5
+                row = (
+                    user, items[item].item_id, "purchase", START + timedelta(days=float(day)),
+                    f"{user}-{day:.4f}", items[item].price - cut, cut, 1,
+                )  # fmt: skip
+                for name, value in zip(lines, row, strict=True):
+                    lines[name].append(value)
+    return pa.table({**lines, "occurred_at": pa.array(lines["occurred_at"], pa.timestamp("us", "UTC"))})
+
+
+def action(item: Item, channel: Channel, depth: float, strategy_id: str) -> Action:
+    return Action(
+        action_id=f"{strategy_id}-{channel.value}",
+        strategy_id=strategy_id,
+        kind=StrategyKind.PROMOTION if depth else StrategyKind.AD,
+        item_id=item.item_id,
+        offer=Offer(OfferKind.PERCENT, depth) if depth else Offer(),
+        creative=Creative(channel, "en", "A good {product}", "Take {product} home", "Shop now"),
+        channel=channel,
+        contact_cost=CONTACT_COST[channel],
+    )
+
+
+def effect(uplift: float) -> Effect:
+    def around(value: float) -> Interval:
+        return Interval(value, value - 1.0, value + 1.0)
+
+    return Effect(Interval(0.1, 0.05, 0.2), Interval(0.05, 0.01, 0.1), around(90.0), around(30.0), around(uplift))
+
+
+def strategy(number: int, brief_id: str = BRIEF, **changes: Any) -> Strategy:
+    """Strategy number `number`: one item, two channels; depths 0 and 20 % by turns, odd ones for `RECENT`."""
+    name = f"s{number}"
+    item = list(catalogue())[number % ITEMS]
+    depth = 0.2 * (number % 2)
+    given: dict[str, Any] = {
+        "strategy_id": name,
+        "brief_id": brief_id,
+        "kind": StrategyKind.PROMOTION if depth else StrategyKind.AD,
+        "title": f"{item.title} by mail",
+        "audience": RECENT if number % 2 else Audience("everybody"),
+        "actions": tuple(action(item, c, depth, name) for c in (Channel.EMAIL, Channel.DISPLAY)),
+        "starts": START,
+        "ends": datetime(2190, 1, 1, tzinfo=UTC),
+        "effect": effect(5.0 + number),
+        "reach": USERS,
+    }
+    return Strategy(**{**given, **changes})
+
+
+def go_live(ledger: Ledger, strategies: Sequence[Strategy]) -> None:
+    ledger.put_strategies(strategies)
+    for s in strategies:
+        for state in (StrategyState.APPROVED, StrategyState.LIVE):
+            ledger.set_strategy_state(s.strategy_id, state, "test", "test")
+
+
+def build_features(workspace: Workspace) -> Snapshot:
+    items = catalogue()
+    index = EventIndex.build(events(), user_ids(), {i.item_id: i.category for i in items}, items, CATEGORIES)
+    day = START.timestamp() / 86_400 + DAYS
+    write_feature_tables(index, items, [day], workspace.features)
+    stage_repository(workspace.features)
+    snapshot = snapshot_at(index, items, day)
+    snapshot.save(workspace.snapshot)
+    materialise(workspace.features, snapshot.as_of - timedelta(days=1), snapshot.as_of)
+    return snapshot
+
+
+def training_rows(snapshot: Snapshot, actions: Sequence[Action], log: MarketLog) -> pa.Table:
+    """What `training.dataset` would join from Feast, taken from the snapshot."""
+    items = snapshot.catalogue
+    parts = ActionColumns.build(actions, items.index, [i.category for i in items])
+    item_row, category = parts.item_row[log.action], parts.category[log.action]
+    code = np.array([CATEGORIES.index(c) if c in CATEGORIES else -1 for c in category])
+    chosen: dict[str, Any] = {name: values[log.action] for name, values in parts.numeric.items()}
+    columns = assemble(
+        user={name: values[log.user] for name, values in snapshot.users.columns.items()},
+        item={n: np.where(item_row >= 0, v[item_row], np.nan) for n, v in snapshot.item.items()},
+        user_category={
+            n: np.where(code >= 0, v[log.user, code], np.nan) for n, v in snapshot.user_category.items()
+        },
+        actions={**chosen, "channel": parts.channel[log.action], "category": category},
+        contacts_7d=log.contacts_7d,
+    )
+    labels = {name: pa.array(getattr(log, name)) for name in ("click", "conversion", "sales", "margin")}
+    ids = np.array(snapshot.users.user_ids, dtype=object)[log.user]
+    return pa.table({**{n: pa.array(v) for n, v in columns.items()}, **labels, "user_id": ids.tolist()})
+
+
+def train_model(workspace: Workspace, snapshot: Snapshot, seed: int = 0) -> str:
+    """Version of a small effect model, trained in this process on a simulated log."""
+    shares = snapshot.user_category["category_share"]
+    market = Market.build(snapshot.users, shares, CATEGORIES, snapshot.catalogue, seed)
+    offered = [action(i, c, d, f"t{d}-{i.item_id}") for i in snapshot.catalogue for c in CHANNELS for d in (0.0, 0.2)]
+    actions = (CONTROL_ACTION, *offered)
+    everything = np.ones((USERS, len(actions)), dtype=np.bool_)
+    log = collect_log(
+        market,
+        market.table(actions),
+        uniform_over(lambda users: everything[users]),
+        snapshot.as_of,
+        30,
+        USERS,
+        ContactWindow(USERS),
+        np.random.default_rng(seed),
+    )
+    table = training_rows(snapshot, actions, log)
+    users = table["user_id"].to_numpy(zero_copy_only=False)
+    settings = TrainSettings(epochs=2, heads=4, hidden=(16,), workers=0, threads=1, seed=seed)
+    trained = train_effect(
+        table,
+        EFFECT_SCHEMA,
+        labels=("click", "conversion", "sales", "margin"),
+        split=split_by_unit(users, 0),
+        settings=settings,
+        out=workspace.artifacts,
+        storage=workspace.root / "training",
+        data_fingerprint=f"small-{seed}",
+        units=users,
+    )
+    return trained.artifact.version
+
+
+def write_plan(workspace: Workspace, model: str, starts: datetime, shadow_price: float = 0.5) -> str:
+    """Version of a policy: even pacing over 10 days from `starts`."""
+    pacing = write_rule(workspace.artifacts, EvenPace(), metrics={}, data_fingerprint="small")
+    plan = Plan(BRIEF, shadow_price, 0.3, starts, 10, pacing.version, model)
+    artifact = write_artifact(
+        workspace.artifacts,
+        KIND,
+        {PLAN_FILE: plan.save},
+        metrics={},
+        parents=(model, pacing.version),
+        feature_service=EFFECT_SCHEMA.service,
+        schema_hash=EFFECT_SCHEMA.hash,
+        data_fingerprint=f"{starts.isoformat()} {shadow_price}",
+    )
+    return artifact.version
+
+
+@dataclass(frozen=True)
+class Built:
+    """The workspace that all tests share, read only but for copies of its ledger."""
+
+    workspace: Workspace
+    snapshot: Snapshot
+    model: str
+    policy: str
+    features: FeastFeatures
+
+    def open_ledger(self, folder: Path) -> Ledger:
+        """A copy of the built ledger in `folder`, for one test to write to."""
+        file = folder / "ledger.db"
+        shutil.copy(self.workspace.root / "ledger.db", file)
+        return Ledger.open(f"sqlite:///{file}", key=load_or_create_key(self.workspace.key_file))
+
+
+def build(root: Path) -> Built:
+    """Everything that `qiance run` leaves behind before it serves, small."""
+    workspace = Workspace(root)
+    snapshot = build_features(workspace)
+    model = train_model(workspace, snapshot)
+    policy = write_plan(workspace, model, START + timedelta(days=DAYS))
+    ledger = Ledger.open(workspace.ledger_url, key=load_or_create_key(workspace.key_file))
+    ledger.open_budget(BRIEF, CAP)
+    go_live(ledger, [strategy(n) for n in range(4)])
+    ledger.set_versions(model=model, policy=policy, shadow_price=0.0)
+    ledger.close()
+    return Built(workspace, snapshot, model, policy, FeastFeatures(str(workspace.features)))
+
+
+@dataclass
+class Counted:
+    """Metrics that only remember, in place of Ray's, which need a cluster."""
+
+    decisions: list[tuple[str, bool, tuple[str, ...], float]] = field(default_factory=list)
+    outcomes: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def decided(self, surface: str, holdout: bool, degraded: Sequence[str], seconds: float) -> None:
+        self.decisions.append((surface, holdout, tuple(degraded), seconds))
+
+    def recorded(self, accepted: int, duplicates: int, rejected: int) -> None:
+        self.outcomes.append((accepted, duplicates, rejected))
+
+
+@dataclass
+class Shop:
+    """A gateway over a real predictor and a real ledger, asked over HTTP without sockets."""
+
+    built: Built
+    ledger: Ledger
+    gateway: Gateway
+    predictor: Predictor
+    metrics: Counted
+    started: list[str]
+
+    def ask(self, method: str, path: str, *, client: str = "127.0.0.1", **request: Any) -> httpx.Response:
+        """One request; an exception that nothing handled is raised here."""
+        return asyncio.run(self.ask_all([(method, path, request)], client))[0]
+
+    async def ask_all(
+        self, requests: Sequence[tuple[str, str, dict[str, Any]]], client: str = "127.0.0.1", at_once: int = 8
+    ) -> list[httpx.Response]:
+        """Many requests, `at_once` at a time."""
+        api = build_api(lambda: self.gateway, self.gateway.args.max_body_bytes)
+        gate = asyncio.Semaphore(at_once)
+        transport = httpx.ASGITransport(app=api, client=(client, 50_000))
+        async with httpx.AsyncClient(transport=transport, base_url="http://shop") as http:
+
+            async def one(method: str, path: str, request: dict[str, Any]) -> httpx.Response:
+                async with gate:
+                    return await http.request(method, path, **request)
+
+            return await asyncio.gather(*(one(*request) for request in requests))
+
+    def post(self, path: str, body: Any, **request: Any) -> httpx.Response:
+        return self.ask("POST", path, json=body, **request)
+
+    def post_all(self, path: str, bodies: Sequence[Any], at_once: int = 8) -> list[httpx.Response]:
+        return asyncio.run(self.ask_all([("POST", path, {"json": b}) for b in bodies], at_once=at_once))
+
+    def decide(self, user: str = "u0", **body: Any) -> dict[str, Any]:
+        response = self.post("/v1/decisions", {"user_id": user, "surface": "home", **body})
+        assert response.status_code == 200, response.text
+        return dict(response.json())
+
+    def refresh(self) -> None:
+        """Let every part see what the test has just changed in the ledger."""
+        self.gateway.watcher.refresh()
+        self.predictor._watcher.refresh()
+
+    def users(self, held: bool) -> list[str]:
+        """Users of the shop that are (not) in the holdout."""
+        args, ids = self.gateway.args, list(user_ids())
+        mask = holdout(self.ledger.pseudonyms(ids), args.tenant, args.holdout)
+        return [user for user, inside in zip(ids, mask, strict=True) if inside == held]
+
+
+Scorer = Callable[[ScoreRequest], Any]
+
+
+@contextmanager
+def open_shop(built: Built, folder: Path, scorer: Scorer | None = None, **args: Any) -> Iterator[Shop]:
+    """A shop on its own copy of the ledger; `scorer` replaces the predictor on the decision path."""
+    ledger = built.open_ledger(folder)
+    predictor = Predictor(built.workspace, ledger, built.features, 0.05)
+    watcher = Watcher(ledger, built.snapshot.catalogue)
+    metrics, started = Counted(), list[str]()
+
+    async def score(request: ScoreRequest) -> Scored:
+        return (await asyncio.to_thread(predictor.score, [request]))[0]
+
+    async def effects(users: list[str] | None, segment: str | None, actions: list[str]) -> Any:
+        return await asyncio.to_thread(predictor.effects, users, segment, actions)
+
+    given = {"workspace": built.workspace.root, "holdout": 0.2, "epsilon": 0.5, "llm": LlmArgs(enabled=False)}
+    gateway = Gateway(
+        AppArgs(**{**given, **args}), ledger, watcher, scorer or score, effects, started.append, metrics
+    )
+    try:
+        yield Shop(built, ledger, gateway, predictor, metrics, started)
+    finally:
+        watcher.close()
+        predictor._watcher.close()
+        ledger.close()
