@@ -115,11 +115,12 @@ class PacerDeployment:
         from qiance.artifacts.pacing import ExportedPolicy
         from serve.pacer import Pacer
 
+        ledger = open_ledger(args)
         self._pacer = Pacer(
             Workspace(args.workspace),
-            open_ledger(args),
+            ledger,
             ExportedPolicy.load,
-            simulated=args.clock == "request",
+            clock=ledger.clock if args.clock == "request" else args.now,
             publish=PacerMetrics().paced,
         )
         self._thread = threading.Thread(target=self._pacer.run, name="qiance-pacer", daemon=True)

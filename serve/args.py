@@ -1,5 +1,6 @@
 """The one typed argument of the application builder; its values stand in the Serve YAML."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +34,9 @@ class AppArgs(BaseModel):
     clock: Literal["system", "request"] = Field(
         "system", description="`request` takes the time from context.now: for simulations only"
     )
+    clock_offset_s: float = Field(
+        0.0, description="Added to the system's time, to serve a campaign of the past; `qiance up` sets it"
+    )
     holdout: float = Field(0.1, ge=0.0, lt=1.0)
     epsilon: float = Field(0.1, gt=0.0, le=1.0)
     outcome_window_hours: float = Field(24.0, gt=0.0)
@@ -43,6 +47,10 @@ class AppArgs(BaseModel):
     min_margin: float = Field(0.05, ge=0.0, lt=1.0)
     seed: int = 0
     llm: LlmArgs = LlmArgs()
+
+    def now(self) -> datetime:
+        """The system's time, moved by the offset."""
+        return datetime.now(UTC) + timedelta(seconds=self.clock_offset_s)
 
     def open_url(self) -> str:
         """The ledger's URL: the file's content, the URL given, or SQLite in the workspace."""

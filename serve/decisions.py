@@ -7,7 +7,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +83,7 @@ class DecisionService:
 
     def _now(self, request: DecisionRequest) -> datetime:
         if self._args.clock == "system":
-            return datetime.now(UTC)
+            return self._args.now()
         told = request.context.get("now")
         try:
             at = datetime.fromisoformat(str(told))

@@ -89,7 +89,7 @@ class LocalCluster:
         serve.start(proxy_location=schema.proxy_location, http_options=options)
         self._applications = [application.name for application in schema.applications]
         _get_global_client().deploy_apps(schema)
-        _wait(schema.applications[0].name, progress)
+        _wait(schema.applications[0], progress)
         return f"http://{host}:{port}"
 
     def stop_serving(self) -> None:
@@ -121,22 +121,30 @@ def _check_port(host: str, port: int) -> None:
             ) from None
 
 
-def _wait(name: str, progress: Progress | None) -> None:
+def _wait(application: Any, progress: Progress | None) -> None:
     from ray import serve
 
+    expected = {deployment.name for deployment in application.deployments}
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        status = serve.status().applications.get(name)
+        status = serve.status().applications.get(application.name)
         if status is not None:
-            healthy = sum(d.status == "HEALTHY" for d in status.deployments.values())
+            ready = {name for name, d in status.deployments.items() if _is_ready(d)}
             if progress:
-                progress(f"{healthy} of {len(status.deployments) or '?'} deployments ready")
-            if status.status == "RUNNING":
+                progress(f"{len(ready & expected)} of {len(expected)} deployments ready")
+            # The application counts as running before a slow replica has been made for the first time.
+            if status.status == "RUNNING" and expected <= ready:
                 return
             if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                messages = [status.message, *(d.message for d in status.deployments.values() if d.message)]
-                raise LaunchError(
-                    "the application did not start: " + " | ".join(filter(None, messages))[:2_000]
-                )
+                raise LaunchError(f"the application did not start: {_why(status)}")
         time.sleep(0.2)
     raise LaunchError(f"the application did not start within {START_TIMEOUT_S:.0f} s")
+
+
+def _is_ready(deployment: Any) -> bool:
+    return bool(deployment.status == "HEALTHY" and deployment.replica_states.get("RUNNING", 0) >= 1)
+
+
+def _why(status: Any) -> str:
+    messages = [status.message, *(d.message for d in status.deployments.values() if d.message)]
+    return " | ".join(filter(None, messages))[:2_000]

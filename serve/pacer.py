@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 class Pacer:
     """Follows the plan that the version row names; a plain class, wrapped by a deployment in app.py.
 
-    Time is the ledger's simulated clock where `simulated`, the system's otherwise.
+    clock: tells the time, or None while a simulation has not begun.
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class Pacer:
         workspace: Workspace,
         ledger: Ledger,
         load_policy: PolicyLoader,
-        simulated: bool,
+        clock: Callable[[], datetime | None],
         publish: Callable[[str, int, int, float], None] = lambda budget, spent, cap, price: None,
     ) -> None:
         self._workspace, self._ledger, self._load_policy = workspace, ledger, load_policy
-        self._simulated, self._publish = simulated, publish
+        self._clock, self._publish = clock, publish
         self._version = ""
         self._plan: Plan | None = None
         self._policy: PacingPolicy | None = None
@@ -50,16 +50,13 @@ class Pacer:
         """Tick until stopped; errors of the ledger are waited out."""
         while not self._stop.wait(TICK_S):
             try:
-                self.tick(self._now())
+                self.tick(self._clock())
             except (LedgerUnavailableError, ValueError) as error:
                 logger.warning("pacing waits: %s", error)
 
     def stop(self) -> None:
         """End `run` at its next tick."""
         self._stop.set()
-
-    def _now(self) -> datetime | None:
-        return self._ledger.clock() if self._simulated else datetime.now(UTC)
 
     def tick(self, now: datetime | None) -> float | None:
         """Do what is due at `now`; the new shadow price, or None if nothing changed."""

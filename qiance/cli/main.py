@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from qiance import __version__
 from qiance.cli import dashboards, data, keys, strategies
@@ -178,7 +179,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except (SettingsError, ValueError, RuntimeError) as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, markup=True)
+        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

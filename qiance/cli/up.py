@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from qiance.cli.loop.service import app_args
+from qiance.domain import Strategy, StrategyState
 from qiance.ledger import Ledger
 from qiance.settings import Settings, require_keys_for
 from qiance.workspace import Workspace
@@ -21,27 +25,52 @@ def trained(workspace: Workspace) -> bool:
     )
 
 
+def last_trained(runs: Path) -> Workspace | None:
+    """`runs/latest` if it can be served, else the newest run that can (offline runs cannot), else None."""
+    newest = sorted((path for path in runs.glob("2*") if path.is_dir()), reverse=True)
+    for path in (runs / "latest", *newest):
+        if trained(Workspace(path)):
+            return Workspace(path.resolve())
+    return None
+
+
 def serve_latest(settings: Settings, runs: Path, console: Console) -> None:
     """Serve `runs`/latest at the configured address; train first if there is nothing to serve."""
-    latest = runs / "latest"
-    if not trained(Workspace(latest)):
+    workspace = last_trained(runs)
+    if workspace is None:
         from qiance.cli.loop.conductor import run_loop
 
         console.print("Nothing is trained yet: running the loop first.")
-        run_loop(settings, runs, console)
-    workspace = Workspace(latest.resolve())
+        workspace = Workspace(run_loop(settings, runs, console))
     ledger = Ledger.from_settings(settings, workspace.root)
     require_keys_for(settings.serve.host, ledger.has_keys())
     versions = ledger.versions()
+    offset = past_campaign(ledger.strategies(StrategyState.LIVE), datetime.now(UTC))
     ledger.close()
-    _serve(workspace, settings, console, versions.model, versions.policy)
+    if offset:
+        first = datetime.now(UTC) + offset
+        console.print(
+            f"The campaign of this run lies in the past: the clock starts at {first:%Y-%m-%d %H:%M}.",
+            highlight=False,
+        )
+    args = app_args(workspace, settings, clock=settings.serve.clock)
+    args["clock_offset_s"] = offset.total_seconds()
+    _serve(workspace, settings, console, args, f"Model {versions.model}, policy {versions.policy}.")
 
 
-def _serve(workspace: Workspace, settings: Settings, console: Console, model: str, policy: str) -> None:
+def past_campaign(live: Sequence[Strategy], now: datetime) -> timedelta:
+    """How far to move the clock so that a campaign that is over begins now; nothing if one still runs."""
+    if not live or any(strategy.ends > now for strategy in live):
+        return timedelta(0)
+    return min(strategy.starts for strategy in live) - now
+
+
+def _serve(
+    workspace: Workspace, settings: Settings, console: Console, args: Mapping[str, Any], serving: str
+) -> None:
     from serve.launch import EMBEDDED, LocalCluster, free_port, read_config
 
     port = settings.serve.port or free_port(settings.serve.host)
-    args = app_args(workspace, settings, clock=settings.serve.clock)
     config = read_config(EMBEDDED, settings.serve.host, port, args)
     stop = threading.Event()
     with LocalCluster(loopback=settings.serve.host in ("127.0.0.1", "localhost", "::1")) as cluster:
@@ -52,6 +81,6 @@ def _serve(workspace: Workspace, settings: Settings, console: Console, model: st
         console.print(
             f"Serving run {workspace.root.name} at [bold]{url}[/] (try {url}/docs)", highlight=False
         )
-        console.print(f"Model {model or 'none'}, policy {policy or 'none: control only'}. Ctrl-C stops.")
+        console.print(f"{serving} Ctrl-C stops.", highlight=False)
         stop.wait()
         console.print("Stopping.")

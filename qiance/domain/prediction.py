@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from qiance.domain.action import Action, Effect, Interval
 
@@ -64,9 +64,17 @@ def interval_of(
     """Student-t interval around the mean of `[H]` head means, widened by `scale`, clipped to [low, high]."""
     value = float(draws.mean())
     spread = float(draws.std(ddof=1)) if draws.size > 1 else 0.0
-    half = float(stats.t.ppf(0.5 + confidence / 2, max(draws.size - 1, 1))) * scale * spread
+    half = _student_quantile(confidence, max(draws.size - 1, 1)) * scale * spread
     bounded = np.clip([value, value - half, value + half], low, high)
     return Interval(*(float(x) for x in bounded))
+
+
+@lru_cache(maxsize=64)
+def _student_quantile(confidence: float, degrees: int) -> float:
+    # Imported here: scipy.stats takes a second, and most processes that know the domain never need it.
+    from scipy import stats
+
+    return float(stats.t.ppf(0.5 + confidence / 2, degrees))
 
 
 class EffectPredictor(Protocol):

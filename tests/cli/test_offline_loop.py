@@ -133,7 +133,7 @@ def test_open_bandit(tmp_path: Path) -> None:
     assert len(found["offline"]["logged"]["arms"]) == 80
     assert found["currency"] == "JPY"
     assert any("Only 38 of 10,000 rows have click" in note for note in found["notes"])
-    # A few dozen clicks prove no gain, whatever the seed.
+    # A few dozen clicks do not prove a gain.
     assert not found["policy"]["gate"]["passed"]
     low, high = found["policy"]["predicted_low"], found["policy"]["predicted_high"]
     assert low < 0.0038 < high

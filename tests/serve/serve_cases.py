@@ -241,9 +241,10 @@ class Built:
     features: FeastFeatures
 
     def open_ledger(self, folder: Path) -> Ledger:
-        """A copy of the built ledger in `folder`, for one test to write to."""
+        """The ledger in `folder`, a copy of the built one at first: one test's own to write to."""
         file = folder / "ledger.db"
-        shutil.copy(self.workspace.root / "ledger.db", file)
+        if not file.exists():
+            shutil.copy(self.workspace.root / "ledger.db", file)
         return Ledger.open(f"sqlite:///{file}", key=load_or_create_key(self.workspace.key_file))
 
 

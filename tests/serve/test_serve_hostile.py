@@ -80,7 +80,7 @@ FIELDS: list[tuple[str, Any, str]] = [
     # missing, unknown and empty
     (DECISIONS, {"surface": "home"}, "user_id"),
     (DECISIONS, {**DECISION, "userid": "u1"}, "userid"),
-    (DECISIONS, {**DECISION, "\ud800": 1}, "\\ud800"),
+    (DECISIONS, {**DECISION, "\ud800": 1}, "body"),
     (DECISIONS, {**DECISION, "x" * 5_000: 1}, "x" * 79),
     (DECISIONS, {**DECISION, "user_id": ""}, "user_id"),
     (OUTCOMES, {"events": []}, "events"),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from qiance.cli.loop.learn import Learned
 from qiance.cli.loop.live import LiveLog, run_live, wait_for_policy
 from qiance.cli.loop.measure import Measured, live_training_rows, measure
 from qiance.cli.loop.optimise import optimise
-from qiance.cli.loop.prepare import Prepared, ingest, new_workspace, prepare
+from qiance.cli.loop.prepare import Prepared, ingest, new_workspace, prepare, publish_latest
 from qiance.cli.loop.reporting import Finished, loop_report
 from qiance.cli.loop.service import app_args, approve, brief_body, send_brief
 from qiance.cli.loop.world import World, explore, seed_log
@@ -89,8 +88,7 @@ def run_loop(settings: Settings, runs: Path, console: Console) -> Path:
     """Run every step of the loop; the folder of the run, with report.html and report.json in it."""
     from serve.launch import EMBEDDED, LocalCluster, free_port, read_config
 
-    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    workspace, stages = new_workspace(runs, name), Stages(console)
+    workspace, stages = new_workspace(runs), Stages(console)
     prepared, world = prepare_world(workspace, settings, stages)
     ledger = Ledger.from_settings(settings, workspace.root)
     with LocalCluster() as cluster:
@@ -152,6 +150,7 @@ def run_loop(settings: Settings, runs: Path, console: Console) -> Path:
     document = loop_report(finished, settings, stages, ledger)
     ledger.close()
     write_report(document, workspace.root)
+    publish_latest(runs, workspace)
     console.print(summary_table(document))
     return workspace.root
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,15 @@ def prepare(workspace: Workspace, report: IngestReport, stage: Stage) -> Prepare
     return Prepared(report, snapshot, pq.read_table(workspace.data / "contacts.parquet"))
 
 
-def new_workspace(runs: Path, name: str) -> Workspace:
-    """A fresh folder under `runs`, and `runs/latest` pointing at it."""
-    root = runs / name
+def new_workspace(runs: Path) -> Workspace:
+    """A fresh folder under `runs`, named by the time."""
+    root = runs / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     root.mkdir(parents=True, exist_ok=False)
-    link = runs / "latest"
-    staging = runs / f".latest-{name}"
-    staging.symlink_to(root.name)
-    staging.replace(link)
     return Workspace(root.resolve())
+
+
+def publish_latest(runs: Path, workspace: Workspace) -> None:
+    """Point `runs/latest` at a finished run, in one step."""
+    staging = runs / f".latest-{workspace.root.name}"
+    staging.symlink_to(workspace.root.name)
+    staging.replace(runs / "latest")

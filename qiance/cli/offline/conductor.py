@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 
-from qiance.cli.loop.prepare import new_workspace
+from qiance.cli.loop.prepare import new_workspace, publish_latest
 from qiance.cli.offline import learn as learning
 from qiance.cli.offline.estimate import Evaluated, Log, evaluate, make_log, proposed_of
 from qiance.cli.offline.policies import Choice, policies
@@ -31,8 +29,7 @@ def run_offline(settings: Settings, runs: Path, console: Console) -> Path:
 
     source = SOURCES[settings.data.source]
     check_arguments(settings.data)
-    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    workspace = new_workspace(runs, name)
+    workspace = new_workspace(runs)
     stages = Stages(console)
     # 1. The log, checked row by row, and the two halves of its units.
     with stages.stage("Read and check the logged responses") as stage:
@@ -44,6 +41,7 @@ def run_offline(settings: Settings, runs: Path, console: Console) -> Path:
         learned = learning.train_models(workspace, study, settings, stage)
     document = judge(workspace, study, learned, source, settings, stages)
     write_report(document, workspace.root)
+    publish_latest(runs, workspace)
     console.print(summary_table(document))
     return workspace.root
 

@@ -1,0 +1,251 @@
+"""Money: a cap holds under concurrency, outcomes settle, the pacer releases and moves the price."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serve_cases import BRIEF, CAP, DAYS, START, Built, Shop, go_live, open_shop, strategy, write_plan
+
+from qiance.artifacts.pacing import ExportedPolicy
+from qiance.decide.pacing import LIMIT
+from qiance.domain import StrategyState
+from qiance.ledger import BudgetStatus
+from serve.pacer import Pacer
+
+DAY = timedelta(days=1)
+NOW = START + timedelta(days=DAYS)
+
+
+def only(shop: Shop, number: int, brief_id: str, cap: int) -> None:
+    """Leave one strategy live, with a budget of its own."""
+    for n in range(4):
+        shop.ledger.set_strategy_state(f"s{n}", StrategyState.PAUSED, "test", "test")
+    shop.ledger.open_budget(brief_id, cap)
+    go_live(shop.ledger, [strategy(number, brief_id)])
+    shop.refresh()
+
+
+def outcome(decision_id: str, kind: str, value: int = 0, at: datetime = NOW) -> dict[str, Any]:
+    return {
+        "event_id": f"{decision_id}:{kind}", "decision_id": decision_id, "type": kind, "value": value,
+        "occurred_at": at.isoformat(),
+    }  # fmt: skip
+
+
+def decide_for(shop: Shop, action_id: str, user: str) -> str:
+    """A decision for `action_id`; asks until exploration gives it."""
+    for _ in range(200):
+        answer = shop.decide(user)
+        if answer["actions"][0]["action_id"] == action_id:
+            return str(answer["decision_id"])
+    raise AssertionError(f"{action_id} was never chosen")
+
+
+def test_a_budget_is_never_passed_and_then_control_is_all(built: Built, tmp_path: Path) -> None:
+    """An e-mail costs 1, a display contact 2: 8 clients at once empty a budget of 61 to the last unit."""
+    with open_shop(built, tmp_path, epsilon=1.0, holdout=0.0) as shop:
+        only(shop, 4, "tight", 61)
+        seen: list[BudgetStatus] = []
+
+        async def watch() -> None:
+            while True:
+                seen.append(await asyncio.to_thread(shop.ledger.budget, "tight"))
+                await asyncio.sleep(0.01)
+
+        async def rush() -> list[Any]:
+            watcher = asyncio.create_task(watch())
+            bodies = [{"user_id": f"u{n % 150}", "surface": "home"} for n in range(160)]
+            answers = await shop.ask_all([("POST", "/v1/decisions", {"json": b}) for b in bodies], at_once=8)
+            watcher.cancel()
+            return answers
+
+        answers = [r.json()["actions"][0]["action_id"] for r in asyncio.run(rush())]
+        assert all(status.spent + status.reserved <= status.cap == 61 for status in seen)
+        status = shop.ledger.budget("tight")
+        assert status.left == 0
+        assert answers.count("s4-email") + 2 * answers.count("s4-display") == status.reserved == 61
+        assert {shop.decide(f"u{n}")["actions"][0]["action_id"] for n in range(5)} == {"control"}
+
+
+def test_an_action_that_its_budget_refuses_is_not_logged(shop: Shop) -> None:
+    only(shop, 4, "empty", 0)
+    user = shop.users(held=False)[0]
+    answer = shop.decide(user, n=3)
+    row = shop.ledger.decision(answer["decision_id"])
+    assert [a["action_id"] for a in answer["actions"]] == ["control"]
+    assert row is not None
+    assert row.propensity == 1.0
+    assert len(shop.ledger.decision_outcomes()) == 1
+
+
+def test_a_strategy_without_a_budget_is_not_shown(shop: Shop) -> None:
+    for n in range(4):
+        shop.ledger.set_strategy_state(f"s{n}", StrategyState.PAUSED, "test", "test")
+    go_live(shop.ledger, [strategy(4, "brief without a budget")])
+    shop.refresh()
+    for user in shop.users(held=False)[:5]:
+        assert [a["action_id"] for a in shop.decide(user)["actions"]] == ["control"]
+
+
+def test_a_conversion_settles_the_whole_reservation_once(shop: Shop) -> None:
+    """s5 gives 20 % of 650: an e-mail may cost 1 + 130."""
+    only(shop, 5, "mail", 10_000)
+    recency = shop.built.snapshot.users.columns["recency_days"]
+    free = shop.users(held=False)
+    user = next(u for u in free if recency[int(u[1:])] <= 10)
+    decision_id = decide_for(shop, "s5-email", user)
+    before = shop.ledger.budget("mail")
+    assert shop.post("/v1/outcomes", {"events": [outcome(decision_id, "click")]}).status_code == 202
+    assert shop.ledger.budget("mail") == before
+    for _ in range(2):
+        shop.post("/v1/outcomes", {"events": [outcome(decision_id, "conversion", 900)]})
+        after = shop.ledger.budget("mail")
+        assert (after.spent, after.reserved) == (131, before.reserved - 131)
+    second = {**outcome(decision_id, "conversion", 400), "event_id": "another order"}
+    assert shop.post("/v1/outcomes", {"events": [second]}).json()["accepted"] == 1
+    assert shop.ledger.budget("mail").spent == 131
+
+
+def test_a_conversion_settles_after_its_strategy_ended(shop: Shop) -> None:
+    only(shop, 4, "mail", 10_000)
+    decision_id = decide_for(shop, "s4-display", shop.users(held=False)[0])
+    shop.ledger.set_strategy_state("s4", StrategyState.ENDED, "test", "test")
+    shop.refresh()
+    reserved = shop.ledger.budget("mail").reserved
+    shop.post("/v1/outcomes", {"events": [outcome(decision_id, "conversion", 500)]})
+    status = shop.ledger.budget("mail")
+    assert (status.spent, status.reserved) == (2, reserved - 2)
+
+
+def test_a_conversion_after_control_costs_nothing(shop: Shop) -> None:
+    decision_id = shop.decide(shop.users(held=True)[0])["decision_id"]
+    response = shop.post("/v1/outcomes", {"events": [outcome(decision_id, "conversion", 500)]})
+    assert response.json()["accepted"] == 1
+    assert shop.ledger.budget(BRIEF).spent == 0
+
+
+class Paced:
+    """A pacer over a plan of 10 days from `NOW` at λ₀ = 0.5, and what it published."""
+
+    def __init__(self, shop: Shop, simulated: bool = False) -> None:
+        built = shop.built
+        policy = write_plan(built.workspace, built.model, NOW)
+        shop.ledger.set_versions(policy=policy, shadow_price=0.5)
+        self.published: list[tuple[str, int, int, float]] = []
+        self.pacer = Pacer(
+            built.workspace,
+            shop.ledger,
+            ExportedPolicy.load,
+            simulated,
+            lambda *figures: self.published.append(figures),
+        )
+
+
+def spend(shop: Shop, number: int, amount: int) -> None:
+    """Book `amount` on the budget, by a decision that converted."""
+    from qiance.domain import Decision
+    from qiance.ledger import Reservation
+
+    decision = Decision(
+        f"spent{number}", "default", None, "p", "home", NOW, ("control", "s0-email"), (0.0, 1.0), (0.0, 1.0),
+        (0.5, 0.5), 1, False, "m", "p",
+    )  # fmt: skip
+    assert shop.ledger.record_decision(decision, Reservation(BRIEF, amount, NOW + 90 * DAY))
+    shop.ledger.settle(f"spent{number}", amount)
+
+
+def test_the_pacer_gives_expired_reservations_back_less_the_contact(shop: Shop) -> None:
+    only(shop, 4, "mail", 10_000)
+    pacer = Paced(shop).pacer
+    decide_for(shop, "s4-display", shop.users(held=False)[0])
+    before = shop.ledger.budget("mail")
+    assert before.reserved > 0
+    pacer.tick(datetime.now(UTC) + timedelta(hours=23))
+    assert shop.ledger.budget("mail") == before
+    pacer.tick(datetime.now(UTC) + timedelta(hours=25))
+    after = shop.ledger.budget("mail")
+    assert (after.spent, after.reserved) == (before.reserved, 0), "contacts only: these have no offer"
+
+
+def test_an_unused_offer_goes_back_to_its_budget(shop: Shop) -> None:
+    only(shop, 5, "mail", 10_000)
+    pacer = Paced(shop).pacer
+    recency = shop.built.snapshot.users.columns["recency_days"]
+    user = next(u for u in shop.users(held=False) if recency[int(u[1:])] <= 10)
+    decide_for(shop, "s5-email", user)
+    contacts = shop.ledger.decision_outcomes()["action_id"].to_pylist()
+    pacer.tick(datetime.now(UTC) + timedelta(hours=25))
+    status = shop.ledger.budget("mail")
+    assert (status.spent, status.reserved) == (contacts.count("s5-email") + 2 * contacts.count("s5-display"), 0)
+
+
+def test_the_price_moves_once_a_day_within_its_bounds(shop: Shop) -> None:
+    paced = Paced(shop)
+    assert paced.pacer.tick(NOW - timedelta(hours=1)) is None, "the plan has not begun"
+    assert paced.pacer.tick(NOW) == pytest.approx(0.5), "on the even pace"
+    assert paced.pacer.tick(NOW + timedelta(hours=23)) is None, "once a day"
+    prices = [paced.pacer.tick(NOW + day * DAY) for day in range(1, 10)]
+    assert all(price is not None and 0.5 / LIMIT - 1e-9 <= price <= 0.5 for price in prices)
+    assert prices == sorted(prices, reverse=True), "money is left over: the price falls"  # type: ignore[type-var]
+    assert prices[-1] == pytest.approx(0.5 / LIMIT), "no further than to a third"
+    assert paced.pacer.tick(NOW + 10 * DAY) is None, "the plan is over"
+    assert shop.ledger.versions().shadow_price == prices[-1]
+
+
+def test_a_budget_that_runs_out_early_raises_the_price(shop: Shop) -> None:
+    paced = Paced(shop)
+    paced.pacer.tick(NOW)
+    spend(shop, 1, CAP // 2)
+    first = paced.pacer.tick(NOW + DAY)
+    spend(shop, 2, CAP // 2 - 10)
+    second = paced.pacer.tick(NOW + 2 * DAY)
+    assert first is not None
+    assert second is not None
+    assert 0.5 < first < second == pytest.approx(0.5 * LIMIT)
+
+
+def test_a_moved_price_reaches_decisions(shop: Shop) -> None:
+    paced = Paced(shop)
+    paced.pacer.tick(NOW)
+    paced.pacer.tick(NOW + 9 * DAY)
+    shop.refresh()
+    row = shop.ledger.decision(shop.decide(shop.users(held=False)[0])["decision_id"])
+    assert row is not None
+    free = {a: s + c * 0.5 / LIMIT for a, s, c in zip(row.candidates, row.scores, row.costs, strict=True)}
+    shop.ledger.set_versions(shadow_price=0.0)
+    shop.refresh()
+    scored = shop.ledger.decision(shop.decide(shop.users(held=False)[0])["decision_id"])
+    assert scored is not None
+    assert dict(zip(scored.candidates, scored.scores, strict=True)) == pytest.approx(free, abs=0.3)
+
+
+def test_every_tick_publishes_where_the_budget_stands(shop: Shop) -> None:
+    paced = Paced(shop)
+    spend(shop, 1, 700)
+    paced.pacer.tick(NOW)
+    paced.pacer.tick(NOW + timedelta(hours=1))
+    assert [entry[:3] for entry in paced.published] == [(BRIEF, 700, CAP)] * 2
+    assert paced.published[1][3] == shop.ledger.versions().shadow_price
+
+
+def test_simulated_time_is_the_ledgers(shop: Shop) -> None:
+    paced = Paced(shop, simulated=True)
+    assert paced.pacer.tick(paced.pacer._now()) is None, "no request has told the time yet"
+    shop.ledger.advance_clock(NOW + 4 * DAY)
+    assert paced.pacer.tick(paced.pacer._now()) is not None
+
+
+def test_the_thread_waits_out_what_it_cannot_read(shop: Shop) -> None:
+    """A policy that is not there must not end pacing for good."""
+    paced = Paced(shop, simulated=True)
+    good = shop.ledger.versions().policy
+    shop.ledger.set_versions(policy="missing")
+    shop.ledger.advance_clock(NOW)
+    with pytest.raises(ValueError, match=r"decision-policy: version 'missing'"):
+        paced.pacer.tick(NOW)
+    shop.ledger.set_versions(policy=good)
+    assert paced.pacer.tick(NOW) is not None
