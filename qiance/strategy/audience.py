@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.tree import DecisionTreeRegressor
 
 from qiance.domain import Audience, UserTable
 
@@ -199,6 +198,9 @@ def uplift_audiences(
     A shallow regression tree on `uplift` `[U]`; each leaf is a rule with rounded thresholds, and its
     figures are measured again with that rule, so that what is read is what is meant.
     """
+    # Imported here: it takes two seconds, and replicas that only check a rule never fit a tree.
+    from sklearn.tree import DecisionTreeRegressor
+
     names, matrix = _usable_features(users)
     spread = float(np.var(uplift))
     if not names or spread == 0.0 or len(users) < 4:

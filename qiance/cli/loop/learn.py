@@ -156,7 +156,8 @@ def learn_redemption(workspace: Workspace, prepared: Any, settings: Settings, st
         schema,
         labels=("conversion",),
         split=split,
-        settings=TrainSettings(**settings.training.model_dump(), seed=settings.seed),
+        # In this process: starting Ray Train takes longer than training on a few thousand rows.
+        settings=TrainSettings(**(settings.training.model_dump() | {"workers": 0}), seed=settings.seed),
         out=workspace.artifacts,
         storage=workspace.root / "training",
         data_fingerprint=fingerprint(table),
