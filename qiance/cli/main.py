@@ -114,6 +114,10 @@ def up(
     config: ConfigOption = None,
     host: Annotated[str | None, typer.Option(help="Address; other than loopback needs API keys.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the API.")] = None,
+    replay: Annotated[
+        bool,
+        typer.Option("--replay", help="Start the clock at the run's own campaign, so that it runs again."),
+    ] = False,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Serve the API of the latest run until Ctrl-C, training first if nothing is trained."""
@@ -121,7 +125,7 @@ def up(
 
     given = {"host": host, "port": port}
     settings = settings_of(config, {"serve": {k: v for k, v in given.items() if v is not None}})
-    serve_latest(settings, runs, console)
+    serve_latest(settings, runs, console, replay)
 
 
 @app.command()

@@ -34,8 +34,11 @@ def last_trained(runs: Path) -> Workspace | None:
     return None
 
 
-def serve_latest(settings: Settings, runs: Path, console: Console) -> None:
-    """Serve `runs`/latest at the configured address; train first if there is nothing to serve."""
+def serve_latest(settings: Settings, runs: Path, console: Console, replay: bool = False) -> None:
+    """Serve the last trained run at the configured address; train first if there is nothing to serve.
+
+    replay: start the server's clock at the first day of the run's campaign, where that is over.
+    """
     workspace = last_trained(runs)
     if workspace is None:
         from qiance.cli.loop.conductor import run_loop
@@ -47,7 +50,14 @@ def serve_latest(settings: Settings, runs: Path, console: Console) -> None:
     versions = ledger.versions()
     offset = past_campaign(ledger.strategies(StrategyState.LIVE), datetime.now(UTC))
     ledger.close()
-    if offset:
+    if offset and not replay:
+        console.print(
+            "The campaign of this run lies in the past, so decisions will be control until new strategies "
+            "are approved. Send a brief, or let the campaign run again with --replay.",
+            highlight=False,
+        )
+        offset = timedelta(0)
+    elif offset:
         first = datetime.now(UTC) + offset
         console.print(
             f"The campaign of this run lies in the past: the clock starts at {first:%Y-%m-%d %H:%M}.",
