@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qiance.decide.holdout import holdout
-from qiance.decide.rule import decide
-from qiance.domain import Action, Decision, Effect
-from qiance.ledger import NO_VERSION, DuplicateDecisionError, Ledger, Reservation
+from qiance.domain import Decision, Effect
+from qiance.ledger import NO_VERSION, DuplicateDecisionError, Ledger
 from serve.args import AppArgs
+from serve.drawing import Case, Drawing, Pick
 from serve.live import LiveState, Watcher, clears_floor
 from serve.predictor import Scored, ScoreRequest
 from serve.problems import Problem, invalid
@@ -32,7 +30,7 @@ class Answer:
     """What a client is told: the first decision, and (action, propensity, effect) per position."""
 
     decision_id: str
-    picks: tuple[tuple[Action, float, Effect | None], ...]
+    picks: tuple[Pick, ...]
     model_version: str
     policy_version: str
     degraded: tuple[str, ...]
@@ -79,7 +77,10 @@ class DecisionService:
         if asked.stored is not None:
             return await asyncio.to_thread(self._stored_answer, asked.stored, asked.pseudonym, state)
         scored, degraded = await self._score(request, asked, state)
-        return await asyncio.to_thread(self._commit, request, at, asked, state, scored, degraded)
+        held = bool(holdout([asked.pseudonym], self._args.tenant, self._args.holdout)[0])
+        idle = held or "no_policy" in degraded or "killed" in degraded
+        case = Case(request, at, asked.pseudonym, held, idle, state, scored, degraded)
+        return await asyncio.to_thread(self._commit, case)
 
     def _now(self, request: DecisionRequest) -> datetime:
         if self._args.clock == "system":
@@ -130,123 +131,14 @@ class DecisionService:
             return self._means(state), ("predictor",)
         return scored, scored.degraded
 
-    def _commit(
-        self,
-        request: DecisionRequest,
-        at: datetime,
-        asked: Asked,
-        state: LiveState,
-        scored: Scored,
-        degraded: tuple[str, ...],
-    ) -> Answer:
-        index = state.index()
-        known = [a in index for a in scored.action_ids]
-        actions = [state.actions[index[a]] if a in index else None for a in scored.action_ids]
-        held = bool(holdout([asked.pseudonym], self._args.tenant, self._args.holdout)[0])
-        idle = held or "no_policy" in degraded or "killed" in degraded
-        mask = self._mask(request, at, state, scored, actions, known, idle)
-        decision_id = secrets.token_hex(16)
-        picks: list[tuple[Action, float, Effect | None]] = []
-        for position in range(request.n):
-            if position and not mask[1:].any():
-                break
-            decision, column = self._one(
-                request, at, asked, state, scored, mask, held, degraded, decision_id, position
-            )
-            if decision.decision_id != (decision_id if not position else f"{decision_id}.{position}"):
-                return self._stored_answer(decision, asked.pseudonym, state)
-            action = actions[column]
-            assert action is not None, "masked columns are never chosen"
-            picks.append((action, decision.propensity, scored.effects[column]))
-            if column == 0:
-                break
-            mask[column] = False
-        return Answer(decision_id, tuple(picks), scored.model_version, state.versions.policy, degraded, held)
-
-    def _mask(
-        self,
-        request: DecisionRequest,
-        at: datetime,
-        state: LiveState,
-        scored: Scored,
-        actions: Sequence[Action | None],
-        known: Sequence[bool],
-        idle: bool,
-    ) -> NDArray[np.bool_]:
-        mask = scored.admissible & np.array(known)
-        scheduled = dict(zip(state.action_ids, state.in_schedule(at), strict=True))
-        mask &= np.array([scheduled.get(a, False) for a in scored.action_ids])
-        if request.candidates is not None:
-            wanted = set(request.candidates)
-            mask &= np.array([a is not None and (a.is_control or a.item_id in wanted) for a in actions])
-        if idle:
-            mask[:] = False
-        mask[0] = True
-        return np.asarray(mask, dtype=np.bool_)
-
-    def _one(
-        self,
-        request: DecisionRequest,
-        at: datetime,
-        asked: Asked,
-        state: LiveState,
-        scored: Scored,
-        mask: NDArray[np.bool_],
-        held: bool,
-        degraded: tuple[str, ...],
-        decision_id: str,
-        position: int,
-    ) -> tuple[Decision, int]:
-        """Choose, reserve and log one position; an action that its budget refuses is masked and redrawn."""
-        while True:
-            decided = decide(
-                scored.value[None],
-                scored.cost[None],
-                mask[None],
-                state.versions.shadow_price,
-                self._args.epsilon,
-                uniforms=np.array([secrets.randbits(53) / (1 << 53)]),
-            )
-            column = int(decided.choice[0])
-            decision = Decision(
-                decision_id=decision_id if position == 0 else f"{decision_id}.{position}",
-                tenant_id=self._args.tenant,
-                request_id=request.request_id if position == 0 else None,
-                pseudonym=asked.pseudonym,
-                surface=request.surface,
-                decided_at=at,
-                candidates=scored.action_ids,
-                scores=tuple(float(x) for x in decided.score[0]),
-                costs=tuple(float(x) for x in scored.cost),
-                probabilities=tuple(float(x) for x in decided.probabilities[0]),
-                chosen=column,
-                holdout=held,
-                model_version=scored.model_version,
-                policy_version=state.versions.policy,
-                degraded=degraded,
-                snapshot=str(scored.serial),
-                uniform=float(decided.uniforms[0]),
-            )
-            try:
-                if self._ledger.record_decision(decision, self._reservation(state, decision, at)):
-                    return decision, column
-            except DuplicateDecisionError as duplicate:
-                return duplicate.stored, duplicate.stored.chosen
-            except ValueError as error:
-                if column == 0:
-                    raise
-                # Such as a budget that was never opened: an action that cannot be booked is not shown.
-                logger.error("action %s is left out: %s", decision.action_id, error)
-            mask[column] = False
-
-    def _reservation(self, state: LiveState, decision: Decision, at: datetime) -> Reservation | None:
-        column = state.index().get(decision.action_id, 0)
-        if column == 0 or state.liability[column] == 0:
-            return None
-        strategy = state.strategies[state.actions[column].strategy_id]
-        window = timedelta(hours=self._args.outcome_window_hours)
-        contact = state.actions[column].contact_cost
-        return Reservation(strategy.brief_id, state.liability[column], at + window, contact)
+    def _commit(self, case: Case) -> Answer:
+        drawing = Drawing(self._ledger, self._args, case)
+        try:
+            picks = drawing.picks()
+        except DuplicateDecisionError as duplicate:
+            return self._stored_answer(duplicate.stored, case.pseudonym, case.state)
+        policy = case.state.versions.policy
+        return Answer(drawing.decision_id, picks, case.scored.model_version, policy, case.degraded, case.held)
 
     def _stored_answer(self, decision: Decision, pseudonym: str, state: LiveState) -> Answer:
         """The answer given before, also where its strategies are no longer live."""

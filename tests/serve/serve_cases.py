@@ -116,7 +116,9 @@ def effect(uplift: float) -> Effect:
     def around(value: float) -> Interval:
         return Interval(value, value - 1.0, value + 1.0)
 
-    return Effect(Interval(0.1, 0.05, 0.2), Interval(0.05, 0.01, 0.1), around(90.0), around(30.0), around(uplift))
+    return Effect(
+        Interval(0.1, 0.05, 0.2), Interval(0.05, 0.01, 0.1), around(90.0), around(30.0), around(uplift)
+    )
 
 
 def strategy(number: int, brief_id: str = BRIEF, **changes: Any) -> Strategy:
@@ -183,7 +185,9 @@ def train_model(workspace: Workspace, snapshot: Snapshot, seed: int = 0) -> str:
     """Version of a small effect model, trained in this process on a simulated log."""
     shares = snapshot.user_category["category_share"]
     market = Market.build(snapshot.users, shares, CATEGORIES, snapshot.catalogue, seed)
-    offered = [action(i, c, d, f"t{d}-{i.item_id}") for i in snapshot.catalogue for c in CHANNELS for d in (0.0, 0.2)]
+    offered = [
+        action(i, c, d, f"t{d}-{i.item_id}") for i in snapshot.catalogue for c in CHANNELS for d in (0.0, 0.2)
+    ]
     actions = (CONTROL_ACTION, *offered)
     everything = np.ones((USERS, len(actions)), dtype=np.bool_)
     log = collect_log(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from qiance.artifacts.pacing import ExportedPolicy
 from qiance.decide.pacing import LIMIT
 from qiance.domain import StrategyState
 from qiance.ledger import BudgetStatus
-from serve.pacer import Pacer
+from serve.pacer import TICK_S, Pacer
 
 DAY = timedelta(days=1)
 NOW = START + timedelta(days=DAYS)
@@ -131,7 +134,7 @@ def test_a_conversion_after_control_costs_nothing(shop: Shop) -> None:
 class Paced:
     """A pacer over a plan of 10 days from `NOW` at λ₀ = 0.5, and what it published."""
 
-    def __init__(self, shop: Shop, simulated: bool = False) -> None:
+    def __init__(self, shop: Shop) -> None:
         built = shop.built
         policy = write_plan(built.workspace, built.model, NOW)
         shop.ledger.set_versions(policy=policy, shadow_price=0.5)
@@ -140,7 +143,7 @@ class Paced:
             built.workspace,
             shop.ledger,
             ExportedPolicy.load,
-            simulated,
+            shop.ledger.clock,
             lambda *figures: self.published.append(figures),
         )
 
@@ -180,7 +183,10 @@ def test_an_unused_offer_goes_back_to_its_budget(shop: Shop) -> None:
     contacts = shop.ledger.decision_outcomes()["action_id"].to_pylist()
     pacer.tick(datetime.now(UTC) + timedelta(hours=25))
     status = shop.ledger.budget("mail")
-    assert (status.spent, status.reserved) == (contacts.count("s5-email") + 2 * contacts.count("s5-display"), 0)
+    assert (status.spent, status.reserved) == (
+        contacts.count("s5-email") + 2 * contacts.count("s5-display"),
+        0,
+    )
 
 
 def test_the_price_moves_once_a_day_within_its_bounds(shop: Shop) -> None:
@@ -213,14 +219,13 @@ def test_a_moved_price_reaches_decisions(shop: Shop) -> None:
     paced.pacer.tick(NOW)
     paced.pacer.tick(NOW + 9 * DAY)
     shop.refresh()
-    row = shop.ledger.decision(shop.decide(shop.users(held=False)[0])["decision_id"])
+    user = shop.users(held=False)[0]
+    row = shop.ledger.decision(shop.decide(user)["decision_id"])
     assert row is not None
-    free = {a: s + c * 0.5 / LIMIT for a, s, c in zip(row.candidates, row.scores, row.costs, strict=True)}
-    shop.ledger.set_versions(shadow_price=0.0)
-    shop.refresh()
-    scored = shop.ledger.decision(shop.decide(shop.users(held=False)[0])["decision_id"])
-    assert scored is not None
-    assert dict(zip(scored.candidates, scored.scores, strict=True)) == pytest.approx(free, abs=0.3)
+    found = shop.post("/v1/effects", {"user_ids": [user], "actions": list(row.candidates[1:])}).json()
+    values = [0.0, *(pair["effect"]["uplift"]["value"] for pair in found["effects"])]
+    expected = [v - c * 0.5 / LIMIT for v, c in zip(values, row.costs, strict=True)]
+    assert row.scores == pytest.approx(expected, rel=1e-4, abs=1e-3)
 
 
 def test_every_tick_publishes_where_the_budget_stands(shop: Shop) -> None:
@@ -232,20 +237,29 @@ def test_every_tick_publishes_where_the_budget_stands(shop: Shop) -> None:
     assert paced.published[1][3] == shop.ledger.versions().shadow_price
 
 
-def test_simulated_time_is_the_ledgers(shop: Shop) -> None:
-    paced = Paced(shop, simulated=True)
-    assert paced.pacer.tick(paced.pacer._now()) is None, "no request has told the time yet"
-    shop.ledger.advance_clock(NOW + 4 * DAY)
-    assert paced.pacer.tick(paced.pacer._now()) is not None
-
-
-def test_the_thread_waits_out_what_it_cannot_read(shop: Shop) -> None:
+def test_the_thread_follows_its_clock_and_waits_out_what_it_cannot_read(shop: Shop) -> None:
     """A policy that is not there must not end pacing for good."""
-    paced = Paced(shop, simulated=True)
+    paced = Paced(shop)
     good = shop.ledger.versions().policy
     shop.ledger.set_versions(policy="missing")
-    shop.ledger.advance_clock(NOW)
-    with pytest.raises(ValueError, match=r"decision-policy: version 'missing'"):
-        paced.pacer.tick(NOW)
-    shop.ledger.set_versions(policy=good)
-    assert paced.pacer.tick(NOW) is not None
+    thread = threading.Thread(target=paced.pacer.run, daemon=True)
+    thread.start()
+    try:
+        shop.ledger.advance_clock(NOW + 4 * DAY)
+        time.sleep(3 * TICK_S)
+        assert shop.ledger.versions().shadow_price == 0.5
+        shop.ledger.set_versions(policy=good)
+        assert eventually(lambda: shop.ledger.versions().shadow_price < 0.5)
+    finally:
+        paced.pacer.stop()
+        thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+def eventually(holds: Callable[[], bool], within_s: float = 10.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if holds():
+            return True
+        time.sleep(0.02)
+    return False

@@ -195,7 +195,11 @@ def test_a_strategy_runs_from_its_start_until_before_its_end(built: Built, tmp_p
             return "s8-email" in possible(logged(shop, answer["decision_id"]))
 
         second = timedelta(seconds=1)
-        assert [shown(NOW - second), shown(NOW), shown(NOW + timedelta(days=1) - second)] == [False, True, True]
+        assert [shown(NOW - second), shown(NOW), shown(NOW + timedelta(days=1) - second)] == [
+            False,
+            True,
+            True,
+        ]
         assert not shown(NOW + timedelta(days=1))
         assert shop.ledger.clock() == NOW + timedelta(days=1)
 

@@ -190,9 +190,9 @@ def test_ten_megabytes_are_refused_however_they_come(shared_shop: Shop, path: st
         for start in range(0, len(body), 65_536):
             yield body[start : start + 65_536]
 
-    streamed = asyncio.run(
-        shared_shop.ask_all([("POST", path, {"content": chunks(), "headers": headers})])
-    )[0]
+    streamed = asyncio.run(shared_shop.ask_all([("POST", path, {"content": chunks(), "headers": headers})]))[
+        0
+    ]
     problem(streamed, 413, "body")
 
 

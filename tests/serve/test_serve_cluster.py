@@ -1,0 +1,245 @@
+"""The real thing on this machine: Ray Serve from its YAML, asked over HTTP, gone without a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from serve_cases import Built, user_ids
+
+from qiance.ledger import Ledger
+from serve.launch import EMBEDDED, LaunchError, LocalCluster, free_port, read_config
+
+BRIEF = {
+    "objective": "conversions",
+    "budget": {"amount": "100.00", "currency": "USD"},
+    "starts": "2025-05-01T00:00:00Z",
+    "ends": "2190-01-01T00:00:00Z",
+    "n": 2,
+}
+
+
+@dataclass
+class Running:
+    """A served shop; `processes` are those that it started, by then."""
+
+    cluster: LocalCluster
+    config: dict[str, Any]
+    url: str
+    ledger: Ledger
+    built: Built
+
+    def processes(self) -> list[psutil.Process]:
+        folder = self.cluster._temp_dir
+        found = {p.pid: p for p in psutil.Process().children(recursive=True)}
+        for process in psutil.process_iter():
+            try:
+                if any(folder in word for word in process.cmdline()):
+                    found[process.pid] = process
+            except psutil.Error:
+                continue
+        return list(found.values())
+
+
+@pytest.fixture(scope="module")
+def running(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Starts the service, and after the tests looks whether anything of it is left."""
+    folder = tmp_path_factory.mktemp("served")
+    ledger = built.open_ledger(folder)
+    args = {
+        "workspace": str(built.workspace.root),
+        "ledger_url": f"sqlite:///{folder / 'ledger.db'}",
+        "key_file": str(built.workspace.key_file),
+        "epsilon": 0.5,
+        "request_timeout_s": 1.0,
+        "llm": {"enabled": False},
+    }
+    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    config = read_config(EMBEDDED, "127.0.0.1", free_port(), args)
+    with LocalCluster() as cluster:
+        started = Running(cluster, config, "", ledger, built)
+        started.url = cluster.serve(config)
+        yield started
+        processes = [p for p in started.processes() if p.pid not in before]
+    ledger.close()
+    assert len(processes) > 5
+    _, left = psutil.wait_procs(processes, timeout=15)
+    assert not left, left
+    assert not Path(cluster._temp_dir).exists()
+
+
+def until(ask: Callable[[], Any], holds: Callable[[Any], bool], within_s: float) -> Any:
+    """The first answer that `holds`, or the last one."""
+    deadline = time.monotonic() + within_s
+    answer = ask()
+    while not holds(answer) and time.monotonic() < deadline:
+        time.sleep(0.1)
+        answer = ask()
+    return answer
+
+
+def test_the_service_describes_itself(running: Running) -> None:
+    with httpx.Client(base_url=running.url) as http:
+        assert http.get("/healthz").json() == {
+            "status": "ready", "model_version": running.built.model,
+            "policy_version": running.built.policy, "degraded": [],
+        }  # fmt: skip
+        assert "/v1/decisions" in http.get("/openapi.json").json()["paths"]
+        assert http.get("/docs").status_code == 200
+
+
+def test_every_socket_is_on_loopback(running: Running) -> None:
+    """Without keys nobody outside this machine may reach any part, Ray's own servers included."""
+    listening = []
+    for process in running.processes():
+        try:
+            for connection in process.net_connections("inet"):
+                bound = connection.status == psutil.CONN_LISTEN or connection.type == socket.SOCK_DGRAM
+                if bound and connection.laddr:
+                    listening.append((connection.laddr.ip, connection.laddr.port, process.name()))
+        except psutil.NoSuchProcess:
+            continue
+    port = int(running.url.rsplit(":", 1)[1])
+    assert port in {entry[1] for entry in listening}
+    assert len(listening) > 5, "the cluster's own servers were found too"
+    assert [entry for entry in listening if not is_loopback(entry[0])] == []
+
+
+def is_loopback(address: str) -> bool:
+    """Also for an IPv4 address in IPv6's notation, which Python 3.11 does not look into."""
+    found = ipaddress.ip_address(address)
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback
+
+
+def test_a_decision_its_outcome_and_its_effect(running: Running) -> None:
+    with httpx.Client(base_url=running.url, timeout=30) as http:
+        body = {"request_id": "one", "user_id": "u1", "surface": "home", "n": 2}
+        decision = http.post("/v1/decisions", json=body).json()
+        assert decision["model_version"] == running.built.model
+        assert decision["degraded"] == []
+        row = running.ledger.decision(decision["decision_id"])
+        assert row is not None
+        assert row.action_id == decision["actions"][0]["action_id"]
+        assert http.post("/v1/decisions", json=body).json()["decision_id"] == decision["decision_id"]
+
+        event = {
+            "event_id": "e", "decision_id": decision["decision_id"], "type": "conversion", "value": 900,
+            "occurred_at": "2025-05-02T00:00:00Z",
+        }  # fmt: skip
+        response = http.post("/v1/outcomes", json={"events": [event, {**event, "decision_id": "?"}]})
+        assert response.status_code == 202
+        assert response.json()["accepted"] == 1
+        learned = running.ledger.decision_outcomes().to_pylist()
+        assert [r["sales"] for r in learned if r["decision_id"] == decision["decision_id"]] == [900]
+
+        asked = {"user_ids": ["u1", "stranger"], "actions": ["s0-email"]}
+        effects = http.post("/v1/effects", json=asked).json()
+        assert [e["user_id"] for e in effects["effects"]] == ["u1", "stranger"]
+        assert effects["degraded"] == ["cold_start:stranger"]
+        segment = http.post("/v1/effects", json={"segment": "millionaires", "actions": ["s0-email"]})
+        assert segment.status_code == 422
+        assert segment.json()["errors"][0]["field"] == "segment"
+
+
+def test_a_brief_becomes_strategies(running: Running) -> None:
+    with httpx.Client(base_url=running.url, timeout=30) as http:
+        response = http.post("/v1/briefs", json=BRIEF)
+        assert response.status_code == 202
+        path = f"/v1/briefs/{response.json()['brief_id']}"
+        shown = until(lambda: http.get(path).json(), lambda s: s["state"] in ("done", "failed"), 60)
+        assert shown["state"] == "done", shown
+        assert 1 <= len(shown["strategies"]) <= 2
+        drafts = http.get("/v1/strategies", params={"state": "draft"}).json()
+        assert {s["strategy_id"] for s in shown["strategies"]} <= {s["strategy_id"] for s in drafts}
+
+
+def test_hostile_requests_are_problems_behind_the_proxy_too(running: Running) -> None:
+    headers = {"content-type": "application/json"}
+    cases: list[tuple[Any, int]] = [
+        (b'{"user_id": "' + b"u" * 10_000_000 + b'"}', 413),
+        ((b" " * 65_536 for _ in range(100)), 413),
+        (b"\xff\xfe", 400),
+        (b"{", 400),
+        (b'{"user_id": "u0", "surface": "home", "n": 0}', 422),
+        (b'{"user_id": "u0", "surface": "home", "context": {"a": NaN}}', 422),
+    ]
+    for content, status in cases:
+        response = httpx.post(f"{running.url}/v1/decisions", content=content, headers=headers, timeout=30)
+        assert response.status_code == status
+        assert response.headers["content-type"] == "application/problem+json"
+    assert httpx.get(f"{running.url}/v1/decisions").headers["allow"] == "POST"
+
+
+def test_many_at_once_are_all_answered(
+    running: Running, record_property: Callable[[str, object], None]
+) -> None:
+    ids, seconds = user_ids(), []
+
+    async def one(http: httpx.AsyncClient, gate: asyncio.Semaphore, n: int) -> httpx.Response:
+        async with gate:
+            started = time.perf_counter()
+            body = {"user_id": ids[n % len(ids)], "surface": "home"}
+            response = await http.post("/v1/decisions", json=body)
+            seconds.append(time.perf_counter() - started)
+            return response
+
+    async def rush(count: int) -> tuple[list[httpx.Response], float]:
+        gate, started = asyncio.Semaphore(8), time.perf_counter()
+        async with httpx.AsyncClient(base_url=running.url, timeout=30) as http:
+            answers = await asyncio.gather(*(one(http, gate, n) for n in range(count)))
+        return answers, time.perf_counter() - started
+
+    answers, wall = asyncio.run(rush(300))
+    assert {r.status_code for r in answers} == {200}
+    assert all(r.json()["degraded"] == [] for r in answers)
+    record_property("decisions_per_second", round(300 / wall, 1))
+    record_property("p50_ms", round(statistics.median(seconds) * 1e3, 1))
+    print(f"{300 / wall:.0f} decisions/s, p50 {statistics.median(seconds) * 1e3:.0f} ms with 8 clients")
+    budget = running.ledger.budget("brief-one")
+    assert budget.spent + budget.reserved <= budget.cap
+
+
+def test_the_kill_switch_works_within_a_second(running: Running) -> None:
+    def degraded() -> list[str]:
+        body = {"user_id": "u2", "surface": "home"}
+        return list(httpx.post(f"{running.url}/v1/decisions", json=body, timeout=30).json()["degraded"])
+
+    running.ledger.set_versions(killed=True)
+    assert until(degraded, lambda parts: parts == ["killed"], 1.0) == ["killed"]
+    running.ledger.set_versions(killed=False)
+    assert until(degraded, lambda parts: parts == [], 1.0) == []
+
+
+def test_a_dead_predictor_degrades_answers_until_it_is_back(running: Running) -> None:
+    def degraded() -> list[str]:
+        body = {"user_id": "u3", "surface": "home"}
+        response = httpx.post(f"{running.url}/v1/decisions", json=body, timeout=30)
+        assert response.status_code == 200
+        return list(response.json()["degraded"])
+
+    (replica,) = [p for p in running.processes() if "ServeReplica:qiance:Predictor" in " ".join(p.cmdline())]
+    replica.kill()
+    assert degraded() == ["predictor"]
+    assert until(degraded, lambda parts: parts == [], 40) == []
+
+
+def test_a_taken_port_is_named(running: Running) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config = {**running.config, "http_options": {**running.config["http_options"], "port": port}}
+        with pytest.raises(LaunchError, match=rf"serve\.port: 127\.0\.0\.1:{port} cannot be used"):
+            running.cluster.serve(config)
+    assert httpx.get(f"{running.url}/healthz").status_code == 200

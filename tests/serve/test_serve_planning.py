@@ -1,0 +1,174 @@
+"""Effects, briefs and strategies over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from serve_cases import BRIEF, RECENT, USERS, Shop
+
+from qiance.market import CONTACT_COST
+from qiance.strategy.audience import audience_mask
+from serve.args import LlmArgs
+from serve.generator.worker import BriefWorker
+from serve.predictor import ScoreRequest
+
+ASKED = {
+    "objective": "margin",
+    "budget": {"amount": "250.00", "currency": "USD"},
+    "languages": ["en"],
+    "channels": ["email", "mailer"],
+    "starts": "2025-05-01T00:00:00+02:00",
+    "ends": "2025-05-15T00:00:00Z",
+    "n": 4,
+}
+
+
+def intervals_hold(effect: dict[str, Any]) -> bool:
+    return all(part["low"] <= part["value"] <= part["high"] for part in effect.values())
+
+
+def test_effects_come_per_user_and_action_users_first(shop: Shop) -> None:
+    body = {"user_ids": ["u0", "u1"], "actions": ["s0-email", "s1-display"]}
+    answer = shop.post("/v1/effects", body).json()
+    assert [(e["user_id"], e["action_id"]) for e in answer["effects"]] == [
+        ("u0", "s0-email"), ("u0", "s1-display"), ("u1", "s0-email"), ("u1", "s1-display"),
+    ]  # fmt: skip
+    assert all(intervals_hold(e["effect"]) for e in answer["effects"])
+    assert (answer["model_version"], answer["degraded"]) == (shop.built.model, [])
+
+
+def test_effects_are_those_that_decisions_are_made_by(shop: Shop) -> None:
+    scored = shop.predictor.score([ScoreRequest("u3", 0)])[0]
+    body = {"user_ids": ["u3"], "actions": list(scored.action_ids[1:])}
+    found = shop.post("/v1/effects", body).json()["effects"]
+    uplift = [e["effect"]["uplift"]["value"] for e in found]
+    assert uplift == pytest.approx(scored.value[1:].tolist(), rel=1e-5)
+
+
+def test_a_batch_scores_each_user_as_alone(shop: Shop) -> None:
+    requests = [ScoreRequest(f"u{n}", n % 3) for n in range(8)] + [ScoreRequest("stranger", 0)]
+    together = shop.predictor.score(requests)
+    for request, scored in zip(requests, together, strict=True):
+        alone = shop.predictor.score([request])[0]
+        np.testing.assert_allclose(scored.value, alone.value, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(scored.cost, alone.cost, rtol=1e-4)
+        assert (scored.admissible == alone.admissible).all()
+        assert scored.degraded == alone.degraded
+    assert [s.degraded for s in together] == [()] * 8 + [("cold_start",)]
+
+
+def test_the_online_store_has_what_the_snapshot_has(shop: Shop) -> None:
+    """Parity: the model must see online what it was trained on."""
+    snapshot, features = shop.built.snapshot, shop.built.features
+    ids = snapshot.users.user_ids[:20]
+    for name, values in features.users(ids).items():
+        np.testing.assert_array_equal(values, snapshot.users.columns[name][:20])
+    for name, values in features.user_categories(ids, snapshot.categories).items():
+        stored = snapshot.user_category[name][:20]
+        bought = snapshot.user_category["category_baskets_90d"][:20] > 0
+        np.testing.assert_array_equal(values[bought], stored[bought])
+        assert np.isnan(values[~bought]).all()
+
+
+def test_an_unknown_user_has_the_average_effect_and_is_named(shop: Shop) -> None:
+    answer = shop.post("/v1/effects", {"user_ids": ["u0", "stranger"], "actions": ["s0-email"]}).json()
+    assert answer["degraded"] == ["cold_start:stranger"]
+    assert len(answer["effects"]) == 2
+
+
+@pytest.mark.parametrize("segment", ["all", "everybody", "recent-shoppers", RECENT.describe()])
+def test_a_segment_has_the_mean_effect_of_its_users(shop: Shop, segment: str) -> None:
+    answer = shop.post("/v1/effects", {"segment": segment, "actions": ["s0-email", "s2-email"]}).json()
+    assert [(e["user_id"], e["action_id"]) for e in answer["effects"]] == [
+        (None, "s0-email"),
+        (None, "s2-email"),
+    ]
+    users = shop.built.snapshot.users
+    if segment == RECENT.describe():
+        mask = audience_mask(RECENT, users)
+        ids = [u for u, inside in zip(users.user_ids, mask, strict=True) if inside]
+        assert 0 < len(ids) < USERS
+        each = shop.post("/v1/effects", {"user_ids": ids, "actions": ["s0-email"]}).json()["effects"]
+        mean = np.mean([e["effect"]["sales"]["value"] for e in each])
+        assert answer["effects"][0]["effect"]["sales"]["value"] == pytest.approx(mean, rel=1e-3)
+
+
+def test_a_predictor_that_fails_is_a_503(shop: Shop) -> None:
+    async def broken(*_: Any) -> Any:
+        raise ConnectionError("the replica is gone")
+
+    shop.gateway.effects = broken
+    response = shop.post("/v1/effects", {"user_ids": ["u0"], "actions": ["s0-email"]})
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert response.json()["detail"].startswith("predictor:")
+    assert "replica" not in response.text
+
+
+def test_a_brief_is_accepted_and_becomes_strategies(shop: Shop) -> None:
+    response = shop.post("/v1/briefs", ASKED)
+    assert response.status_code == 202
+    brief_id = response.json()["brief_id"]
+    assert shop.started == [brief_id]
+    shown = shop.ask("GET", f"/v1/briefs/{brief_id}").json()
+    assert (shown["state"], shown["progress"], shown["strategies"]) == ("queued", 0.0, [])
+    record = shop.ledger.brief(brief_id)
+    assert record is not None
+    assert record.brief.starts.isoformat() == "2025-04-30T22:00:00+00:00"
+    assert record.brief.budget.minor == 25_000
+
+    BriefWorker(
+        shop.built.workspace.snapshot,
+        shop.ledger,
+        shop.predictor,
+        LlmArgs(enabled=False),
+        lambda _: pytest.fail("the language model is switched off"),
+        CONTACT_COST,
+        seed=0,
+    ).run(brief_id)
+    shown = shop.ask("GET", f"/v1/briefs/{brief_id}").json()
+    assert (shown["state"], shown["progress"]) == ("done", 1.0), shown["message"]
+    assert 1 <= len(shown["strategies"]) <= 4
+    assert "templates wrote the words" in shown["message"]
+    for strategy in shown["strategies"]:
+        assert strategy["state"] == "draft"
+        assert intervals_hold(strategy["effect"])
+        assert strategy["reasons"]
+        assert all(
+            a["channel"] in ("email", "mailer") and a["creative"]["headline"] for a in strategy["actions"]
+        )
+    assert shop.ledger.budget(brief_id).cap == 25_000
+    listed = shop.ask("GET", "/v1/strategies", params={"brief_id": brief_id}).json()
+    assert listed == shown["strategies"]
+
+
+def test_a_brief_that_cannot_be_met_ends_with_the_reason(shop: Shop) -> None:
+    brief_id = shop.post("/v1/briefs", {**ASKED, "audience": "millionaires"}).json()["brief_id"]
+    worker = BriefWorker(
+        shop.built.workspace.snapshot, shop.ledger, shop.predictor, LlmArgs(enabled=False), lambda _: None,  # type: ignore[arg-type,return-value]
+        CONTACT_COST, seed=0,
+    )  # fmt: skip
+    worker.run(brief_id)
+    shown = shop.ask("GET", f"/v1/briefs/{brief_id}").json()
+    assert shown["state"] == "failed"
+    assert shown["message"].startswith("brief.audience: 'millionaires'")
+
+
+def test_strategies_are_listed_by_state_and_brief(shop: Shop) -> None:
+    live = shop.ask("GET", "/v1/strategies", params={"state": "live"}).json()
+    assert [s["strategy_id"] for s in live] == ["s0", "s1", "s2", "s3"]
+    assert live[1]["audience"] == {"name": "recent", "rule": "recency_days <= 10"}
+    assert live[1]["actions"][0]["offer"] == {"kind": "percent", "depth": 0.2, "threshold": 0}
+    assert len(shop.ask("GET", "/v1/strategies", params={"brief_id": BRIEF}).json()) == 4
+    assert shop.ask("GET", "/v1/strategies", params={"state": "draft"}).json() == []
+
+
+def test_the_interface_describes_itself(shop: Shop) -> None:
+    paths = shop.ask("GET", "/openapi.json").json()["paths"]
+    assert {
+        "/v1/decisions", "/v1/outcomes", "/v1/effects", "/v1/briefs", "/v1/briefs/{brief_id}",
+        "/v1/strategies", "/healthz",
+    } == set(paths)  # fmt: skip
+    assert "swagger" in shop.ask("GET", "/docs").text.lower()
