@@ -10,9 +10,10 @@ from fastapi import Depends, FastAPI, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from qiance import __version__
-from qiance.domain import Action, Effect, Outcome, OutcomeType, StrategyState
+from qiance.domain import Action, Creative, Effect, Outcome, OutcomeType, StrategyState
 from qiance.ledger import NO_VERSION, Ledger, LedgerUnavailableError, Scope
 from qiance.ledger.budgets import MOST_MINOR_UNITS
+from qiance.strategy.slots import bind, facts_for
 from serve import problems
 from serve.args import AppArgs
 from serve.briefs import new_brief
@@ -85,7 +86,22 @@ class Gateway:
         started = time.perf_counter()
         answer = await self.decisions.decide(body)
         self.metrics.decided(body.surface, answer.holdout, answer.degraded, time.perf_counter() - started)
-        return _decision_out(answer)
+        return _decision_out(answer, self._words)
+
+    def _words(self, action: Action) -> Creative | None:
+        """The action's words with the facts in their slots; None if a fact is missing: nothing is made up."""
+        if action.creative is None or action.item_id is None:
+            return action.creative
+        strategy = self.watcher.state.strategies.get(action.strategy_id)
+        item = self.watcher.catalogue[action.item_id]
+        ends = strategy.ends if strategy else None
+        try:
+            return bind(
+                action.creative, facts_for(action, item, ends, self.args.currency), action.creative.language
+            )
+        except ValueError as error:
+            logger.error("the words of %s are left out: %s", action.action_id, error)
+            return None
 
     async def record(self, body: OutcomesRequest) -> OutcomesResponse:
         """Store events durably, then settle what conversions used of their budgets."""
@@ -235,24 +251,30 @@ def build_api(gateway_of: Callable[[], Gateway], max_body_bytes: int) -> FastAPI
     return app
 
 
-def _decision_out(answer: Answer) -> DecisionResponse:
+# The words of an action with the facts in their slots, None where a fact is missing.
+Words = Callable[[Action], Creative | None]
+
+
+def _decision_out(answer: Answer, words: Words) -> DecisionResponse:
+    actions = [_action_out(*pick, words) for pick in answer.picks]
+    wordless = any(out.channel != "none" and out.creative is None for out in actions)
     return DecisionResponse(
         decision_id=answer.decision_id,
-        actions=[_action_out(*pick) for pick in answer.picks],
+        actions=actions,
         model_version=answer.model_version,
         policy_version=answer.policy_version,
-        degraded=list(answer.degraded),
+        degraded=[*answer.degraded, *(["words"] if wordless else [])],
     )
 
 
-def _action_out(action: Action, propensity: float, effect: Effect | None) -> ActionOut:
+def _action_out(action: Action, propensity: float, effect: Effect | None, words: Words) -> ActionOut:
     return ActionOut(
         action_id=action.action_id,
         strategy_id=action.strategy_id,
         kind=action.kind.value if action.kind else None,
         item_id=action.item_id,
         offer=offer_out(action),
-        creative=creative_out(action),
+        creative=creative_out(words(action)),
         channel=action.channel.value,
         propensity=propensity,
         effect=effect_out(effect) if effect else None,

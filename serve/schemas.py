@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
-from qiance.domain import Action, Channel, Effect, Interval, Objective, OutcomeType, Strategy
+from qiance.domain import Action, Channel, Creative, Effect, Interval, Objective, OutcomeType, Strategy
 from qiance.ledger.schema import ID_LENGTH
 
 
@@ -248,9 +248,8 @@ def offer_out(action: Action) -> dict[str, Any] | None:
     return {"kind": action.offer.kind.value, "depth": action.offer.depth, "threshold": action.offer.threshold}
 
 
-def creative_out(action: Action) -> dict[str, Any] | None:
-    """The words of an action, slots unbound."""
-    creative = action.creative
+def creative_out(creative: Creative | None) -> dict[str, Any] | None:
+    """Words as JSON: slots unbound in a strategy, bound in a decision."""
     if creative is None:
         return None
     return {
@@ -278,7 +277,7 @@ def strategy_out(strategy: Strategy) -> StrategyOut:
                 "action_id": a.action_id,
                 "item_id": a.item_id,
                 "offer": offer_out(a),
-                "creative": creative_out(a),
+                "creative": creative_out(a.creative),
                 "channel": a.channel.value,
             }
             for a in strategy.actions

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 
-from qiance.domain import Creative, Money
+from qiance.domain import Action, Creative, Item, Money
 from qiance.domain.money import minor_exponent
 
 SLOT = re.compile(r"\{([^{}]*)\}")
@@ -124,6 +124,18 @@ KNOWN_SLOTS = frozenset(_RENDER)
 def slots_of(text: str) -> tuple[str, ...]:
     """Names between braces in `text`, in order, e.g. `("product", "discount")`."""
     return tuple(SLOT.findall(text))
+
+
+def facts_for(action: Action, item: Item, ends: datetime | None, currency: str) -> Facts:
+    """What the catalogue and the offer say about `action`, which is about `item` and runs until `ends`."""
+    threshold = Money(action.offer.threshold, currency) if action.offer.threshold else None
+    return Facts(
+        product=item.title,
+        price=Money(item.price, currency),
+        discount=action.offer.depth,
+        ends=ends,
+        threshold=threshold,
+    )
 
 
 def bind(creative: Creative, facts: Facts, language: str) -> Creative:

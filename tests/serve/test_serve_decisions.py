@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -286,3 +287,24 @@ def test_a_strategy_of_an_item_no_longer_sold_holds_up_nobody(shop: Shop) -> Non
     assert shop.gateway.watcher.state.versions.killed
     assert "s20-email" not in shop.gateway.watcher.state.action_ids
     assert BRIEF in {s.brief_id for s in shop.gateway.watcher.state.strategies.values()}
+
+
+def test_a_decision_gives_words_with_the_facts_in_them(shop: Shop) -> None:
+    answers = [shop.decide(user) for user in shop.users(held=False)[:20]]
+    shown = [a for answer in answers for a in answer["actions"] if a["creative"] is not None]
+    assert shown, "somebody is contacted"
+    for found in shown:
+        item = shop.gateway.watcher.catalogue[found["item_id"]]
+        words = " ".join(found["creative"][part] for part in ("headline", "body", "call_to_action"))
+        assert item.title in words
+        assert "{" not in words
+        assert "}" not in words
+
+
+def test_words_that_lack_a_fact_are_left_out(shop: Shop) -> None:
+    item = next(iter(shop.gateway.watcher.catalogue))
+    odd = action(item, Channel.EMAIL, 0.1, "odd")
+    assert odd.creative is not None
+    broken = replace(odd, creative=replace(odd.creative, headline="Only {stock} left"))
+    assert shop.gateway._words(odd) is not None
+    assert shop.gateway._words(broken) is None

@@ -22,12 +22,12 @@ from qiance.cli.loop.optimise import Optimised, budget_minor
 from qiance.cli.loop.prepare import Prepared
 from qiance.cli.loop.world import World
 from qiance.cli.stages import Stages
-from qiance.domain import Action, Effect, Item, Money, Strategy
+from qiance.domain import Action, Effect, Strategy
 from qiance.ledger import Ledger
 from qiance.market.market import ActionTable
 from qiance.report import RunReport
 from qiance.settings import Settings
-from qiance.strategy.slots import Facts, bind
+from qiance.strategy.slots import bind, facts_for
 
 TERMS = {
     "complete-journey": "The Complete Journey, provided by 84.51° for research and educational purposes",
@@ -152,7 +152,9 @@ def _action(action: Action, strategy: Strategy, f: Finished, settings: Settings)
     item = f.world.snapshot.catalogue[action.item_id] if action.item_id else None
     creative = action.creative
     if creative is not None and item is not None:
-        creative = bind(creative, facts_of(action, item, strategy, settings.currency), creative.language)
+        creative = bind(
+            creative, facts_for(action, item, strategy.ends, settings.currency), creative.language
+        )
     return {
         "action_id": action.action_id,
         "item_id": action.item_id,
@@ -169,13 +171,6 @@ def _action(action: Action, strategy: Strategy, f: Finished, settings: Settings)
             "source": creative.source,
         },
     }
-
-
-def facts_of(action: Action, item: Item, strategy: Strategy, currency: str) -> Facts:
-    """The facts that may fill the slots of an action's words."""
-    return Facts(
-        product=item.title, price=Money(item.price, currency), discount=action.offer.depth, ends=strategy.ends
-    )
 
 
 def _measured(strategy: Strategy, f: Finished) -> dict[str, Any] | None:
