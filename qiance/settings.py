@@ -73,10 +73,11 @@ class DataSettings(Section):
     path: Path | None = Field(None, description="file or folder to read; null: the packaged data")
     mapping: Path | None = Field(None, description="YAML that maps your columns, for data.source mapped")
     cost_fraction: Fraction = Field(
-        0.7, description="unit cost as a fraction of the price where logs lack it"
+        0.7, description="cost of goods as a fraction of sales, where a response log has no margin"
     )
-    department_cost_fraction: dict[str, Fraction] = Field(
-        default_factory=dict, description="the same by department, where it differs"
+    brand_cost_fraction: dict[str, Fraction] = Field(
+        default_factory=dict,
+        description="Complete Journey: unit cost as a fraction of the price, by brand; empty: its defaults",
     )
 
 
@@ -85,7 +86,9 @@ class ServeSettings(Section):
         "127.0.0.1", min_length=1, description="address to listen on; others than loopback need keys"
     )
     port: Annotated[int, _Number] = Field(8000, ge=0, le=65535, description="port; 0 picks a free one")
-    clock: Literal["system", "request"] = Field("system", description="request: simulated time from a header")
+    clock: Literal["system", "request"] = Field(
+        "system", description="request: simulated time from context.now"
+    )
     max_body_bytes: Count = Field(1_048_576, description="largest request body, bytes")
     holdout: Fraction = Field(0.15, description="fraction of users who always get control")
     epsilon: Fraction = Field(0.1, description="exploration: probability shared by all admissible actions")
@@ -120,7 +123,6 @@ class RlSettings(Section):
     iterations: Count = Field(15, description="training iterations")
     horizon: Count = Field(10, description="days of an episode")
     users: Count = Field(400, description="users in an episode")
-    workers: NonNegative = Field(0, description="rollout workers beside the driver")
 
 
 class LlmSettings(Section):

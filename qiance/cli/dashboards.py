@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from qiance.observe import GrafanaError, dashboard_json, decisions_dashboard, push_dashboard
+from qiance.settings import load_settings
 
 app = typer.Typer(no_args_is_help=True, help="The Grafana dashboard of the decision loop.")
 
@@ -31,17 +33,16 @@ def show(
 @app.command()
 def push(
     url: Annotated[
-        str,
-        typer.Option(envvar="QIANCE__GRAFANA__URL", help="Where Grafana's pages are, with its path if any."),
-    ],
+        str | None, typer.Option(help="Where Grafana's pages are, with its path if any; else grafana.url.")
+    ] = None,
     token: Annotated[
-        str,
+        str | None,
         typer.Option(
-            envvar="QIANCE__GRAFANA__TOKEN",
-            help="Service account token, Editor role. Prefer the environment: other users of the machine "
-            "can read command lines.",
+            help="Service account token, Editor role; else grafana.token. Prefer QIANCE__GRAFANA__TOKEN: "
+            "other users of the machine can read command lines.",
         ),
-    ] = "",
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Settings file (YAML).")] = None,
     folder: Annotated[str | None, typer.Option(help="Title of a folder; made if missing.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; call nobody.")] = False,
 ) -> None:
@@ -49,6 +50,11 @@ def push(
 
     Example: QIANCE__GRAFANA__TOKEN=... qiance dashboards push --url https://grafana.example.org
     """
+    grafana = load_settings(config, os.environ).grafana
+    url = url or grafana.url
+    token = token or (grafana.token.get_secret_value() if grafana.token else "")
+    if not url:
+        _fail("grafana.url: where is Grafana? pass --url or set QIANCE__GRAFANA__URL")
     dashboard = decisions_dashboard()
     if dry_run:
         where = f"folder {folder!r}" if folder else "the top level"

@@ -54,7 +54,8 @@ def list_(
     with _ledger(config, workspace) as ledger:
         found = ledger.strategies(state, brief)
     table = Table(title=f"{len(found)} strategies")
-    for column in ("strategy", "kind", "state", "audience", "reach", "uplift per contact"):
+    table.add_column("strategy", no_wrap=True)  # to be copied
+    for column in ("kind", "state", "audience", "reach", "uplift per contact"):
         table.add_column(column)
     for strategy in found:
         table.add_row(

@@ -105,8 +105,7 @@ def finish(
             **candidate.provenance,
             "creative": ", ".join(dict.fromkeys(text.engine for text in written)),
             "effect": (
-                f"{type(predictor).__name__}, {prediction.click.shape[2]} heads,"
-                f" {rows.size} of {members.size} users"
+                f"effect model, {prediction.click.shape[2]} heads, {rows.size} of {members.size} users"
             ),
         },
     )

@@ -31,7 +31,10 @@ class Prepared:
 def ingest(workspace: Workspace, settings: Settings, stage: Stage) -> IngestReport:
     """Read and check the shop's logs."""
     report = read_complete_journey(
-        settings.data.path, out=workspace.data, progress=lambda what, done: stage.tell(done, what)
+        settings.data.path,
+        out=workspace.data,
+        cost_fraction=settings.data.brand_cost_fraction or None,
+        progress=lambda what, done: stage.tell(done, what),
     )
     for table in report.tables:
         stage.note(f"{table.table}: {table.rows_read:,} rows read, {table.quarantined:,} quarantined")
