@@ -1,1 +1,1 @@
-"""rllib"""
+"""The market as an environment, and pacing policies trained on it with RLlib."""

@@ -25,7 +25,8 @@ class Decision:
         minor units (float32), expected cost in minor units, and the probability of each choice.
     chosen: index into `candidates`; propensity: probabilities[chosen].
     holdout: assigned to do-nothing outside the propensity.
-    features: the feature row scored, by name, so that training sees what serving saw.
+    snapshot: serial of the version row that the candidates came from. uniform: the number in [0, 1) that
+        the choice was drawn with. degraded: parts that were missing.
     """
 
     decision_id: str

@@ -1,1 +1,1 @@
-"""features"""
+"""Feature values as pure functions, and the schema that models and stores agree on."""

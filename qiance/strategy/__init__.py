@@ -1,1 +1,1 @@
-"""strategy"""
+"""From a brief to strategies: audiences, promotions, recommendations and words."""
