@@ -54,11 +54,11 @@ test: check ## Checks and the quick tests (under 20 minutes on 2 cores)
 test-all: check ## Checks and every test, the slow ones too
 	$(BIN)/pytest -m ""
 
-bench-%: setup ## Run one benchmark in full: make bench-NAME
-	$(BIN)/python -m benchmarks.$*
+bench-%: setup ## Run one benchmark in full: make bench-NAME (or on subsets: ARGS=--quick)
+	$(BIN)/python -m benchmarks.$* $(ARGS)
 
 benchmarks: setup ## Run every benchmark in full and write docs/benchmarks.md
 	$(BIN)/python -m benchmarks
 
-clean: ## Remove what runs and tests made (keeps .venv)
+clean: ## Remove what runs and tests made (keeps .venv and .bench)
 	rm -rf runs .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,112 +1,86 @@
-"""Run every benchmark in full and write docs/benchmarks.md: `python -m benchmarks`.
+"""Run every benchmark in full and write docs/benchmarks.md: `python -m benchmarks [--only NAME ...]`.
 
-A benchmark is a module here with a function `main`, run as `python -m benchmarks.NAME`. It prints one JSON
-object a line to standard output, such as `{"measure": "decisions", "value": 412.0, "unit": "1/s"}`; other
-lines are for people. With `--smoke` it does the same in seconds, on little data, to show that it still works.
+A benchmark is a module here with a function `main`, run as `python -m benchmarks.NAME [--smoke | --quick]
+[--seed N]`. The last line that it prints to standard output is one JSON object, made by `harness.emit`:
+`{"benchmark": ..., "mode": ..., "figures": {...}, "peers": {...}, "protocol": {...}, "seed": ...}`.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
+import argparse
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.harness import ROOT
+from benchmarks.page import Result, merge, read_result
+
+FOLDER = Path(__file__).resolve().parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 TIMEOUT_S = 3_600.0
 _MAIN = re.compile(r"^def main\(", re.M)
-HEAD = """# Benchmarks
-
-Written by `make benchmarks`, which runs every module of `benchmarks/` in full. `make bench-NAME` runs one.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a benchmark printed: its JSON lines in order, and how long it took."""
-
-    name: str
-    rows: tuple[Mapping[str, Any], ...]
-    seconds: float
 
 
 def names(folder: Path) -> list[str]:
-    """Modules in `folder` that are benchmarks: those with a `main`, the packages' own files left out."""
+    """Modules in `folder` that are benchmarks: those with a `main`, the package's own files left out."""
     files = sorted(path for path in folder.glob("*.py") if not path.stem.startswith("__"))
     return [path.stem for path in files if _MAIN.search(path.read_text(encoding="utf-8"))]
 
 
 def run(name: str, arguments: Sequence[str] = ()) -> Result:
-    """Run one benchmark in a process of its own; RuntimeError if it fails or prints no figure."""
+    """Run one benchmark in a process of its own; RuntimeError if it fails, hangs or prints no result."""
     started = time.monotonic()
     command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
-    done = subprocess.run(
-        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT_S, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(
+            f"{name}: still running after {TIMEOUT_S:.0f} s; make its protocol smaller"
+        ) from None
     if done.returncode != 0:
         raise RuntimeError(f"{name}: ended with {done.returncode}; run `python -m benchmarks.{name}`")
-    rows = parse(done.stdout)
-    if not rows:
-        raise RuntimeError(f"{name}: printed no JSON line; print at least one figure")
-    return Result(name, rows, time.monotonic() - started)
+    return read_result(name, done.stdout, time.monotonic() - started)
 
 
-def parse(text: str) -> tuple[dict[str, Any], ...]:
-    """The lines of `text` that are JSON objects."""
-    return tuple(json.loads(line) for line in text.splitlines() if line.startswith("{"))
+def choose(found: Sequence[str], only: Sequence[str] | None) -> list[str]:
+    """The benchmarks asked for; ValueError for a name that is none."""
+    unknown = [name for name in only or () if name not in found]
+    if unknown:
+        raise ValueError(f"--only: {unknown[0]!r} is no benchmark; choose from {', '.join(found) or 'none'}")
+    return [name for name in found if only is None or name in only]
 
 
-def page(results: Sequence[Result]) -> str:
-    """The document: a table per benchmark."""
-    if not results:
-        return f"{HEAD}\nNo benchmark has landed yet, so there is no figure to show.\n"
-    return "\n".join([HEAD, f"{_machine()}\n", *(_section(result) for result in results)])
+def update(page: Path, folder: Path, result: Result) -> None:
+    """Write the section of one benchmark; those of the others stay as they are."""
+    before = page.read_text(encoding="utf-8") if page.exists() else ""
+    page.write_text(merge(before, names(folder), folder, result), encoding="utf-8")
 
 
-def _section(result: Result) -> str:
-    columns = list(dict.fromkeys(name for row in result.rows for name in row))
-    lines = [
-        f"## {result.name}\n",
-        f"| {' | '.join(columns)} |",
-        f"|{' --- |' * len(columns)}",
-        *(f"| {' | '.join(_cell(row.get(name)) for name in columns)} |" for row in result.rows),
-        f"\nTook {result.seconds:.0f} s.\n",
-    ]
-    return "\n".join(lines)
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return shown.replace("|", "\\|").replace("\n", " ")
-
-
-def _machine() -> str:
-    today = datetime.now(UTC).date().isoformat()
-    python = platform.python_version()
-    return f"Measured on {today} on {os.cpu_count()} cores, {platform.machine()}, Python {python}."
-
-
-def main() -> None:
-    """Run all, then write the page; nothing is written if one fails."""
-    found = names(Path(__file__).parent)
-    results = []
-    for name in found:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run them one by one; each that ends well has its section renewed at once. 1 if any failed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--only", action="append", metavar="NAME", help="run this one (may be given again)")
+    only = parser.parse_args(argv).only
+    try:
+        chosen = choose(names(FOLDER), only)
+    except ValueError as error:
+        parser.error(str(error))
+    failed = 0
+    for name in chosen:
         print(f"==> {name}", flush=True)
-        results.append(run(name))
-    PAGE.write_text(page(results), encoding="utf-8")
-    print(f"{len(results)} benchmarks; wrote {PAGE.relative_to(ROOT)}")
+        try:
+            update(PAGE, FOLDER, run(name))
+        except RuntimeError as error:
+            print(f"    {error}", file=sys.stderr, flush=True)
+            failed += 1
+    print(f"{len(chosen) - failed} of {len(chosen)} benchmarks written to {PAGE.relative_to(ROOT)}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

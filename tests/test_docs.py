@@ -14,7 +14,6 @@ from urllib.parse import unquote
 
 import pytest
 
-from benchmarks import __main__ as benchmarks
 from qiance.settings import Settings, known_keys
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -190,45 +189,3 @@ def test_hooks_use_the_tools_of_the_environment() -> None:
     ]
     assert {hook["language"] for hook in hooks} == {"system"}, "nothing is downloaded"
     assert all(hook["entry"].startswith(".venv/bin/") for hook in hooks)
-
-
-def test_without_benchmarks_the_page_says_so() -> None:
-    assert "No benchmark has landed yet" in benchmarks.page([])
-
-
-SUMS = """
-def main() -> None:
-    print("warming up")
-    print('{"measure": "a|b", "value": 0.12345}')
-    print('{"measure": "c", "unit": "1/s"}')
-
-
-main()
-"""
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of benchmarks: one that works, two that do not, and one module that is none."""
-    folder = tmp_path / "benchmarks"
-    folder.mkdir()
-    files = {"__init__": "", "sums": SUMS, "cases": "ROWS = 3\n"}
-    files |= {"silent": "print('nothing')\n", "broken": "import sys\n\nsys.exit(3)\n"}
-    for name, text in files.items():
-        (folder / f"{name}.py").write_text(text)
-    monkeypatch.setattr(benchmarks, "ROOT", tmp_path)
-    return folder
-
-
-def test_benchmarks_are_found_run_and_shown(project: Path) -> None:
-    assert benchmarks.names(project) == ["sums"]
-    text = benchmarks.page([benchmarks.run("sums")])
-    assert "| measure | value | unit |\n| --- | --- | --- |\n| a\\|b | 0.1235 |  |\n| c |  | 1/s |" in text
-
-
-@pytest.mark.parametrize(
-    ("name", "message"), [("silent", "printed no JSON line"), ("broken", "ended with 3")]
-)
-def test_a_benchmark_without_figures_is_an_error(project: Path, name: str, message: str) -> None:
-    with pytest.raises(RuntimeError, match=f"{name}: {message}"):
-        benchmarks.run(name)
