@@ -16,9 +16,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from qiance.domain import Catalogue, Item, UserTable
-from qiance.features.transforms import ITEM_FEATURES, USER_CATEGORY_FEATURES, USER_FEATURES
+from qiance.features.transforms import (
+    ITEM_FEATURES,
+    ITEM_POPULARITY_FEATURES,
+    USER_CATEGORY_FEATURES,
+    USER_FEATURES,
+)
 
 Floats = NDArray[np.float64]
+_OF_ITEMS = (*ITEM_FEATURES, *ITEM_POPULARITY_FEATURES)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Workspace:
 class Snapshot:
     """Catalogue and feature values at one instant, for rooms that do not read Feast.
 
-    item: `[I]` per feature; user_category: `[U, C]` per feature.
+    item: `[I]` per feature, state and popularity; user_category: `[U, C]` per feature.
     """
 
     catalogue: Catalogue
@@ -91,7 +97,7 @@ class Snapshot:
         users = {"user_id": pa.array(self.users.user_ids, pa.string())}
         columns = {name: pa.array(self.users.columns[name]) for name in USER_FEATURES}
         pq.write_table(pa.table({**users, **columns}), folder / "users.parquet")
-        pq.write_table(pa.table({n: self.item[n] for n in ITEM_FEATURES}), folder / "items.parquet")
+        pq.write_table(pa.table({n: self.item[n] for n in _OF_ITEMS}), folder / "items.parquet")
         flat = {n: self.user_category[n].ravel() for n in USER_CATEGORY_FEATURES}
         pq.write_table(pa.table(flat), folder / "user_category.parquet")
 
@@ -106,7 +112,7 @@ class Snapshot:
             catalogue=Catalogue(tuple(Item(**item) for item in document["items"])),
             categories=tuple(document["categories"]),
             users=UserTable(tuple(users["user_id"].to_pylist()), _columns(users, USER_FEATURES)),
-            item=_columns(pq.read_table(folder / "items.parquet"), ITEM_FEATURES),
+            item=_columns(pq.read_table(folder / "items.parquet"), _OF_ITEMS),
             user_category={n: v.reshape(shape) for n, v in _columns(flat, USER_CATEGORY_FEATURES).items()},
             as_of=datetime.fromisoformat(document["as_of"]),
         )

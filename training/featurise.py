@@ -7,91 +7,81 @@ import importlib.util
 import io
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from qiance.domain import Catalogue, UserTable
 from qiance.features.transforms import (
-    DAY_US,
     EventIndex,
+    ItemTable,
     item_features,
+    item_popularity_features,
+    item_sums,
+    market_sums,
     user_category_features,
     user_features,
 )
 from qiance.workspace import Snapshot
+from training.preprocess.tables import (
+    TABLES,
+    TableWriter,
+    instants,
+    item_tables,
+    known_at,
+    moment,
+    table_schema,
+    user_tables,
+)
 
 SNAPSHOT_EVERY_DAYS = 28
 REPOSITORY = Path(__file__).resolve().parent.parent / "feature_repo"
 Progress = Callable[[float, str], None]
 
 
-def snapshot_at(events: EventIndex, catalogue: Catalogue, as_of: float) -> Snapshot:
-    """All features at day `as_of` (days since the epoch)."""
+def snapshot_at(
+    events: EventIndex, catalogue: Catalogue, as_of: float, stock: Mapping[str, float] | None = None
+) -> Snapshot:
+    """All features at day `as_of` (days since the epoch); stock: units on hand then, by item id."""
+    items = ItemTable.of(catalogue, stock)
     return Snapshot(
         catalogue=catalogue,
         users=UserTable(events.user_ids, user_features(events, as_of)),
-        item=item_features(events, catalogue, as_of),
+        item=item_features(events, items, as_of) | item_popularity_features(events, as_of),
         user_category=user_category_features(events, as_of),
         categories=events.categories,
-        as_of=_moment(as_of),
+        as_of=moment(as_of),
     )
 
 
 def write_feature_tables(
     events: EventIndex,
     catalogue: Catalogue,
-    days: list[float],
+    days: Sequence[float],
     folder: Path,
     progress: Progress | None = None,
+    stock: Mapping[str, float] | None = None,
 ) -> None:
-    """Feature tables with one snapshot per day in `days`, as Parquet under `folder`/data."""
-    parts: dict[str, list[pa.Table]] = {"user_profile": [], "item_state": [], "user_category": []}
-    for number, day in enumerate(days):
-        frame = snapshot_at(events, catalogue, day)
-        for name, table in _tables(frame, catalogue).items():
-            parts[name].append(table)
-        if progress:
-            progress((number + 1) / len(days), f"features of {frame.as_of:%Y-%m-%d}")
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    for name, tables in parts.items():
-        pq.write_table(pa.concat_tables(tables), folder / "data" / f"{name}.parquet")
+    """Feature tables with one snapshot per day in `days`, as Parquet under `folder`/data.
 
-
-def _tables(frame: Snapshot, catalogue: Catalogue) -> dict[str, pa.Table]:
-    bought = frame.user_category["category_baskets_90d"] > 0
-    user, category = np.nonzero(bought)
-    known = ~np.isnan(frame.users.columns["recency_days"])
-    return {
-        "user_profile": _stamped(
-            {"user_id": np.array(frame.users.user_ids, dtype=object)[known]},
-            {name: values[known] for name, values in frame.users.columns.items()},
-            frame.as_of,
-        ),
-        "item_state": _stamped({"item_id": [i.item_id for i in catalogue]}, frame.item, frame.as_of),
-        "user_category": _stamped(
-            {
-                "user_id": np.array(frame.users.user_ids, dtype=object)[user],
-                "category": np.array(frame.categories, dtype=object)[category],
-            },
-            {name: values[user, category] for name, values in frame.user_category.items()},
-            frame.as_of,
-        ),
-    }
-
-
-def _stamped(keys: Mapping[str, Any], columns: Mapping[str, np.ndarray], at: datetime) -> pa.Table:
-    data = {name: pa.array(values, pa.string()) for name, values in keys.items()}
-    data |= {name: pa.array(values, pa.float64()) for name, values in columns.items()}
-    size = len(next(iter(data.values())))
-    stamp = pa.array([at] * size, pa.timestamp("us", "UTC"))
-    return pa.table({**data, "event_timestamp": stamp, "created": stamp})
+    stock: units on hand now, by item id; it is stamped on the last instant alone.
+    """
+    items = ItemTable.of(catalogue, stock)
+    with contextlib.ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(TableWriter(folder / "data" / f"{name}.parquet", table_schema(name)))
+            for name in TABLES
+        }
+        for number, day in enumerate(days):
+            sums = item_sums(events, day), market_sums(events, day)
+            rows = user_tables(events, day) | item_tables(known_at(items, day, days[-1]), *sums, day)
+            for name, table in rows.items():
+                writers[name].write(table)
+            if progress:
+                progress((number + 1) / len(days), f"features of {moment(day):%Y-%m-%d}")
 
 
 def stage_repository(folder: Path) -> None:
@@ -130,11 +120,18 @@ def materialise(folder: Path, start: datetime, end: datetime) -> None:
 SERVICES = {
     "user_v1": ("user_id",),
     "item_v1": ("item_id",),
+    "item_popularity_v1": ("item_id",),
     "user_category_v1": ("user_id", "category"),
+    "user_brand_v1": ("user_id", "brand"),
+    "market_v1": ("market_id",),
 }
+# What a row of `effect_v1` is made of.
+EFFECT_SERVICES = ("user_v1", "item_v1", "item_popularity_v1", "user_category_v1")
 
 
-def point_in_time(folder: Path, rows: pd.DataFrame) -> pd.DataFrame:
+def point_in_time(
+    folder: Path, rows: pd.DataFrame, services: Sequence[str] = EFFECT_SERVICES
+) -> pd.DataFrame:
     """Join feature values as of `event_timestamp` to `rows` (user_id, item_id, category, event_timestamp).
 
     Rows stay in the order given; values that did not exist then are NaN. Each view is joined alone on its
@@ -142,29 +139,39 @@ def point_in_time(folder: Path, rows: pd.DataFrame) -> pd.DataFrame:
     decision at the same instant would be lost if all views were joined at once.
     """
     joined = rows.reset_index(drop=True)
-    for service, keys in SERVICES.items():
-        joined = point_in_time_one(folder, joined, service, keys)
+    for service in services:
+        joined = point_in_time_one(folder, joined, service, SERVICES[service])
     return joined
 
 
 def point_in_time_one(folder: Path, rows: pd.DataFrame, service: str, keys: Sequence[str]) -> pd.DataFrame:
-    """`rows` with the features of one service as of `event_timestamp`; NaN where a key is missing."""
+    """`rows` with the features of one service as of `event_timestamp`; NaN where a key is missing.
+
+    Rows keep their order and index, whatever columns they have; a feature column that is there already is
+    refused, for it would be joined under another name.
+    """
     from feast import FeatureStore
 
     on = [*keys, "event_timestamp"]
-    distinct = rows.loc[rows[list(keys)].notna().all(axis=1), on].drop_duplicates()
+    absent = [name for name in on if name not in rows.columns]
+    if absent:
+        raise ValueError(f"rows: column {absent[0]!r} is missing; {service} is joined by {', '.join(on)}")
     store = FeatureStore(repo_path=str(folder))
     features = store.get_feature_service(service)
+    names = [f.name for view in features.feature_view_projections for f in view.features]
+    twice = [name for name in names if name in rows.columns]
+    if twice:
+        raise ValueError(f"rows: column {twice[0]!r} is a feature of {service}; drop it before the join")
+    stamped = rows.assign(event_timestamp=pd.to_datetime(rows["event_timestamp"], utc=True).dt.as_unit("us"))
+    distinct = stamped.loc[stamped[list(keys)].notna().all(axis=1), on].drop_duplicates()
+    if distinct.empty:  # Feast cannot join no rows
+        return rows.assign(**dict.fromkeys(names, np.nan))
     values = store.get_historical_features(entity_df=distinct, features=features).to_df()
-    return rows.merge(values, on=on, how="left", validate="many_to_one")
+    values["event_timestamp"] = pd.to_datetime(values["event_timestamp"], utc=True).dt.as_unit("us")
+    found = stamped[on].merge(values[[*on, *names]], on=on, how="left", validate="many_to_one")
+    return rows.assign(**{name: found[name].to_numpy(dtype=np.float64) for name in names})
 
 
 def snapshot_days(events: EventIndex, every: int = SNAPSHOT_EVERY_DAYS) -> list[float]:
     """Snapshot days that end at the midnight after the last event, oldest first."""
-    last = float(np.floor(events.day[-1])) + 1.0
-    first = float(np.floor(events.day[0])) + every
-    return sorted(np.arange(last, first, -every).tolist())
-
-
-def _moment(day: float) -> datetime:
-    return datetime.fromtimestamp(day * DAY_US / 1e6, tz=UTC)
+    return instants(float(events.day[0]), float(events.day[-1]), every)

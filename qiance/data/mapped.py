@@ -33,6 +33,7 @@ EVENT_SCHEMA = pa.schema(
         ("quantity", pa.int64()),
         ("value", pa.int64()),
         ("discount", pa.int64()),
+        ("coupon", pa.int64()),
         ("occurred_at", ARROW_TYPES[Kind.TIMESTAMP]),
         ("basket_id", pa.string()),
     ]
@@ -91,13 +92,14 @@ def read_mapped(
         )
         raise DataError(file, problem, "correct the mapping: `qiance data check` lists the faults")
     if mapping.kind is MappingKind.EVENTS:
-        return MappedResult(report, checked.faults, events=_events(checked, mapping))
+        return MappedResult(report, checked.faults, events=events_of(checked, mapping))
     return MappedResult(report, checked.faults, responses=_responses(file, checked, mapping, report))
 
 
-def _events(checked: Checked, mapping: Mapping) -> pa.Table:
+def events_of(checked: Checked, mapping: Mapping) -> pa.Table:
+    """The accepted rows as `EVENT_SCHEMA`, defaults filled in."""
     table, size = checked.table, checked.table.num_rows
-    constants = {"type": "purchase", "quantity": 1, "discount": 0, **mapping.constants}
+    constants = {"type": "purchase", "quantity": 1, "discount": 0, "coupon": 0, **mapping.constants}
     event_id = join_key(table, mapping.key or ("event_id",))
 
     def column(name: str) -> Any:

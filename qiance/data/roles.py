@@ -44,6 +44,7 @@ ROLES: dict[MappingKind, dict[str, Role]] = {
         "quantity": Role(types=(Kind.INTEGER,), if_missing=1, minimum=1),
         "value": Role(types=_MONEY, if_missing=0, minimum=0),
         "discount": Role(types=_MONEY, required=False, if_missing=0, minimum=0),
+        "coupon": Role(types=_MONEY, required=False, if_missing=0, minimum=0),
         "occurred_at": Role(types=_WHEN),
         "basket_id": Role(types=_TEXT, required=False),
     },
@@ -67,6 +68,6 @@ NEEDED_ROLES = {
     MappingKind.RESPONSES: ("arm",),
 }
 CONSTANT_ROLES = {
-    MappingKind.EVENTS: ("type", "quantity", "value", "discount"),
+    MappingKind.EVENTS: ("type", "quantity", "value", "discount", "coupon"),
     MappingKind.RESPONSES: ("propensity",),
 }

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qiance.data.convert import MAX_DIGITS, MAX_TEXT, Bools, Column, convert
-from qiance.data.faults import Reason, Rows, TableReport, count_faults, fault_rows, join_faults
+from qiance.data.faults import FAULT_SCHEMA, Reason, Rows, TableReport, count_faults, fault_rows, join_faults
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,13 @@ class RawTable:
         """A table all of whose rows could be read."""
         numbers = np.arange(1, table.num_rows + 1, dtype=np.int64)
         return cls(table, numbers, join_faults([]), table.num_rows)
+
+    def starting_at(self, first: int) -> RawTable:
+        """The same rows as a part of a file: what was row 1 is row `first`."""
+        shift = first - 1
+        numbers = pc.add(self.faults["row"], shift)
+        faults = self.faults.set_column(0, FAULT_SCHEMA.field("row"), numbers)
+        return RawTable(self.table, self.rows + shift, faults, self.num_rows)
 
 
 @dataclass(frozen=True, slots=True)

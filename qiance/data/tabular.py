@@ -54,11 +54,39 @@ def read_raw(path: Path, wanted: Sequence[str], options: TextOptions | None = No
 
 
 def _csv(path: Path, lines: Lines, wanted: Sequence[str], delimiter: str) -> RawTable:
-    header = _header(path, lines.text(0), delimiter)
-    _require(path, header, wanted, _delimiter_hint(path, lines.text(0), wanted, delimiter))
+    header = csv_header(path, lines.text(0), wanted, delimiter)
     body = lines.from_line(1)
     if not len(body):
-        raise DataError(path, "has a header but no rows", "export it again with at least one row")
+        raise no_rows(path)
+    raw = csv_rows(body, header, wanted, delimiter)
+    if not raw.table.num_rows:
+        raise unreadable(path, raw.num_rows, FileFormat.CSV, len(header))
+    return raw
+
+
+def no_rows(path: Path) -> DataError:
+    """The refusal of a table without rows."""
+    return DataError(path, "has a header but no rows", "export it again with at least one row")
+
+
+def unreadable(path: Path, num_rows: int, form: FileFormat, num_columns: int = 0) -> DataError:
+    """The refusal of a text file none of whose rows can be split."""
+    if form is FileFormat.JSONL:
+        expected, remedy = "one JSON object", "check file.format, or export it as JSON Lines"
+    else:
+        expected, remedy = f"{num_columns} columns as in its header", "check file.delimiter"
+    return DataError(path, f"none of its {num_rows} rows has {expected}", remedy)
+
+
+def csv_header(path: Path, line: str, wanted: Sequence[str], delimiter: str) -> list[str]:
+    """Names of the columns; `DataError` if one of `wanted` is not there."""
+    header = _header(path, line, delimiter)
+    require_columns(path, header, wanted, _delimiter_hint(path, line, wanted, delimiter))
+    return header
+
+
+def csv_rows(body: Lines, header: list[str], wanted: Sequence[str], delimiter: str) -> RawTable:
+    """The columns `wanted` of the lines below a header, at least one; lines that do not split are faults."""
     # The parser takes a lone carriage return for the end of a line.
     closed = _quotes_close(body, delimiter) & ~_holds(body, "\r")
     short = (body.ends - body.starts) <= MAX_LINE
@@ -75,7 +103,6 @@ def _csv(path: Path, lines: Lines, wanted: Sequence[str], delimiter: str) -> Raw
     ]
     kept = good & ~uneven
     assert table.num_rows == kept.sum(), "the parser split the lines otherwise than we did"
-    _refuse_unreadable(path, kept, f"{len(header)} columns as in its header", "check file.delimiter")
     return RawTable(table, numbers[kept], join_faults(faults), len(body))
 
 
@@ -86,7 +113,8 @@ def _header(path: Path, line: str, delimiter: str) -> list[str]:
         raise DataError(path, f"has a header that cannot be read ({error})", "export it again") from None
 
 
-def _require(path: Path, present: Sequence[str], wanted: Iterable[str], hint: str = "") -> None:
+def require_columns(path: Path, present: Sequence[str], wanted: Iterable[str], hint: str = "") -> None:
+    """`DataError` unless each of `wanted` is there once."""
     missing = [name for name in wanted if name not in present]
     if missing:
         found = ", ".join(repr(name) for name in list(present)[:30])
@@ -157,15 +185,24 @@ def _line_faults(lines: Lines, bad: Bools, reason: Reason, detail: str | list[st
     return fault_rows(index.astype(np.int64) + 1, "(line)", pa.array(shown, pa.string()), reason, detail)
 
 
-def _refuse_unreadable(path: Path, kept: Bools, expected: str, remedy: str) -> None:
-    if not kept.any():
-        raise DataError(path, f"none of its {len(kept)} rows has {expected}", remedy)
-
-
 def _json_lines(path: Path, lines: Lines, wanted: Sequence[str]) -> RawTable:
-    if lines.text(0).lstrip().startswith("["):
+    refuse_array(path, lines.text(0))
+    raw, seen = json_rows(lines, wanted)
+    if not raw.table.num_rows:
+        raise unreadable(path, raw.num_rows, FileFormat.JSONL)
+    require_columns(path, seen, wanted)
+    return raw
+
+
+def refuse_array(path: Path, line: str) -> None:
+    """Refuse a JSON document in place of JSON Lines, told by the first line."""
+    if line.lstrip().startswith("["):
         remedy = "write one object per line, for example with `jq -c '.[]'`"
         raise DataError(path, "is one JSON array, not JSON Lines", remedy)
+
+
+def json_rows(lines: Lines, wanted: Sequence[str]) -> tuple[RawTable, list[str]]:
+    """The values `wanted` of one object per line, as text, and the names that were seen."""
     columns: dict[str, list[str | None]] = {name: [] for name in wanted}
     seen: dict[str, None] = {}
     problems: dict[int, str] = {}
@@ -179,8 +216,6 @@ def _json_lines(path: Path, lines: Lines, wanted: Sequence[str]) -> RawTable:
             columns[name].append(record.get(name))
     kept = lines.utf8.copy()
     kept[list(problems)] = False
-    _refuse_unreadable(path, kept, "one JSON object", "check file.format, or export it as JSON Lines")
-    _require(path, list(seen), wanted)
     broken = ~kept & lines.utf8
     details = [problems[line] for line in np.flatnonzero(broken).tolist()]
     faults = [
@@ -189,7 +224,7 @@ def _json_lines(path: Path, lines: Lines, wanted: Sequence[str]) -> RawTable:
     ]
     numbers = np.arange(1, len(lines) + 1, dtype=np.int64)
     table = pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
-    return RawTable(table, numbers[kept], join_faults(faults), len(lines))
+    return RawTable(table, numbers[kept], join_faults(faults), len(lines)), list(seen)
 
 
 def _json_object(lines: Lines, line: int) -> dict[str, str | None] | str:
@@ -213,21 +248,27 @@ def _scalar(value: Any) -> str | None:
 
 
 def _parquet(path: Path, data: bytes, wanted: Sequence[str]) -> RawTable:
-    remedy = "write it again: a Parquet file that was cut off cannot be read"
     try:
         with pq.ParquetFile(pa.BufferReader(data)) as file:
-            _require(path, file.schema_arrow.names, wanted)
-            _refuse_types(path, file.schema_arrow, wanted)
+            parquet_columns(path, file.schema_arrow, wanted)
             table = file.read(columns=list(wanted))
             table.validate(full=True)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(path, f"is damaged Parquet ({str(error).splitlines()[0][:120]})", remedy) from None
+        raise damaged(path, error) from None
     if not table.num_rows:
         raise DataError(path, "has no rows", "export it again with at least one row")
     return RawTable.of(table.select(list(wanted)))
 
 
-def _refuse_types(path: Path, schema: pa.Schema, wanted: Sequence[str]) -> None:
+def damaged(path: Path, error: Exception) -> DataError:
+    """The refusal of a Parquet file that cannot be decoded."""
+    remedy = "write it again: a Parquet file that was cut off cannot be read"
+    return DataError(path, f"is damaged Parquet ({str(error).splitlines()[0][:120]})", remedy)
+
+
+def parquet_columns(path: Path, schema: pa.Schema, wanted: Sequence[str]) -> None:
+    """`DataError` unless each of `wanted` is there and of a type that can be read."""
+    require_columns(path, schema.names, wanted)
     for name in wanted:
         kind = schema.field(name).type
         if pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType):

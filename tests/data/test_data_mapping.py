@@ -145,6 +145,7 @@ def test_the_event_example() -> None:
     assert first["occurred_at"].isoformat() == "2025-03-03T19:21:00+00:00"
     assert set(events["type"].to_pylist()) <= {"purchase", "refund"}
     assert events["discount"].null_count == 0
+    assert events["coupon"].to_pylist() == [0] * events.num_rows, "not mapped: no coupons"
 
 
 def test_the_response_example() -> None:

@@ -117,6 +117,7 @@ def _small_journey(folder: Path, **change: pa.Table) -> Path:
                 "quantity": [1, 2, 3, 0],
                 "sales_value": [1.0, 3.0, 2.4, 0.0],
                 "retail_disc": [0.5, 0.0, 0.0, 0.0],
+                "coupon_disc": [0.0, 0.4, 0.1, 0.0],
                 "coupon_match_disc": [0.0, 0.0, 0.6, 0.0],
                 "transaction_timestamp": [day, day, day + np.timedelta64(1, "D"), day],
             }
@@ -160,6 +161,9 @@ def test_a_small_journey_by_hand(tmp_path: Path) -> None:
         ("101", "Bananas", 150, 0, 2),
     ]
     assert items[1]["category"] == "Produce"
+    lines = pq.read_table(out / "events.parquet")
+    assert lines["coupon"].to_pylist() == [0, 40, 70], "the maker's and the shop's"
+    assert lines["discount"].to_pylist() == [50, 0, 60], "the shop's alone"
     contacts = pq.read_table(out / "contacts.parquet").to_pylist()
     assert [(c["contact_id"], c["conversion"], c["sales"], c["n_coupons"]) for c in contacts] == [
         ("7/1", 1, 400, 2),

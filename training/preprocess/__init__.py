@@ -1,0 +1,1 @@
+"""Raw event files in, feature tables out: streamed by Ray Data in bounded memory, restartable."""
