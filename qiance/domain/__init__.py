@@ -18,6 +18,7 @@ from qiance.domain.action import (
 from qiance.domain.brief import Brief, BriefState, Objective
 from qiance.domain.catalogue import Catalogue, Item, UserTable
 from qiance.domain.decision import Decision, Outcome, OutcomeType
+from qiance.domain.events import EventType, Purpose, ShopEvent
 from qiance.domain.money import Money
 from qiance.domain.prediction import EffectPredictor, GridPrediction
 
@@ -34,6 +35,7 @@ __all__ = [
     "Decision",
     "Effect",
     "EffectPredictor",
+    "EventType",
     "GridPrediction",
     "Interval",
     "Item",
@@ -43,6 +45,8 @@ __all__ = [
     "OfferKind",
     "Outcome",
     "OutcomeType",
+    "Purpose",
+    "ShopEvent",
     "Strategy",
     "StrategyKind",
     "StrategyState",

@@ -1,4 +1,4 @@
-"""The ledger: decisions, outcomes, budgets, strategies, versions, pseudonyms and API keys, never lost."""
+"""The ledger: decisions, outcomes, budgets, strategies, versions, users and API keys, never lost."""
 
 from qiance.ledger.ledger import Ledger
 from qiance.ledger.pseudonyms import load_or_create_key
@@ -7,15 +7,23 @@ from qiance.ledger.records import (
     AuditLine,
     BriefRecord,
     BudgetStatus,
+    ConsentChange,
     DuplicateDecisionError,
+    ErasedDecisionError,
+    Erasure,
+    ErasureState,
+    EventReceipt,
+    Known,
     LedgerError,
     LedgerUnavailableError,
     OutcomeReceipt,
     Principal,
     Recorded,
+    RejectedEvent,
     RejectedOutcome,
     Reservation,
     Scope,
+    StoredEvent,
     Versions,
 )
 from qiance.ledger.versions import NO_VERSION
@@ -26,16 +34,24 @@ __all__ = [
     "AuditLine",
     "BriefRecord",
     "BudgetStatus",
+    "ConsentChange",
     "DuplicateDecisionError",
+    "ErasedDecisionError",
+    "Erasure",
+    "ErasureState",
+    "EventReceipt",
+    "Known",
     "Ledger",
     "LedgerError",
     "LedgerUnavailableError",
     "OutcomeReceipt",
     "Principal",
     "Recorded",
+    "RejectedEvent",
     "RejectedOutcome",
     "Reservation",
     "Scope",
+    "StoredEvent",
     "Versions",
     "load_or_create_key",
 ]

@@ -15,7 +15,7 @@ from qiance.ledger.records import BudgetStatus, Reservation
 from qiance.ledger.schema import budgets, reservations
 
 MOST_MINOR_UNITS = 2**53  # beyond this a float64 report could not tell neighbours apart
-_OPEN, _SETTLED, _RELEASED = "open", "settled", "released"
+OPEN, _SETTLED, _RELEASED = "open", "settled", "released"
 
 _MINE = (budgets.c.tenant_id == bindparam("tenant"), budgets.c.budget_id == bindparam("budget"))
 _STATUS = select(budgets).where(*_MINE)
@@ -39,7 +39,7 @@ _HELD = (
 )
 _IS_DUE = (
     reservations.c.tenant_id == bindparam("tenant"),
-    reservations.c.state == _OPEN,
+    reservations.c.state == OPEN,
     reservations.c.expires_at <= bindparam("now", type_=reservations.c.expires_at.type),
 )
 _ANY_DUE = select(reservations.c.decision_id).where(*_IS_DUE).limit(1)
@@ -158,7 +158,7 @@ class Budgets(Audit):
             "amount": claim.amount,
             "certain": claim.certain,
             "settled": 0,
-            "state": _OPEN,
+            "state": OPEN,
             "expires_at": claim.expires_at,
         }
 
@@ -185,7 +185,7 @@ class Budgets(Audit):
         self, connection: Connection, budget_id: str, rows: list[Row[Any]], amounts: Mapping[str, int]
     ) -> dict[str, int]:
         booked = {row.decision_id: min(amounts[row.decision_id], row.amount) for row in rows}
-        held = [row for row in rows if row.state == _OPEN]
+        held = [row for row in rows if row.state == OPEN]
         spent = sum(booked[row.decision_id] for row in held)
         self._move(connection, budget_id, booked=spent, freed=sum(row.amount for row in held))
         for row in rows:

@@ -9,10 +9,11 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, func, select
 
 from qiance.domain import CONTROL, Decision
-from qiance.ledger.budgets import Budgets
 from qiance.ledger.database import chunks, insert_ignoring, text_problem
+from qiance.ledger.folding import Folding
+from qiance.ledger.marks import DECISION
 from qiance.ledger.packing import from_row, to_row
-from qiance.ledger.records import DuplicateDecisionError, Recorded, Reservation
+from qiance.ledger.records import DuplicateDecisionError, ErasedDecisionError, Recorded, Reservation
 from qiance.ledger.schema import decisions
 
 _BY_ID = select(decisions).where(
@@ -37,7 +38,7 @@ _CONTACTS = (
 )
 
 
-class Decisions(Budgets):
+class Decisions(Folding):
     """Recording, finding and counting decisions."""
 
     def record_decision(self, decision: Decision, reservation: Reservation | None = None) -> bool:
@@ -59,7 +60,8 @@ class Decisions(Budgets):
     ) -> list[Recorded]:
         """Logs a batch in one transaction (one flush to disk); what became of each, in order.
 
-        reservations: one per decision, None where it costs nothing.
+        reservations: one per decision, None where it costs nothing. A decision whose user was erased while it
+        was made is stored and at once folded into the totals.
         """
         if not batch:
             return []
@@ -79,7 +81,10 @@ class Decisions(Budgets):
         rows: list[dict[str, Any]],
         wanted: Sequence[Reservation | None],
     ) -> list[Recorded]:
+        # First, since it takes the lock that an erasure of the same users waits for.
+        erased = self._erased_pseudonyms(connection, [decision.pseudonym for decision in batch])
         fresh = self._insert(connection, rows)
+        late = [d.decision_id for d in batch if d.pseudonym in erased and d.decision_id in fresh]
         claims: dict[str, Reservation] = {}
         result: list[Recorded] = []
         for decision, reservation in zip(batch, wanted, strict=True):
@@ -91,6 +96,8 @@ class Decisions(Budgets):
         refused = self._reserve(connection, claims)
         for part in chunks(sorted(refused)):
             connection.execute(_FORGET, {"tenant": self.tenant, "refused": part})
+        if late:
+            self._fold(connection, [decision_id for decision_id in late if decision_id not in refused])
         return [
             Recorded.REFUSED if outcome is Recorded.STORED and decision.decision_id in refused else outcome
             for outcome, decision in zip(result, batch, strict=True)
@@ -104,8 +111,13 @@ class Decisions(Budgets):
         return set(connection.execute(statement, ordered).scalars())
 
     def decision(self, decision_id: str) -> Decision | None:
-        """The logged decision, or None."""
-        return self._one(_BY_ID, decision_id)
+        """The logged decision, or None; ErasedDecisionError if its user was erased."""
+        found = self._one(_BY_ID, decision_id)
+        if found is None and text_problem(decision_id) is None:
+            with self.read() as connection:
+                if self._marked(connection, DECISION, [decision_id]):
+                    raise ErasedDecisionError(decision_id)
+        return found
 
     def find_request(self, request_id: str) -> Decision | None:
         """The decision that answered `request_id`, or None."""

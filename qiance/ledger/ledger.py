@@ -9,17 +9,18 @@ from sqlalchemy.exc import DatabaseError, InterfaceError, OperationalError
 
 from qiance.ledger.database import Clock, build_engine, parse_url, utc_now
 from qiance.ledger.decisions import Decisions
+from qiance.ledger.erasure import Erasures
 from qiance.ledger.keys import Keys
 from qiance.ledger.migrate import upgrade
 from qiance.ledger.outcomes import Outcomes
-from qiance.ledger.pseudonyms import LEAST_KEY_BYTES, Pseudonyms, load_or_create_key
+from qiance.ledger.pseudonyms import LEAST_KEY_BYTES, load_or_create_key
 from qiance.ledger.records import LedgerError, LedgerUnavailableError
 from qiance.ledger.strategies import Strategies
 from qiance.settings import Settings
 
 
-class Ledger(Decisions, Outcomes, Strategies, Keys, Pseudonyms):
-    """Decisions, outcomes, budgets, strategies, versions, pseudonyms and keys of a tenant.
+class Ledger(Erasures, Decisions, Outcomes, Strategies, Keys):
+    """Decisions, outcomes, budgets, strategies, versions, users, their consent and events, keys: of a tenant.
 
     Safe to use from several threads; every process opens its own (a connection does not survive a fork).
     Methods raise ValueError for what the caller must mend and LedgerUnavailableError when the database does

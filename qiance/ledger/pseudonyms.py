@@ -8,6 +8,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
 
@@ -73,8 +74,8 @@ class Pseudonyms(Database):
         """One pseudonym per id, in order; made where there is none, the same one for every caller."""
         lookups = [self._lookup(user_id) for user_id in user_ids]
         found = self._find(lookups)
-        missing = list(dict.fromkeys(lookup for lookup in lookups if lookup not in found))
-        if missing:
+        # Again where an erasure came between the making and the finding.
+        while missing := list(dict.fromkeys(lookup for lookup in lookups if lookup not in found)):
             self._create(missing)
             found |= self._find(missing)
         return [found[lookup] for lookup in lookups]
@@ -101,9 +102,13 @@ class Pseudonyms(Database):
             }
 
     def _create(self, lookups: Sequence[str]) -> None:
+        with self.write() as connection:
+            connection.execute(insert_ignoring(self.dialect, pseudonyms), self._new_rows(lookups))
+
+    def _new_rows(self, lookups: Sequence[str]) -> list[dict[str, Any]]:
         now = self._now()
         # Sorted, so that two callers with the same users wait for each other instead of deadlocking.
-        rows = [
+        return [
             {
                 "tenant_id": self.tenant,
                 "lookup": lookup,
@@ -112,8 +117,6 @@ class Pseudonyms(Database):
             }
             for lookup in sorted(lookups)
         ]
-        with self.write() as connection:
-            connection.execute(insert_ignoring(self.dialect, pseudonyms), rows)
 
     def _claim_key(self, connection: Connection) -> None:
         """Notes which key the tenant's pseudonyms are made with, if none is noted yet."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from qiance.domain import Brief, BriefState, Decision
+from qiance.domain import Brief, BriefState, Decision, Purpose, ShopEvent
 
 
 class LedgerError(ValueError):
@@ -29,6 +30,13 @@ class DuplicateDecisionError(ValueError):
         self.stored = stored
 
 
+class ErasedDecisionError(ValueError):
+    """The decision was of a user who is erased: nothing of it is left but what it adds to the totals."""
+
+    def __init__(self, decision_id: str) -> None:
+        super().__init__(f"decision_id: {decision_id!r} is erased with its user; nothing can be told of it")
+
+
 class Recorded(StrEnum):
     """What became of one decision of a batch."""
 
@@ -44,6 +52,8 @@ class Scope(StrEnum):
     OUTCOMES = "outcomes"
     READ = "read"
     WRITE = "write"
+    EVENTS = "events"
+    PRIVACY = "privacy"
     ADMIN = "admin"
 
 
@@ -81,7 +91,7 @@ class BudgetStatus:
 class RejectedOutcome:
     """An outcome that was not stored: its position in the request, a code, and why.
 
-    code: `unknown_decision` or `invalid`.
+    code: `unknown_decision`, `erased_decision` or `invalid`.
     """
 
     index: int
@@ -159,3 +169,81 @@ class AuditLine:
     subject: str
     by: str
     detail: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A user as the ledger knows them: their pseudonym, and what they agreed to."""
+
+    pseudonym: str
+    purposes: frozenset[Purpose]
+
+
+@dataclass(frozen=True, slots=True)
+class ConsentChange:
+    """Who recorded what a user said about a purpose, and when it was said."""
+
+    purpose: Purpose
+    granted: bool
+    at: datetime
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedEvent:
+    """A shop event that was not stored: its position in the request, a code, and why."""
+
+    index: int
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class EventReceipt:
+    """What became of a batch of shop events.
+
+    accepted + duplicates + without_consent + len(rejected) is its size.
+    users: those with an accepted or repeated event, in the order of the batch.
+    """
+
+    accepted: int
+    duplicates: int
+    without_consent: int
+    rejected: list[RejectedEvent]
+    users: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """A shop event, and when the ledger got it."""
+
+    event: ShopEvent
+    received_at: datetime
+
+
+class ErasureState(StrEnum):
+    """How far an erasure is.
+
+    pending: files or the online store may still hold the user. scrubbing: nothing does, but bytes of deleted
+    rows may be left in the database's log. done: those are gone too.
+    """
+
+    PENDING = "pending"
+    SCRUBBING = "scrubbing"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """One erasure of a user who is not named.
+
+    removed: rows removed by store. problems: what could not be done yet.
+    """
+
+    erasure_id: str
+    erased_at: datetime
+    by: str
+    reason: str
+    state: ErasureState
+    removed: Mapping[str, int] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()

@@ -68,6 +68,15 @@ def _id(name: str, *, key: bool = False, null: bool = False) -> Column[str]:
     return Column(name, String(ID_LENGTH), primary_key=key, nullable=null)
 
 
+def _pseudonym(*, key: bool = False) -> Column[str]:
+    return Column("pseudonym", String(32), primary_key=key, nullable=False)
+
+
+def _of_known_user() -> ForeignKeyConstraint:
+    """What names a pseudonym that was erased meanwhile cannot be written."""
+    return ForeignKeyConstraint(["tenant_id", "pseudonym"], ["pseudonyms.tenant_id", "pseudonyms.pseudonym"])
+
+
 def _when(name: str, *, null: bool = False) -> Column[datetime]:
     return Column(name, Instant(), nullable=null)
 
@@ -242,4 +251,102 @@ audit_lines = Table(
     _id("by"),
     Column("detail", Text, nullable=False),
     Index("ix_audit_lines_tenant", "tenant_id", "line"),
+)
+
+# What a user agreed to, as it is now; no row: never asked.
+consents = Table(
+    "consents",
+    metadata,
+    _tenant(),
+    _pseudonym(key=True),
+    Column("purpose", String(32), primary_key=True),
+    Column("granted", Boolean, nullable=False),
+    _when("changed_at"),
+    _of_known_user(),
+)
+
+consent_changes = Table(
+    "consent_changes",
+    metadata,
+    Column("change", _Serial, primary_key=True, autoincrement=True),
+    Column("tenant_id", String(TENANT_LENGTH), nullable=False),
+    _pseudonym(),
+    Column("purpose", String(32), nullable=False),
+    Column("granted", Boolean, nullable=False),
+    _when("at"),
+    _id("by"),
+    _of_known_user(),
+    Index("ix_consent_changes_user", "tenant_id", "pseudonym", "change"),
+)
+
+# wrapped: the user's random key, encrypted under one that is derived from the tenant's secret.
+user_keys = Table(
+    "user_keys",
+    metadata,
+    _tenant(),
+    _pseudonym(key=True),
+    Column("wrapped", LargeBinary, nullable=False),
+    _when("created_at"),
+    _of_known_user(),
+)
+
+# event_key: HMAC of the event id, which a shop may build from the user's; the id itself, item, words and
+# value are in `payload`, encrypted under the user's key.
+shop_events = Table(
+    "shop_events",
+    metadata,
+    _tenant(),
+    Column("event_key", String(64), primary_key=True),
+    _pseudonym(),
+    Column("type", String(16), nullable=False),
+    _when("occurred_at"),
+    _when("received_at"),
+    Column("payload", LargeBinary, nullable=False),
+    _of_known_user(),
+    Index("ix_shop_events_user", "tenant_id", "pseudonym", "occurred_at"),
+    Index("ix_shop_events_received", "tenant_id", "received_at"),
+)
+
+# Who was erased: a keyed hash of the user id, never the id. subject: the id, encrypted, while work is left.
+erasures = Table(
+    "erasures",
+    metadata,
+    _tenant(),
+    Column("erasure_id", String(32), primary_key=True),
+    Column("lookup", String(64), nullable=False),
+    _when("erased_at"),
+    _id("by"),
+    Column("reason", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("subject", LargeBinary, nullable=True),
+    Column("detail", Text, nullable=False),
+    Index("ix_erasures_lookup", "tenant_id", "lookup", "erased_at"),
+)
+
+# Keyed hashes of pseudonyms and decision ids that are no more. Sorted by hash on disk, as is the table
+# below: the order of insertion would tell which rows went together.
+erased_marks = Table(
+    "erased_marks",
+    metadata,
+    _tenant(),
+    Column("mark", String(64), primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+# What the decisions of erased users add up to; nothing tells which of them were one user's.
+erased_totals = Table(
+    "erased_totals",
+    metadata,
+    _tenant(),
+    Column("day", Instant(), primary_key=True),
+    _id("action_id", key=True),
+    _id("surface", key=True),
+    Column("holdout", Boolean, primary_key=True),
+    _id("model_version", key=True),
+    _id("policy_version", key=True),
+    *(
+        Column(name, BigInteger, nullable=False)
+        for name in ("decisions", "clicks", "conversions", "sales", "events")
+    ),
+    sqlite_with_rowid=False,
 )
