@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,10 +16,12 @@ from qiance.ledger import Ledger, load_or_create_key
 from qiance.market.responses import CONTACT_COST
 from qiance.workspace import Workspace
 from serve.args import AppArgs, LlmArgs
+from serve.feature_store import open_reader
 from serve.gateway import Gateway, build_api
 from serve.live import Watcher
 from serve.metrics import GatewayMetrics, PacerMetrics
-from serve.predictor import Effects, FeastFeatures, Predictor, Scored, ScoreRequest
+from serve.predictor import Effects, Predictor, Scored, ScoreRequest
+from serve.users import LedgerConsents
 
 # Requests that arrive while the predictor is busy are scored together; nobody waits for company.
 MAX_BATCH = 32
@@ -31,14 +34,26 @@ def open_ledger(args: AppArgs) -> Ledger:
     return Ledger.open(args.open_url(), tenant=args.tenant, key=load_or_create_key(key_file))
 
 
+def _clock(args: AppArgs, ledger: Ledger) -> Callable[[], datetime]:
+    """What time it is: the system's, or in a simulation the latest that a request told."""
+    return (lambda: ledger.clock() or args.now()) if args.clock == "request" else args.now
+
+
 @serve.deployment(name="Predictor")
 class PredictorDeployment:
     """Holds the effect model and the candidates; scores micro-batches of users."""
 
     def __init__(self, args: AppArgs) -> None:
-        workspace = Workspace(args.workspace)
-        features = FeastFeatures(str(workspace.features))
-        self._predictor = Predictor(workspace, open_ledger(args), features, args.min_margin)
+        workspace, ledger = Workspace(args.workspace), open_ledger(args)
+        self._predictor = Predictor(
+            workspace,
+            ledger,
+            open_reader(workspace.features, args.features.wait_ms / 1_000.0),
+            LedgerConsents(ledger, args.unrecorded),
+            _clock(args, ledger),
+            args.min_margin,
+            args.features.refresh_s,
+        )
 
     # Ray's decorators carry no types.
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)  # type: ignore[untyped-decorator]

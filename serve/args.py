@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qiance.domain import Purpose
+
 
 class LlmArgs(BaseModel):
     """The language model that writes creatives; disabled or unavailable means bound templates."""
@@ -18,6 +20,17 @@ class LlmArgs(BaseModel):
     samples: int = Field(3, ge=1, le=8, description="Texts tried per creative; the best is kept")
     max_seconds: float = Field(120.0, gt=0, description="After that, templates write what is left")
     threads: int = Field(1, ge=1, description="More than one pays only on idle cores")
+
+
+class FeatureArgs(BaseModel):
+    """How features are read at a decision."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    wait_ms: float = Field(
+        50.0, gt=0, description="Longest wait for Redis; then the snapshot or defaults stand in"
+    )
+    refresh_s: float = Field(2.0, gt=0, description="How often the items in memory are read again")
 
 
 class AppArgs(BaseModel):
@@ -46,7 +59,16 @@ class AppArgs(BaseModel):
     request_timeout_s: float = Field(5.0, gt=0.0)
     min_margin: float = Field(0.05, ge=0.0, lt=1.0)
     seed: int = 0
+    unrecorded_consent: Literal["denied", "granted"] = Field(
+        "denied", description="What a user counts as having said who was never asked for consent"
+    )
+    features: FeatureArgs = FeatureArgs()
     llm: LlmArgs = LlmArgs()
+
+    @property
+    def unrecorded(self) -> frozenset[Purpose]:
+        """Purposes that a user who was never asked counts as having agreed to."""
+        return frozenset(Purpose) if self.unrecorded_consent == "granted" else frozenset()
 
     def now(self) -> datetime:
         """The system's time, moved by the offset."""

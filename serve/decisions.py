@@ -76,7 +76,7 @@ class DecisionService:
         state = self._watcher.state
         if asked.stored is not None:
             return await asyncio.to_thread(self._stored_answer, asked.stored, asked.pseudonym, state)
-        scored, degraded = await self._score(request, asked, state)
+        scored, degraded = await self._score(request, asked, state, at)
         held = bool(holdout([asked.pseudonym], self._args.tenant, self._args.holdout)[0])
         idle = held or "no_policy" in degraded or "killed" in degraded
         case = Case(request, at, asked.pseudonym, held, idle, state, scored, degraded)
@@ -116,13 +116,13 @@ class DecisionService:
         return Asked(stored, pseudonym, self._ledger.contacts_since(pseudonym, at - CONTACT_WINDOW))
 
     async def _score(
-        self, request: DecisionRequest, asked: Asked, state: LiveState
+        self, request: DecisionRequest, asked: Asked, state: LiveState, at: datetime
     ) -> tuple[Scored, tuple[str, ...]]:
         """Scores from the predictor, or the strategies' mean effects when it does not answer in time."""
         if state.versions.policy == NO_VERSION or state.versions.killed:
             return self._means(state), ("killed" if state.versions.killed else "no_policy",)
         try:
-            call = self._scorer(ScoreRequest(request.user_id, asked.contacts_7d))
+            call = self._scorer(ScoreRequest(request.user_id, asked.contacts_7d, at))
             scored = await asyncio.wait_for(call, self._args.request_timeout_s)
             if not (np.isfinite(scored.value).all() and np.isfinite(scored.cost).all()):
                 raise ValueError(f"model {scored.model_version} predicts values that are not finite")

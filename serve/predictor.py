@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +13,20 @@ from qiance.artifacts.effect import EffectModel
 from qiance.decide.predictor import FramePredictor, GridPredictor, UserRows
 from qiance.domain import CONTROL, Action, Effect, GridPrediction, UserTable
 from qiance.features.columns import EFFECT_SCHEMA
-from qiance.features.transforms import USER_CATEGORY_FEATURES, USER_FEATURES
+from qiance.features.online import OnlineReader
 from qiance.ledger import NO_VERSION, Ledger
+from qiance.ledger.schema import to_micros
 from qiance.strategy.audience import audience_mask, resolve_audience
 from qiance.workspace import Snapshot, Workspace
+from serve.items import ItemSnapshot
 from serve.live import LiveState, Watcher, clears_floor
+from serve.users import Consents, LiveUsers, UserRead
 
 Floats = NDArray[np.float64]
 # Effects per user × action of one request, the degraded parts, the model's version.
 Effects = tuple[list[list[Effect]], tuple[str, ...], str]
 EVERYBODY = "all"
+REFRESH_S = 5.0
 MAX_PAIRS = 5_000  # of one request for effects: some seconds of one core
 
 
@@ -33,10 +36,15 @@ class NoModelError(RuntimeError):
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """One user to score: id and number of contacts in the last seven days."""
+    """One user to score at an instant: id and number of contacts in the last seven days."""
 
     user_id: str
     contacts_7d: int
+    at: datetime
+
+    @property
+    def at_us(self) -> int:
+        return to_micros(self.at)
 
 
 @dataclass(frozen=True)
@@ -57,60 +65,31 @@ class Scored:
     degraded: tuple[str, ...]
 
 
-class OnlineFeatures(Protocol):
-    """Reads the online store."""
-
-    def users(self, user_ids: Sequence[str]) -> Mapping[str, Floats]:
-        """`[U]` per user feature, NaN where the user is unknown."""
-        ...
-
-    def user_categories(self, user_ids: Sequence[str], categories: Sequence[str]) -> Mapping[str, Floats]:
-        """`[U, C]` per feature, NaN where there is no row."""
-        ...
-
-
-class FeastFeatures:
-    """The online store of the staged Feast repository."""
-
-    def __init__(self, repository: str) -> None:
-        from feast import FeatureStore
-
-        self._store = FeatureStore(repo_path=repository)
-        self._user = self._store.get_feature_service("user_v1")
-        self._user_category = self._store.get_feature_service("user_category_v1")
-
-    def users(self, user_ids: Sequence[str]) -> Mapping[str, Floats]:
-        """`[U]` per user feature, NaN where the user is unknown."""
-        rows = [{"user_id": user} for user in user_ids]
-        found = self._store.get_online_features(features=self._user, entity_rows=rows).to_dict()
-        return {name: _floats(found[name]) for name in USER_FEATURES}
-
-    def user_categories(self, user_ids: Sequence[str], categories: Sequence[str]) -> Mapping[str, Floats]:
-        """`[U, C]` per feature, NaN where there is no row."""
-        rows = [{"user_id": user, "category": category} for user in user_ids for category in categories]
-        shape = (len(user_ids), len(categories))
-        if not rows:
-            return {name: np.full(shape, np.nan) for name in USER_CATEGORY_FEATURES}
-        found = self._store.get_online_features(features=self._user_category, entity_rows=rows).to_dict()
-        return {name: _floats(found[name]).reshape(shape) for name in USER_CATEGORY_FEATURES}
-
-
-def _floats(values: Sequence[Any]) -> Floats:
-    return np.array([math.nan if v is None else v for v in values], dtype=np.float64)
-
-
 class Predictor:
     """Scores users against what is live; a plain class, wrapped by a deployment in app.py."""
 
     def __init__(
-        self, workspace: Workspace, ledger: Ledger, features: OnlineFeatures, min_margin: float
+        self,
+        workspace: Workspace,
+        ledger: Ledger,
+        reader: OnlineReader,
+        consents: Consents,
+        clock: Callable[[], datetime],
+        min_margin: float,
+        refresh_s: float = REFRESH_S,
     ) -> None:
-        self._workspace, self._features, self._min_margin = workspace, features, min_margin
+        self._workspace, self._clock, self._min_margin = workspace, clock, min_margin
         self.snapshot = Snapshot.load(workspace.snapshot)
+        self.users = LiveUsers(reader, consents, self.snapshot)
+        self.items = ItemSnapshot(reader, self.snapshot, refresh_s)
         self._model: EffectModel | None = None
-        self._means = {n: float(np.nanmean(v)) for n, v in self.snapshot.users.columns.items()}
         self._watcher = Watcher(ledger, self.snapshot.catalogue, self._adopt)
         self._warm_up()
+
+    def close(self) -> None:
+        """Stop the threads that follow the ledger and the items."""
+        self._watcher.close()
+        self.items.close()
 
     def _adopt(self, state: LiveState) -> None:
         """Load the model that the version row names, if it is another one."""
@@ -122,7 +101,7 @@ class Predictor:
 
     def _warm_up(self) -> None:
         if self._model is not None:
-            self.score([ScoreRequest(self.snapshot.users.user_ids[0], 0)])
+            self.score([ScoreRequest(self.snapshot.users.user_ids[0], 0, self._clock())])
 
     @property
     def model(self) -> EffectModel:
@@ -131,47 +110,49 @@ class Predictor:
             raise NoModelError("versions.model: no model is registered; run `qiance run` first")
         return self._model
 
-    def _grid(self, model: EffectModel) -> GridPredictor:
-        return GridPredictor(model, self.snapshot.catalogue, self.snapshot.item, self.snapshot.categories)
+    def _grid(self, model: EffectModel, now_us: int) -> GridPredictor:
+        items = self.items.values(now_us)
+        return GridPredictor(model, self.snapshot.catalogue, items, self.snapshot.categories)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Scored]:
         """Scores of every live candidate for each request, in one pass over all of them."""
         # As the watcher's thread left them: a champion that cannot be loaded must not stop scoring.
         state, model = self._watcher.state, self.model
         offered = state.actions[1:]
-        rows, known = self._read(requests, offered)
-        cold = np.isnan(known.columns["recency_days"])
+        rows, read = self._read(requests, offered)
         if not offered:
-            return [self._scored(state, model, u, None, None, None, cold) for u in range(len(requests))]
-        prediction, cost = self._grid(model).predict(rows, offered)
-        admissible = self._admissible(state, known)
+            return [
+                self._scored(state, model, u, None, None, None, read.flags[u]) for u in range(len(requests))
+            ]
+        # Items move by the hour, requests of one pass lie within milliseconds.
+        now_us = max(r.at_us for r in requests)
+        prediction, cost = self._grid(model, now_us).predict(rows, offered)
+        admissible = self._admissible(state, read.known)
         return [
-            self._scored(state, model, u, prediction, cost, admissible, cold) for u in range(len(requests))
+            self._scored(
+                state, model, u, prediction, cost, admissible, (*read.flags[u], *self._item_flags(now_us))
+            )
+            for u in range(len(requests))
         ]
 
-    def _read(
-        self, requests: Sequence[ScoreRequest], offered: Sequence[Action]
-    ) -> tuple[UserRows, UserTable]:
-        """The rows to score, gaps filled with the population's means, and what is known, NaN for gaps."""
-        ids = tuple(r.user_id for r in requests)
-        known = self._features.users(ids)
+    def _item_flags(self, now_us: int) -> tuple[str, ...]:
+        """What is wrong with the items of live actions: not read of late, or filled with defaults."""
+        rows = [self.snapshot.catalogue.index[a.item_id] for a in self._watcher.state.actions if a.item_id]
+        flags = ("item_snapshot",) if self.items.degraded else ()
+        return (*flags, "cold_start_item") if self.items.cold(now_us)[rows].any() else flags
+
+    def _read(self, requests: Sequence[ScoreRequest], offered: Sequence[Action]) -> tuple[UserRows, UserRead]:
+        """The rows to score, gaps filled with defaults, and what was read of each user."""
+        catalogue = self.snapshot.catalogue
+        wanted = sorted({catalogue[a.item_id].category for a in offered if a.item_id is not None})
+        now_us = np.array([r.at_us for r in requests], dtype=np.int64)
+        read = self.users.read([r.user_id for r in requests], wanted, now_us)
         rows = UserRows(
-            columns={n: np.where(np.isnan(v), self._means[n], v) for n, v in known.items()},
-            user_category=self._category_rows(ids, offered),
+            columns=read.filled,
+            user_category=read.user_category,
             contacts_7d=np.array([float(r.contacts_7d) for r in requests]),
         )
-        return rows, UserTable(ids, known)
-
-    def _category_rows(self, ids: Sequence[str], offered: Sequence[Action]) -> dict[str, Floats]:
-        """`[U, C]` over all categories; only those of live items are read, the rest is not used."""
-        catalogue, categories = self.snapshot.catalogue, self.snapshot.categories
-        wanted = sorted({catalogue[a.item_id].category for a in offered if a.item_id is not None})
-        found = self._features.user_categories(ids, wanted)
-        columns = [categories.index(name) for name in wanted]
-        full = {name: np.full((len(ids), len(categories)), np.nan) for name in USER_CATEGORY_FEATURES}
-        for name, values in found.items():
-            full[name][:, columns] = values
-        return full
+        return rows, read
 
     def _admissible(self, state: LiveState, users: UserTable) -> NDArray[np.bool_]:
         by_strategy = {
@@ -190,7 +171,7 @@ class Predictor:
         prediction: GridPrediction | None,
         cost: Floats | None,
         admissible: NDArray[np.bool_] | None,
-        cold: NDArray[np.bool_],
+        degraded: tuple[str, ...],
     ) -> Scored:
         size = len(state.actions)
         value, spend, mask = np.zeros(size), np.zeros(size), np.ones(size, dtype=np.bool_)
@@ -209,7 +190,7 @@ class Predictor:
             admissible=mask,
             effects=tuple(effects),
             model_version=model.version,
-            degraded=("cold_start",) if cold[u] else (),
+            degraded=degraded,
         )
 
     def effects(
@@ -233,13 +214,13 @@ class Predictor:
             raise ValueError(
                 f"user_ids: {len(user_ids)} users × {len(actions)} actions; at most {MAX_PAIRS} pairs"
             )
-        rows, known = self._read([ScoreRequest(user, 0) for user in user_ids], actions)
-        prediction, _ = self._grid(model).predict(rows, actions)
+        now = self._clock()
+        rows, read = self._read([ScoreRequest(user, 0, now) for user in user_ids], actions)
+        prediction, _ = self._grid(model, to_micros(now)).predict(rows, actions)
         eye = np.eye(len(user_ids), dtype=np.bool_)
         table = [[prediction.summarise(a, one) for a in range(len(actions))] for one in eye]
-        cold = np.isnan(known.columns["recency_days"])
-        degraded = tuple(f"cold_start:{u}" for u, is_cold in zip(user_ids, cold, strict=True) if is_cold)
-        return table, degraded, model.version
+        pairs = zip(user_ids, read.flags, strict=True)
+        return table, tuple(f"{flag}:{user}" for user, flags in pairs for flag in flags), model.version
 
     def _members(self, segment: str | None) -> list[str]:
         """Users of the snapshot in the segment; ValueError if it is none, or empty."""
@@ -254,5 +235,8 @@ class Predictor:
 
     def predict(self, user_ids: Sequence[str], actions: Sequence[Action]) -> GridPrediction:
         """Predictions from the snapshot's feature values: what proposers ask for, off the live path."""
-        predictor = FramePredictor(self._grid(self.model), self.snapshot.users, self.snapshot.user_category)
+        items = GridPredictor(
+            self.model, self.snapshot.catalogue, self.snapshot.item, self.snapshot.categories
+        )
+        predictor = FramePredictor(items, self.snapshot.users, self.snapshot.user_category)
         return predictor.predict(user_ids, actions)

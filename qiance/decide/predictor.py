@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qiance.decide.floors import discounted_price
 from qiance.domain import CONTROL_ACTION, Action, Catalogue, GridPrediction, UserTable
 from qiance.features.columns import ActionColumns, Columns, grid
+from qiance.features.session import no_session
 from qiance.features.transforms import USER_CATEGORY_FEATURES, USER_FEATURES
 
 Floats = NDArray[np.float64]
@@ -134,7 +135,7 @@ class FramePredictor:
         """Feature values of `user_ids`; contacts default to none."""
         index = np.array([self._row.get(user, len(self._row)) for user in user_ids], dtype=np.int64)
         return UserRows(
-            columns={n: values[index] for n, values in self._columns.items()},
+            columns={n: values[index] for n, values in self._columns.items()} | no_session(len(index)),
             user_category={n: values[index] for n, values in self._user_category.items()},
             contacts_7d=np.zeros(len(index)) if contacts_7d is None else contacts_7d,
         )

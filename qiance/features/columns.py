@@ -11,20 +11,30 @@ from numpy.typing import NDArray
 
 from qiance.domain import Action
 from qiance.features.schema import FeatureSchema
-from qiance.features.transforms import ITEM_FEATURES, USER_CATEGORY_FEATURES, USER_FEATURES
+from qiance.features.session import SESSION_FEATURES
+from qiance.features.transforms import (
+    ITEM_FEATURES,
+    ITEM_POPULARITY_FEATURES,
+    USER_CATEGORY_FEATURES,
+    USER_FEATURES,
+)
 from qiance.features.words import CREATIVE_FEATURES, creative_features
 
 Columns = dict[str, NDArray[Any]]
 
 ACTION_FEATURES = ("depth", "contact_cost", *CREATIVE_FEATURES)
 CONTEXT_FEATURES = ("contacts_7d",)
+# What is known of a user, of an item: from the store's views of each.
+USER_COLUMNS = (*USER_FEATURES, *SESSION_FEATURES)
+# Stock decides whether an item may be offered, not what an offer does; most shops do not tell it.
+ITEM_COLUMNS = tuple(name for name in (*ITEM_FEATURES, *ITEM_POPULARITY_FEATURES) if name != "stock")
 NONE = "none"
 
 EFFECT_SCHEMA = FeatureSchema(
     service="effect_v1",
     numeric=(
-        *USER_FEATURES,
-        *ITEM_FEATURES,
+        *USER_COLUMNS,
+        *ITEM_COLUMNS,
         *USER_CATEGORY_FEATURES,
         *ACTION_FEATURES,
         *CONTEXT_FEATURES,
@@ -78,8 +88,8 @@ def assemble(
     A pair of user and category without a purchase has no row in the store (NaN): share and baskets are
     then 0, and recency is the length of the window.
     """
-    columns: Columns = {name: np.asarray(user[name], dtype=np.float64) for name in USER_FEATURES}
-    columns |= {name: np.asarray(item[name], dtype=np.float64) for name in ITEM_FEATURES}
+    columns: Columns = {name: np.asarray(user[name], dtype=np.float64) for name in USER_COLUMNS}
+    columns |= {name: np.asarray(item[name], dtype=np.float64) for name in ITEM_COLUMNS}
     for name in USER_CATEGORY_FEATURES:
         absent = 90.0 if name == "category_recency_days" else 0.0
         columns[name] = np.nan_to_num(np.asarray(user_category[name], dtype=np.float64), nan=absent)
@@ -111,8 +121,8 @@ def grid(
     parts = {name: values[a] for name, values in actions.numeric.items()}
     parts |= {"channel": actions.channel[a], "category": actions.category[a]}
     return assemble(
-        user={name: user[name][u] for name in USER_FEATURES},
-        item={name: np.where(item_row >= 0, item[name][item_row], np.nan) for name in ITEM_FEATURES},
+        user={name: user[name][u] for name in USER_COLUMNS},
+        item={name: np.where(item_row >= 0, item[name][item_row], np.nan) for name in ITEM_COLUMNS},
         user_category={
             name: np.where(code >= 0, user_category[name][u, code], np.nan) for name in USER_CATEGORY_FEATURES
         },

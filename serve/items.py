@@ -1,0 +1,133 @@
+"""Features of every item of the catalogue, in memory: refreshed in the background, swapped in one step."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qiance.domain import Catalogue
+from qiance.features.defaults import Defaults
+from qiance.features.online import OnlineReader, Status
+from qiance.features.rows import RowsUnavailableError
+from qiance.features.transforms import ITEM_FEATURES, ITEM_POPULARITY_FEATURES
+from qiance.workspace import Snapshot
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+logger = logging.getLogger(__name__)
+VIEWS: Mapping[str, tuple[str, ...]] = {
+    "item_state": ITEM_FEATURES,
+    "item_popularity": ITEM_POPULARITY_FEATURES,
+}
+
+
+@dataclass(frozen=True)
+class ItemFrame:
+    """Items at one moment, in the order of the catalogue.
+
+    columns: `[I]` per feature, NaN where unknown; event_us: `[I]` per view, 0 where there is no row;
+    version: hash of the content, so that equal frames have equal versions.
+    """
+
+    columns: Mapping[str, Floats]
+    event_us: Mapping[str, Ints]
+    version: str
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Floats], event_us: Mapping[str, Ints]) -> ItemFrame:
+        digest = hashlib.sha256()
+        for name in sorted(columns):
+            digest.update(name.encode() + np.ascontiguousarray(columns[name]).tobytes())
+        return cls(columns, event_us, digest.hexdigest()[:16])
+
+
+class ItemSnapshot:
+    """The current `ItemFrame`, read again every `refresh_s` seconds by a thread of its own.
+
+    Keys come from the catalogue, since the store has no scan. While the store is down the last frame stays;
+    `values` still leaves out what has passed its TTL.
+    """
+
+    def __init__(self, reader: OnlineReader, snapshot: Snapshot, refresh_s: float) -> None:
+        self._reader, self._catalogue, self._refresh_s = reader, snapshot.catalogue, refresh_s
+        self._category = [item.category for item in snapshot.catalogue]
+        self._defaults = Defaults.learn(snapshot.item, self._category)
+        self.degraded = False
+        self.frame = self._first(snapshot)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="qiance-items", daemon=True)
+        self._thread.start()
+
+    def values(self, now_us: int) -> Mapping[str, Floats]:
+        """`[I]` per item feature at `now_us`; a gap is filled with its category's mean."""
+        return self._defaults.fill(self._present(now_us), self._category)
+
+    def cold(self, now_us: int) -> NDArray[np.bool_]:
+        """`[I]` items whose state is not known or too old, so that defaults stand in."""
+        event_us = self.frame.event_us["item_state"]
+        return np.asarray((event_us == 0) | (self._status("item_state", now_us) != Status.PRESENT))
+
+    def refresh(self) -> bool:
+        """Read the store now; whether it answered."""
+        try:
+            self.frame, self.degraded = _read(self._reader, self._catalogue), False
+        except RowsUnavailableError as error:
+            if not self.degraded:
+                logger.warning("items stay as last read: %s", error)
+            self.degraded = True
+        return not self.degraded
+
+    def close(self) -> None:
+        """Stop refreshing."""
+        self._stop.set()
+        self._thread.join(timeout=5.0)
+
+    def _present(self, now_us: int) -> dict[str, Floats]:
+        frame = self.frame
+        present = {}
+        for view, names in VIEWS.items():
+            stale = self._status(view, now_us) == Status.STALE
+            for name in names:
+                values = frame.columns[name]
+                present[name] = np.where(stale, np.nan, values) if stale.any() else values
+        return present
+
+    def _status(self, view: str, now_us: int) -> NDArray[np.int8]:
+        event_us = self.frame.event_us[view]
+        return self._reader.views[view].status(event_us, np.full(len(event_us), now_us, dtype=np.int64))
+
+    def _first(self, snapshot: Snapshot) -> ItemFrame:
+        """From the store; if it is down, from the file that the features were built with."""
+        try:
+            return _read(self._reader, snapshot.catalogue)
+        except RowsUnavailableError as error:
+            logger.warning("items are read from the file of the run: %s", error)
+            self.degraded = True
+            at = np.full(len(snapshot.catalogue), int(snapshot.as_of.timestamp() * 1e6), dtype=np.int64)
+            return ItemFrame.of(snapshot.item, dict.fromkeys(VIEWS, at))
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._refresh_s):
+            try:
+                self.refresh()
+            except Exception as error:  # a thread that dies would leave items as they are for ever, unseen
+                logger.error("items cannot be refreshed: %r", error)
+                self.degraded = True
+
+
+def _read(reader: OnlineReader, catalogue: Catalogue) -> ItemFrame:
+    # Whatever its age: what is too old is decided when it is used.
+    fetched = reader.fetch("item_id", [item.item_id for item in catalogue], 0)
+    columns: dict[str, Floats] = {}
+    event_us: dict[str, Ints] = {}
+    for view, names in VIEWS.items():
+        block = fetched.block(view)
+        event_us[view] = block.event_us
+        columns |= {name: block.values[name] for name in names}
+    return ItemFrame.of(columns, event_us)
