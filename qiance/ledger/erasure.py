@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -67,6 +70,10 @@ TOTALS_SCHEMA = pa.schema(
 class Erasures(Folding, Events):
     """Erasing users, and knowing who was erased."""
 
+    @cached_property
+    def _scrubbing(self) -> threading.Lock:
+        return threading.Lock()
+
     def erase(self, user_id: str, by: str, reason: str = "") -> Erasure:
         """Erases a user from the ledger alone; `qiance.privacy.Eraser` erases them from everything."""
         begun = self.begin_erasure(user_id, by, reason)
@@ -81,8 +88,8 @@ class Erasures(Folding, Events):
         tells of the erasure, not of whom. A user whose erasure is pending already keeps its id.
         """
         checked("erasure.by", by)
-        _check_reason(reason, user_id)
         lookup = self._lookup(user_id)
+        _check_reason(reason, user_id)
         with self.write() as connection:
             removed = self._unlink(connection, lookup)
             erasure_id = self._pending_id(connection, lookup) or secrets.token_hex(16)
@@ -106,18 +113,21 @@ class Erasures(Folding, Events):
         return self._erasure_of(erasure_id)
 
     def scrub(self, patience_s: float = 3.0) -> bool:
-        """Overwrites what deleted rows left in the database's log; whether it could be done.
+        """Removes what erased rows left in the database's files; whether it could be done.
 
-        SQLite: while somebody reads an old state, its log stays; then False, and every later erasure tries
-        again. PostgreSQL: VACUUM. See docs/privacy.md for what archives and backups hold.
+        SQLite rewrites its file, once for all erasures that wait, and empties its log: not while somebody
+        reads an old state; then False, and every later call tries again. PostgreSQL: VACUUM. See
+        docs/privacy.md for what archives and backups hold.
         """
-        with self.read() as connection:
-            begun = connection.execute(self._in_state(ErasureState.SCRUBBING)).all()
-        if not scrub_database(self.engine, patience_s):
-            return False
-        if begun:
+        with self._scrubbing:
+            with self.read() as connection:
+                waiting = connection.execute(self._in_state(ErasureState.SCRUBBING)).all()
+            if not waiting:
+                return True
+            if not scrub_database(self.engine, self._write_lock or nullcontext(), patience_s):
+                return False
             with self.write() as connection:
-                for row in begun:
+                for row in waiting:
                     connection.execute(self._changing(row.erasure_id), {"state": ErasureState.DONE.value})
         return True
 

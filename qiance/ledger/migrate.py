@@ -14,7 +14,6 @@ from qiance.ledger.records import LedgerError
 HEAD = "0002"
 # Not Alembic's default: MLflow keeps its own `alembic_version` when it shares the database.
 VERSION_TABLE = "qiance_schema"
-_BEFORE_SECURE_DELETE = "0001"
 _ADVISORY_LOCK = 7_100_233_914_001
 _WAL_PATIENCE_S = 30.0
 # Alembic keeps the running migration in module globals.
@@ -26,13 +25,8 @@ def upgrade(engine: Engine) -> None:
     if engine.dialect.name == "sqlite":
         _enable_wal(engine)
     with engine.connect() as connection:
-        found = current_revision(connection)
-        if found == HEAD:
+        if current_revision(connection) == HEAD:
             return
-        if found == _BEFORE_SECURE_DELETE and engine.dialect.name == "sqlite":
-            # Pages freed before deleted rows were overwritten still hold them; done first, so that a
-            # failure leaves the old revision and the next opener tries again.
-            connection.exec_driver_sql("VACUUM")
     # SQLite: BEGIN IMMEDIATE is the lock; PostgreSQL: an advisory lock until the transaction ends.
     with _ALEMBIC, engine.execution_options(writes=True).begin() as connection:
         if engine.dialect.name == "postgresql":
