@@ -53,6 +53,24 @@ def read_raw(path: Path, wanted: Sequence[str], options: TextOptions | None = No
     return _csv(path, lines, wanted, options.delimiter)
 
 
+def column_names(path: Path, options: TextOptions | None = None) -> list[str]:
+    """Names of a file's columns; of JSON Lines those of the first object. Reads the whole file."""
+    options = options or TextOptions()
+    chosen = format_of(path, options.format)
+    data = read_bytes(path)
+    refuse_other(path, data, chosen)
+    if chosen is FileFormat.PARQUET:
+        try:
+            return list(pq.read_schema(pa.BufferReader(data)).names)
+        except (pa.ArrowException, OSError) as error:
+            raise damaged(path, error) from None
+    lines = split_lines(path, to_utf8(path, data, options.encoding))
+    if chosen is FileFormat.CSV:
+        return _header(path, lines.text(0), options.delimiter)
+    record = _json_object(lines, 0)
+    return [] if isinstance(record, str) else list(record)
+
+
 def _csv(path: Path, lines: Lines, wanted: Sequence[str], delimiter: str) -> RawTable:
     header = csv_header(path, lines.text(0), wanted, delimiter)
     body = lines.from_line(1)
