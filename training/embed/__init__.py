@@ -1,0 +1,1 @@
+"""Embeddings of text, images and audio, and review sentiment: batch jobs that write feature tables."""
