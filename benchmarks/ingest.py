@@ -57,7 +57,7 @@ def measure(args: Args, folder: Path) -> None:
     """Runs in turns at the peer's size, then ours at full size and at a tenth of it."""
     rows = args.pick(smoke=30_000, quick=500_000, full=5_000_000)
     peer_rows = args.pick(smoke=30_000, quick=200_000, full=1_000_000)
-    repeats = args.pick(smoke=1, quick=1, full=3)
+    repeats = args.pick(smoke=1, quick=1, full=2)
     small, peer_shop = _shop(folder, rows // 10, args.seed), _shop(folder, peer_rows, args.seed)
     shop = peer_shop if rows == peer_rows else _shop(folder, rows, args.seed)
     ours, theirs = [], []

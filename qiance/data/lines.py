@@ -41,12 +41,14 @@ class Lines:
         return Lines(self.data, self.starts[first:], self.ends[first:], self.utf8[first:])
 
     def select(self, keep: Bools) -> bytes:
-        """The kept lines, each ended by a line feed."""
-        if keep.all() and (self.starts[1:] - self.ends[:-1]).max(initial=0) <= len("\r\n"):
-            return self.data[self.starts[0] : self.ends[-1]] + b"\n"
+        """The kept lines, each ended by a line break; copied run by run, for most lines are kept."""
+        near = (self.starts[1:] - self.ends[:-1]) <= len("\r\n")  # no blank line between
+        joined = keep[:-1] & keep[1:] & near
+        first = keep & ~np.concatenate([[False], joined])
+        last = keep & ~np.concatenate([joined, [False]])
         return b"".join(
             self.data[start:end] + b"\n"
-            for start, end in zip(self.starts[keep], self.ends[keep], strict=True)
+            for start, end in zip(self.starts[first].tolist(), self.ends[last].tolist(), strict=True)
         )
 
 

@@ -118,7 +118,9 @@ class TableWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._schema, self._row_group = path, schema, row_group
         self._part = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part")
-        self._file = pq.ParquetWriter(self._part, schema, compression="zstd")
+        # Few features repeat often enough for a dictionary to pay; keys and instants do.
+        repeated = [column.name for column in schema if not pa.types.is_floating(column.type)]
+        self._file = pq.ParquetWriter(self._part, schema, compression="zstd", use_dictionary=repeated)
         self._waiting: list[pa.Table] = []
         self._rows = 0
 
