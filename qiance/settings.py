@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from qiance.domain import Money
+from qiance.domain import Money, Purpose
 from qiance.settings_sources import (
     ENV_PREFIX,
     HIDDEN,
@@ -154,6 +154,17 @@ class BudgetSettings(Section):
         return value
 
 
+class PrivacySettings(Section):
+    unrecorded_consent: Literal["denied", "granted"] = Field(
+        "denied", description="what a user counts as having said who was never asked"
+    )
+
+    @property
+    def unrecorded(self) -> frozenset[Purpose]:
+        """The purposes that a user who was never asked counts as having agreed to."""
+        return frozenset(Purpose) if self.unrecorded_consent == "granted" else frozenset()
+
+
 class GrafanaSettings(Section):
     url: str | None = Field(None, description="where dashboards are published; null: nowhere")
     token: SecretStr | None = Field(None, description="service account token")
@@ -178,6 +189,7 @@ class Settings(Section):
     rl: RlSettings = RlSettings()
     llm: LlmSettings = LlmSettings()
     budget: BudgetSettings = BudgetSettings()
+    privacy: PrivacySettings = PrivacySettings()
     grafana: GrafanaSettings = GrafanaSettings()
 
     @model_validator(mode="after")

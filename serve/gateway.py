@@ -20,6 +20,7 @@ from serve.briefs import new_brief
 from serve.decisions import Answer, DecisionService
 from serve.live import Watcher
 from serve.metrics import GatewayMetrics
+from serve.people import PeopleService, add_people
 from serve.predictor import Effects, Scored, ScoreRequest
 from serve.problems import Problem, echo, invalid
 from serve.schemas import (
@@ -60,20 +61,32 @@ class Gateway:
         effects: Callable[[list[str] | None, str | None, list[str]], Awaitable[Effects]],
         start_brief: Callable[[str], None],
         metrics: GatewayMetrics,
+        people: PeopleService | None = None,
     ) -> None:
         self.args, self.ledger, self.watcher, self.metrics = args, ledger, watcher, metrics
         self.decisions = DecisionService(ledger, watcher, scorer, args)
         self.effects, self.start_brief = effects, start_brief
+        self._people = people
+
+    @property
+    def people(self) -> PeopleService:
+        """Consent, shop events and erasure, where this server has them."""
+        if self._people is None:
+            raise Problem(503, "users: this server was started without consent, events and erasure")
+        return self._people
 
     async def authorise(
         self, request: Request, credentials: HTTPAuthorizationCredentials | None, scope: Scope
-    ) -> None:
-        """Without keys only loopback may call; with keys every call needs one that allows `scope`."""
+    ) -> str:
+        """Without keys only loopback may call; with keys every call needs one that allows `scope`.
+
+        The name of the key, for the audit log.
+        """
         if not await asyncio.to_thread(self.ledger.has_keys):
             client = request.client.host if request.client else ""
             if client not in ("127.0.0.1", "::1", ""):
                 raise Problem(403, f"client {client}: no API keys exist, so only loopback may call; make one")
-            return
+            return "loopback"
         if credentials is None:
             raise Problem(401, "Authorization: send `Bearer` and an API key from `qiance keys create`")
         principal = await asyncio.to_thread(self.ledger.verify_key, credentials.credentials)
@@ -81,6 +94,7 @@ class Gateway:
             raise Problem(401, "Authorization: the API key is unknown or revoked")
         if not principal.may(scope):
             raise Problem(403, f"Authorization: the key {principal.name!r} lacks the scope {scope.value!r}")
+        return principal.name
 
     async def decide(self, body: DecisionRequest) -> DecisionResponse:
         started = time.perf_counter()
@@ -204,8 +218,8 @@ def build_api(gateway_of: Callable[[], Gateway], max_body_bytes: int) -> FastAPI
     def allow(scope: Scope) -> Any:
         async def check(
             request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-        ) -> None:
-            await gateway_of().authorise(request, credentials, scope)
+        ) -> str:
+            return await gateway_of().authorise(request, credentials, scope)
 
         return Depends(check)
 
@@ -242,6 +256,8 @@ def build_api(gateway_of: Callable[[], Gateway], max_body_bytes: int) -> FastAPI
         """Strategies in the order they were proposed."""
         found = await asyncio.to_thread(gateway_of().ledger.strategies, state, brief_id)
         return [strategy_out(s) for s in found]
+
+    add_people(app, lambda: gateway_of().people, allow)
 
     @app.get("/healthz", tags=["operation"])
     async def healthz() -> Health:

@@ -60,7 +60,7 @@ class StrictRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
-            if request.method == "POST":
+            if request.method in ("POST", "PUT"):
                 _check_type(request.headers.get("content-type", ""))
             return await handle(StrictRequest(request.scope, request.receive))
 
