@@ -2,7 +2,7 @@
 
 from qiance.privacy.eraser import EraseOnline, Eraser, ErasureReport
 from qiance.privacy.lock import WorkspaceBusyError, workspace_lock
-from qiance.privacy.online import erase_packed_sqlite
+from qiance.privacy.online import erase_packed_sqlite, online_eraser
 from qiance.privacy.stores import Store, workspace_stores
 from qiance.privacy.swap import Swap, recover
 
@@ -14,6 +14,7 @@ __all__ = [
     "Swap",
     "WorkspaceBusyError",
     "erase_packed_sqlite",
+    "online_eraser",
     "recover",
     "workspace_lock",
     "workspace_stores",
