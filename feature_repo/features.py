@@ -5,6 +5,7 @@ its join keys first in its schema: the first names the partition of the online s
 """
 
 from datetime import timedelta
+from pathlib import Path
 
 from feast import (
     Entity,
@@ -17,9 +18,10 @@ from feast import (
     RequestSource,
     ValueType,
 )
-from feast.types import Array, Float64, Int64, String
+from feast.types import Array, Float32, Float64, Int64, String
 
 from qiance.features.calendar import CALENDAR_FEATURES
+from qiance.features.embedding_spec import EmbeddingSpec, load_embeddings
 from qiance.features.exposure import EXPOSURE_FEATURES
 from qiance.features.on_demand import calendar_now, exposure_now, session_now
 from qiance.features.session import SESSION_FEATURES
@@ -142,6 +144,24 @@ user_exposure = _view(
     ttl=timedelta(days=28),
 )
 
+
+def _embedding_view(spec: EmbeddingSpec) -> FeatureView:
+    """The view of one entry of embeddings.yaml."""
+    return _view(
+        spec.name,
+        [{"user": user, "item": item}[spec.entity]],
+        [Field(name="embedding", dtype=Array(Float32)), *_numbers(*spec.scores)],
+        f"{spec.modality} of {', '.join(spec.columns)} by {spec.model}, {spec.dimension} numbers",
+        ttl=timedelta(days=spec.ttl_days),
+    )
+
+
+EMBEDDINGS = {
+    spec.name: _embedding_view(spec) for spec in load_embeddings(Path(__file__).parent / "embeddings.yaml")
+}
+# Feast looks for definitions among a module's own names.
+globals().update(EMBEDDINGS)
+
 moment = RequestSource(name="moment", schema=[Field(name="now_us", dtype=Int64)])
 session_now_view = OnDemandFeatureView(
     name="session_now",
@@ -171,6 +191,16 @@ calendar_view = OnDemandFeatureView(
     description="Season, week and public holidays at the moment of the request",
 )
 
+# A retailer's whole picture, for models of one's own; what one model reads has a service of its own below.
+retail_v1 = FeatureService(
+    name="retail_v1",
+    features=[
+        *(user_profile, user_category, user_brand, session_now_view, exposure_now_view),
+        *(item_state, item_popularity, market_signals, campaign_history, calendar_view),
+        *EMBEDDINGS.values(),
+    ],
+    description="Everything that is known of user, item, shop, campaign and moment",
+)
 effect_v1 = FeatureService(
     name="effect_v1",
     features=[user_profile, user_category, session_now_view, item_state, item_popularity],
@@ -192,8 +222,9 @@ item_popularity_v1 = FeatureService(
     name="item_popularity_v1", features=[item_popularity], description="Demand of items by window"
 )
 market_v1 = FeatureService(
-    name="market_v1", features=[market_signals, calendar_view], description="The shop and the date"
+    name="market_v1", features=[market_signals], description="Demand of the whole shop"
 )
+calendar_v1 = FeatureService(name="calendar_v1", features=[calendar_view], description="What the date says")
 campaign_v1 = FeatureService(
     name="campaign_v1", features=[campaign_history], description="What came of a strategy so far"
 )

@@ -11,9 +11,9 @@ import pandas as pd
 import pyarrow as pa
 
 from qiance.domain import Action, Catalogue
-from qiance.features.columns import NONE, ActionColumns, assemble
-from qiance.features.transforms import ITEM_FEATURES, USER_CATEGORY_FEATURES, USER_FEATURES
-from training.featurise import point_in_time
+from qiance.features.columns import ITEM_COLUMNS, NONE, ActionColumns, assemble
+from qiance.features.transforms import USER_CATEGORY_FEATURES, USER_FEATURES
+from training.featurise import point_in_time, sessions_at
 
 LABELS = ("click", "conversion", "sales", "margin")
 
@@ -48,8 +48,8 @@ def training_table(
     action_part: dict[str, Any] = {name: values[choice] for name, values in parts.numeric.items()}
     action_part |= {"channel": parts.channel[choice], "category": category}
     columns = assemble(
-        user={name: joined[name].to_numpy() for name in USER_FEATURES},
-        item={name: joined[name].to_numpy() for name in ITEM_FEATURES},
+        user={name: joined[name].to_numpy() for name in USER_FEATURES} | sessions_at(repository, rows),
+        item={name: joined[name].to_numpy() for name in ITEM_COLUMNS},
         user_category={name: joined[name].to_numpy() for name in USER_CATEGORY_FEATURES},
         actions=action_part,
         contacts_7d=contacts_7d,

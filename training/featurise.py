@@ -13,8 +13,10 @@ from types import ModuleType
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from qiance.domain import Catalogue, UserTable
+from qiance.features.session import SESSION_FEATURES, no_session
 from qiance.features.transforms import (
     EventIndex,
     ItemTable,
@@ -29,6 +31,7 @@ from qiance.workspace import Snapshot
 from training.preprocess.tables import (
     TABLES,
     TableWriter,
+    after_one_another,
     instants,
     item_tables,
     known_at,
@@ -75,25 +78,29 @@ def write_feature_tables(
             name: stack.enter_context(TableWriter(folder / "data" / f"{name}.parquet", table_schema(name)))
             for name in TABLES
         }
-        for number, day in enumerate(days):
+        for number, (day, before) in enumerate(after_one_another(days)):
             sums = item_sums(events, day), market_sums(events, day)
-            rows = user_tables(events, day) | item_tables(known_at(items, day, days[-1]), *sums, day)
+            rows = user_tables(events, day, before) | item_tables(known_at(items, day, days[-1]), *sums, day)
             for name, table in rows.items():
                 writers[name].write(table)
             if progress:
                 progress((number + 1) / len(days), f"features of {moment(day):%Y-%m-%d}")
 
 
-def stage_repository(folder: Path) -> None:
-    """Copy the Feast repository into `folder` and apply its definitions to the registry there."""
-    from feast import Entity, FeatureService, FeatureStore, FeatureView
+def stage_repository(folder: Path, config: str = "feature_store.yaml") -> None:
+    """Copy the Feast repository into `folder` and apply its definitions to the registry there.
+
+    config: which of the repository's configurations the folder gets as its feature_store.yaml.
+    """
+    from feast import Entity, FeatureService, FeatureStore, FeatureView, OnDemandFeatureView
 
     folder.mkdir(parents=True, exist_ok=True)
     for path in REPOSITORY.iterdir():
         if path.is_file():
             shutil.copy(path, folder / path.name)
+    shutil.copy(REPOSITORY / config, folder / "feature_store.yaml")
     definitions = _load_definitions(folder / "features.py")
-    kinds = (Entity, FeatureView, FeatureService)
+    kinds = (Entity, FeatureView, OnDemandFeatureView, FeatureService)
     objects = [value for value in vars(definitions).values() if isinstance(value, kinds)]
     FeatureStore(repo_path=str(folder)).apply(objects)
 
@@ -108,12 +115,23 @@ def _load_definitions(path: Path) -> ModuleType:
     return module
 
 
-def materialise(folder: Path, start: datetime, end: datetime) -> None:
-    """Write the latest values in [start, end] to the online store."""
+def materialise(folder: Path, end: datetime) -> None:
+    """Write to the online store what a point-in-time join at `end` finds: the newest row within its TTL.
+
+    A view without a table (nobody has visited yet, no embeddings were made) is empty online too.
+    """
     from feast import FeatureStore
 
+    store = FeatureStore(repo_path=str(folder))
+    views = [view for view in store.list_feature_views() if _has_rows(folder, view.name)]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        FeatureStore(repo_path=str(folder)).materialize(start, end)
+        for view in views:
+            store.materialize(end - view.ttl, end, feature_views=[view.name])
+
+
+def _has_rows(folder: Path, view: str) -> bool:
+    table = folder / "data" / f"{view}.parquet"
+    return table.is_file() and pq.read_metadata(table).num_rows > 0
 
 
 # The service that reads each view alone, with the view's join keys.
@@ -170,6 +188,30 @@ def point_in_time_one(folder: Path, rows: pd.DataFrame, service: str, keys: Sequ
     values["event_timestamp"] = pd.to_datetime(values["event_timestamp"], utc=True).dt.as_unit("us")
     found = stamped[on].merge(values[[*on, *names]], on=on, how="left", validate="many_to_one")
     return rows.assign(**{name: found[name].to_numpy(dtype=np.float64) for name in names})
+
+
+def sessions_at(folder: Path, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+    """`[n]` per session feature for `rows` (user_id, event_timestamp), as a decision then read it."""
+    from feast import FeatureStore
+
+    if not _has_rows(folder, "user_session"):
+        return no_session(len(rows))
+    store = FeatureStore(repo_path=str(folder))
+    stamped = rows[["user_id"]].assign(
+        event_timestamp=pd.to_datetime(rows["event_timestamp"], utc=True).dt.as_unit("us")
+    )
+    distinct = stamped.drop_duplicates()
+    asked = distinct.assign(now_us=distinct["event_timestamp"].astype("int64"))
+    service = store.get_feature_service("session_v1")
+    values = store.get_historical_features(entity_df=asked, features=service).to_df()
+    values["event_timestamp"] = pd.to_datetime(values["event_timestamp"], utc=True).dt.as_unit("us")
+    on = ["user_id", "event_timestamp"]
+    found = stamped.merge(values[[*on, *SESSION_FEATURES]], on=on, how="left", validate="many_to_one")
+    # Feast's file join leaves out rows without a live value: nobody was on the site.
+    return {
+        name: found[name].fillna(float(absent[0])).to_numpy(dtype=np.float64)
+        for name, absent in no_session(1).items()
+    }
 
 
 def snapshot_days(events: EventIndex, every: int = SNAPSHOT_EVERY_DAYS) -> list[float]:

@@ -5,17 +5,17 @@ Each function takes and gives a pandas frame and calls the same pure function th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+
+# Not for types alone: Feast evaluates the annotations of what it registers.
+import pandas as pd
 from numpy.typing import NDArray
 
 from qiance.features.calendar import CALENDAR_FEATURES, calendar_features
 from qiance.features.exposure import EXPOSURE_FEATURES, exposure_features
 from qiance.features.session import SESSION_FEATURES, Recent, session_features
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def session_now(inputs: pd.DataFrame) -> pd.DataFrame:
@@ -50,6 +50,4 @@ def _absent(value: Any) -> bool:
 
 
 def _frame(inputs: pd.DataFrame, columns: dict[str, Any], names: tuple[str, ...]) -> pd.DataFrame:
-    import pandas as pd
-
     return pd.DataFrame({name: columns[name] for name in names}, index=inputs.index)

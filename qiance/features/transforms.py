@@ -150,20 +150,30 @@ class PairRows:
     columns: dict[str, Floats]
 
 
-def user_category_rows(events: EventIndex, as_of: float) -> PairRows:
-    """Behaviour of each user in each category bought from; the share is of the user's window spend."""
-    return _pair_rows(events, as_of, events.of_category, events.category_baskets, USER_CATEGORY_FEATURES)
+def user_category_rows(events: EventIndex, as_of: float, before: float | None = None) -> PairRows:
+    """Behaviour of each user in each category bought from; the share is of the user's window spend.
+
+    before: the instant of the rows before these. A pair that had a row then and has bought nothing in the
+    window since gets one that says so, or its old row would go on being the newest until its TTL.
+    """
+    pairs, baskets = events.of_category, events.category_baskets
+    return _pair_rows(events, as_of, before, pairs, baskets, USER_CATEGORY_FEATURES)
 
 
-def user_brand_rows(events: EventIndex, as_of: float) -> PairRows:
-    """Behaviour of each user with each brand bought; the share is of the user's window spend."""
-    return _pair_rows(events, as_of, events.of_brand, events.brand_baskets, USER_BRAND_FEATURES)
+def user_brand_rows(events: EventIndex, as_of: float, before: float | None = None) -> PairRows:
+    """Behaviour of each user with each brand bought; as `user_category_rows`."""
+    return _pair_rows(events, as_of, before, events.of_brand, events.brand_baskets, USER_BRAND_FEATURES)
 
 
 def _pair_rows(
-    events: EventIndex, as_of: float, pairs: Pairs, baskets: Repeats, names: tuple[str, ...]
+    events: EventIndex,
+    as_of: float,
+    before: float | None,
+    pairs: Pairs,
+    baskets: Repeats,
+    names: tuple[str, ...],
 ) -> PairRows:
-    """share, baskets and recency of each pair, under `names`."""
+    """share, baskets and recency of each pair, under `names`; 0, 0 and NaN of one that ended."""
     window = events.between(as_of - WINDOW_DAYS, as_of)
     code = pairs.code[window]
     known = code >= 0
@@ -172,7 +182,8 @@ def _pair_rows(
     spend = _count(code, len(pairs), events.value[window][known])
     last = np.full(len(pairs), np.nan)
     last[code] = events.day[window][known]
-    rows = np.flatnonzero(_count(code, len(pairs)))
+    reach = pairs.code[events.between((as_of if before is None else before) - WINDOW_DAYS, as_of)]
+    rows = np.flatnonzero(_count(reach[reach >= 0], len(pairs)))
     columns = (
         _ratio(spend[rows], total[pairs.user[rows]]),
         _distinct(baskets, window, pairs.code, len(pairs))[rows],

@@ -19,7 +19,9 @@ from qiance.features.transforms import (
     user_category_features,
     user_features,
 )
+from qiance.ledger.schema import to_micros
 from qiance.workspace import Snapshot
+from serve.feature_store import open_reader
 from training.featurise import (
     materialise,
     point_in_time,
@@ -158,21 +160,19 @@ def test_nothing_is_known_before_it_was(staged: tuple[Path, EventIndex, list[flo
 
 
 def test_online_values_are_the_offline_ones(staged: tuple[Path, EventIndex, list[float]]) -> None:
-    from serve.predictor import FeastFeatures
-
     folder, _, days = staged
     now = datetime.fromtimestamp(days[-1] * 86_400, UTC)
-    materialise(folder, now - timedelta(days=1), now)
-    online = FeastFeatures(str(folder))
+    materialise(folder, now)
     users = ["u1", "u4", "nobody"]
     rows = pd.DataFrame(
         {"user_id": users, "item_id": "i0", "category": "coffee", "event_timestamp": [now] * 3}
     )
     offline = point_in_time(folder, rows)
-    found = online.users(users)
+    fetched = open_reader(folder, 1.0).fetch("user_id", users, to_micros(now))
+    found = fetched.block("user_profile").values
     for name in USER_FEATURES:
         np.testing.assert_array_equal(found[name], offline[name].to_numpy(), err_msg=name)
-    categories = online.user_categories(users, ["coffee"])
+    categories = fetched.matrix("user_category", ["coffee"]).values
     for name in USER_CATEGORY_FEATURES:
         np.testing.assert_array_equal(categories[name][:, 0], offline[name].to_numpy(), err_msg=name)
 

@@ -23,7 +23,14 @@ from training.preprocess.buckets import KnownItems, index_events
 from training.preprocess.erased import Drop, ErasedBefore
 from training.preprocess.job import preprocess
 from training.preprocess.report import PreprocessReport
-from training.preprocess.tables import TABLES, instants, item_tables, known_at, user_tables
+from training.preprocess.tables import (
+    TABLES,
+    after_one_another,
+    instants,
+    item_tables,
+    known_at,
+    user_tables,
+)
 
 MAPPING = Mapping.model_validate(
     {
@@ -81,11 +88,11 @@ def in_memory(events: pa.Table, every: int = EVERY) -> dict[str, pa.Table]:
     index = index_events(events, KnownItems.of(items))
     days = instants(float(index.day[0]), float(index.day[-1]), every)
     parts: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
-    for day in days:
+    for day, before in after_one_another(days):
         shop = item_tables(
             known_at(items, day, days[-1]), item_sums(index, day), market_sums(index, day), day
         )
-        for name, table in (user_tables(index, day) | shop).items():
+        for name, table in (user_tables(index, day, before) | shop).items():
             parts[name].append(table)
     return {name: pa.concat_tables(tables) for name, tables in parts.items()}
 

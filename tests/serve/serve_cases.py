@@ -37,15 +37,19 @@ from qiance.domain import (
     StrategyState,
 )
 from qiance.features.columns import EFFECT_SCHEMA, ActionColumns, assemble
+from qiance.features.online import OnlineReader
+from qiance.features.session import no_session
 from qiance.features.transforms import EventIndex
 from qiance.ledger import Ledger, load_or_create_key
 from qiance.market import CONTACT_COST, Market
 from qiance.market.simulate import ContactWindow, MarketLog, collect_log, uniform_over
 from qiance.workspace import Snapshot, Workspace
 from serve.args import AppArgs, LlmArgs
+from serve.feature_store import open_reader
 from serve.gateway import Gateway, build_api
 from serve.live import Watcher
-from serve.predictor import FeastFeatures, Predictor, Scored, ScoreRequest
+from serve.predictor import Predictor, Scored, ScoreRequest
+from serve.users import LedgerConsents
 from training.effect.fit import TrainSettings, train_effect
 from training.effect.split import split_by_unit
 from training.featurise import materialise, snapshot_at, stage_repository, write_feature_tables
@@ -156,7 +160,7 @@ def build_features(workspace: Workspace) -> Snapshot:
     stage_repository(workspace.features)
     snapshot = snapshot_at(index, items, day)
     snapshot.save(workspace.snapshot)
-    materialise(workspace.features, snapshot.as_of - timedelta(days=1), snapshot.as_of)
+    materialise(workspace.features, snapshot.as_of)
     return snapshot
 
 
@@ -168,7 +172,8 @@ def training_rows(snapshot: Snapshot, actions: Sequence[Action], log: MarketLog)
     code = np.array([CATEGORIES.index(c) if c in CATEGORIES else -1 for c in category])
     chosen: dict[str, Any] = {name: values[log.action] for name, values in parts.numeric.items()}
     columns = assemble(
-        user={name: values[log.user] for name, values in snapshot.users.columns.items()},
+        user={name: values[log.user] for name, values in snapshot.users.columns.items()}
+        | no_session(len(log.user)),
         item={n: np.where(item_row >= 0, v[item_row], np.nan) for n, v in snapshot.item.items()},
         user_category={
             n: np.where(code >= 0, v[log.user, code], np.nan) for n, v in snapshot.user_category.items()
@@ -242,7 +247,7 @@ class Built:
     snapshot: Snapshot
     model: str
     policy: str
-    features: FeastFeatures
+    reader: OnlineReader
 
     def open_ledger(self, folder: Path) -> Ledger:
         """The ledger in `folder`, a copy of the built one at first: one test's own to write to."""
@@ -263,7 +268,7 @@ def build(root: Path) -> Built:
     go_live(ledger, [strategy(n) for n in range(4)])
     ledger.set_versions(model=model, policy=policy, shadow_price=0.0)
     ledger.close()
-    return Built(workspace, snapshot, model, policy, FeastFeatures(str(workspace.features)))
+    return Built(workspace, snapshot, model, policy, open_reader(workspace.features, 0.2))
 
 
 @dataclass
@@ -336,11 +341,29 @@ class Shop:
 Scorer = Callable[[ScoreRequest], Any]
 
 
+def open_predictor(
+    built: Built, ledger: Ledger, args: AppArgs, reader: OnlineReader | None = None
+) -> Predictor:
+    """A predictor on the shop's features, or on another store of them."""
+    consents = LedgerConsents(ledger, args.unrecorded)
+    return Predictor(built.workspace, ledger, reader or built.reader, consents, args.now, 0.05, refresh_s=0.2)
+
+
 @contextmanager
 def open_shop(built: Built, folder: Path, scorer: Scorer | None = None, **args: Any) -> Iterator[Shop]:
     """A shop on its own copy of the ledger; `scorer` replaces the predictor on the decision path."""
     ledger = built.open_ledger(folder)
-    predictor = Predictor(built.workspace, ledger, built.features, 0.05)
+    given = {
+        "workspace": built.workspace.root,
+        "holdout": 0.2,
+        "epsilon": 0.5,
+        "llm": LlmArgs(enabled=False),
+        # An hour after the features were built, so that they are fresh; everybody agreed to being known.
+        "clock_offset_s": (START + timedelta(days=DAYS, hours=1) - datetime.now(UTC)).total_seconds(),
+        "unrecorded_consent": "granted",
+    }
+    app_args = AppArgs(**{**given, **args})
+    predictor = open_predictor(built, ledger, app_args)
     watcher = Watcher(ledger, built.snapshot.catalogue)
     metrics, started = Counted(), list[str]()
 
@@ -350,13 +373,10 @@ def open_shop(built: Built, folder: Path, scorer: Scorer | None = None, **args: 
     async def effects(users: list[str] | None, segment: str | None, actions: list[str]) -> Any:
         return await asyncio.to_thread(predictor.effects, users, segment, actions)
 
-    given = {"workspace": built.workspace.root, "holdout": 0.2, "epsilon": 0.5, "llm": LlmArgs(enabled=False)}
-    gateway = Gateway(
-        AppArgs(**{**given, **args}), ledger, watcher, scorer or score, effects, started.append, metrics
-    )
+    gateway = Gateway(app_args, ledger, watcher, scorer or score, effects, started.append, metrics)
     try:
         yield Shop(built, ledger, gateway, predictor, metrics, started)
     finally:
         watcher.close()
-        predictor._watcher.close()
+        predictor.close()
         ledger.close()

@@ -6,18 +6,31 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from serve_cases import Built, Counted, Shop, action, catalogue, go_live, open_shop, strategy, train_model
+from serve_cases import (
+    Built,
+    Counted,
+    Shop,
+    action,
+    catalogue,
+    go_live,
+    open_predictor,
+    open_shop,
+    strategy,
+    train_model,
+)
 
 from qiance.domain import Audience, Channel, Decision, StrategyState
 from qiance.ledger import NO_VERSION, LedgerUnavailableError
+from serve.args import AppArgs
 from serve.live import Watcher
 from serve.metrics import MAX_SURFACES, OTHER, GatewayMetrics
-from serve.predictor import NoModelError, Predictor, Scored, ScoreRequest
+from serve.predictor import NoModelError, Scored, ScoreRequest
 
 DECISION = {"user_id": "u0", "surface": "home"}
 
@@ -238,10 +251,10 @@ def test_a_watcher_outlives_what_it_cannot_use(built: Built, tmp_path: Path) -> 
 def test_without_a_model_the_predictor_says_so(built: Built, tmp_path: Path) -> None:
     ledger = built.open_ledger(tmp_path)
     ledger.set_versions(model=NO_VERSION)
-    predictor = Predictor(built.workspace, ledger, built.features, 0.05)
+    predictor = open_predictor(built, ledger, AppArgs(workspace=built.workspace.root))
     with pytest.raises(NoModelError, match="no model is registered; run `qiance run` first"):
-        predictor.score([ScoreRequest("u0", 0)])
-    predictor._watcher.close()
+        predictor.score([ScoreRequest("u0", 0, datetime.now(UTC))])
+    predictor.close()
     ledger.close()
 
 

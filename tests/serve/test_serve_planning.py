@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import pytest
-from serve_cases import BRIEF, RECENT, USERS, Shop
+from serve_cases import BRIEF, DAYS, RECENT, START, USERS, Shop
 
+from qiance.ledger.schema import to_micros
 from qiance.market import CONTACT_COST
 from qiance.strategy.audience import audience_mask
 from serve.args import LlmArgs
 from serve.generator.worker import BriefWorker
 from serve.predictor import ScoreRequest
+
+NOW = START + timedelta(days=DAYS, hours=1)
 
 ASKED = {
     "objective": "margin",
@@ -40,7 +44,7 @@ def test_effects_come_per_user_and_action_users_first(shop: Shop) -> None:
 
 
 def test_effects_are_those_that_decisions_are_made_by(shop: Shop) -> None:
-    scored = shop.predictor.score([ScoreRequest("u3", 0)])[0]
+    scored = shop.predictor.score([ScoreRequest("u3", 0, NOW)])[0]
     body = {"user_ids": ["u3"], "actions": list(scored.action_ids[1:])}
     found = shop.post("/v1/effects", body).json()["effects"]
     uplift = [e["effect"]["uplift"]["value"] for e in found]
@@ -48,7 +52,7 @@ def test_effects_are_those_that_decisions_are_made_by(shop: Shop) -> None:
 
 
 def test_a_batch_scores_each_user_as_alone(shop: Shop) -> None:
-    requests = [ScoreRequest(f"u{n}", n % 3) for n in range(8)] + [ScoreRequest("stranger", 0)]
+    requests = [ScoreRequest(f"u{n}", n % 3, NOW) for n in range(8)] + [ScoreRequest("stranger", 0, NOW)]
     together = shop.predictor.score(requests)
     for request, scored in zip(requests, together, strict=True):
         alone = shop.predictor.score([request])[0]
@@ -61,11 +65,12 @@ def test_a_batch_scores_each_user_as_alone(shop: Shop) -> None:
 
 def test_the_online_store_has_what_the_snapshot_has(shop: Shop) -> None:
     """Parity: the model must see online what it was trained on."""
-    snapshot, features = shop.built.snapshot, shop.built.features
+    snapshot = shop.built.snapshot
     ids = snapshot.users.user_ids[:20]
-    for name, values in features.users(ids).items():
+    fetched = shop.built.reader.fetch("user_id", ids, to_micros(NOW))
+    for name, values in fetched.block("user_profile").values.items():
         np.testing.assert_array_equal(values, snapshot.users.columns[name][:20])
-    for name, values in features.user_categories(ids, snapshot.categories).items():
+    for name, values in fetched.matrix("user_category", snapshot.categories).values.items():
         stored = snapshot.user_category[name][:20]
         bought = snapshot.user_category["category_baskets_90d"][:20] > 0
         np.testing.assert_array_equal(values[bought], stored[bought])

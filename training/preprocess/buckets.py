@@ -20,7 +20,13 @@ from qiance.data.faults import FAULT_SCHEMA, Reason, fault_rows
 from qiance.features.events import EventIndex, ItemCodes, ItemTable
 from qiance.features.transforms import ITEM_SUMS, item_sums, market_sums
 from training.preprocess.check import SECTION_SCHEMA
-from training.preprocess.tables import USER_TABLES, TableWriter, table_schema, user_tables
+from training.preprocess.tables import (
+    USER_TABLES,
+    TableWriter,
+    after_one_another,
+    table_schema,
+    user_tables,
+)
 from training.preprocess.work import read_marker, write_marker
 
 REPEATS_SCHEMA = FAULT_SCHEMA.append(pa.field("file", pa.int32()))
@@ -172,8 +178,8 @@ def write_part(events: EventIndex, days: tuple[float, ...], part: Path) -> list[
             for name in USER_TABLES
         }
         sums_out = stack.enter_context(pa.ipc.new_file(part / SUMS_FILE, SUMS_SCHEMA))
-        for day in days:
-            for name, table in user_tables(events, day).items():
+        for day, before in after_one_another(days):
+            for name, table in user_tables(events, day, before).items():
                 writers[name].write(table)
             sums_out.write_batch(_sold(item_sums(events, day)))
             market.append([float(values[0]) for values in market_sums(events, day).values()])

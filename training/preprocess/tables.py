@@ -62,18 +62,26 @@ def instants(first: float, last: float, every: int) -> list[float]:
     return sorted(set(earlier) | {end})
 
 
+def after_one_another(days: Sequence[float]) -> list[tuple[float, float | None]]:
+    """Each day with the one before it, None for the first."""
+    return list(zip(days, [None, *days[:-1]], strict=True))
+
+
 def moment(day: float) -> datetime:
     """Days since the epoch as an instant."""
     return datetime.fromtimestamp(day * DAY_US / 1e6, tz=UTC)
 
 
-def user_tables(events: EventIndex, as_of: float) -> dict[str, pa.Table]:
-    """Rows of `USER_TABLES` at day `as_of`: users with a purchase before it, pairs with one in the window."""
+def user_tables(events: EventIndex, as_of: float, before: float | None = None) -> dict[str, pa.Table]:
+    """Rows of `USER_TABLES` at day `as_of`: users with a purchase before it, pairs with one in the window.
+
+    before: the instant before, whose pairs get a row once more when they have ended.
+    """
     profile = user_features(events, as_of)
     known = ~np.isnan(profile["recency_days"])
     ids = np.array(events.user_ids, dtype=object)
     columns = {name: values[known] for name, values in profile.items()}
-    of_category, of_brand = user_category_rows(events, as_of), user_brand_rows(events, as_of)
+    of_category, of_brand = user_category_rows(events, as_of, before), user_brand_rows(events, as_of, before)
     return {
         "user_profile": _stamped("user_profile", (ids[known],), columns, as_of),
         "user_category": _pairs("user_category", ids, events.categories, of_category, as_of),

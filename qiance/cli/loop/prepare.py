@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def prepare(workspace: Workspace, report: IngestReport, stage: Stage) -> Prepare
     snapshot = snapshot_at(index, catalogue, days[-1], stock)
     snapshot.save(workspace.snapshot)
     stage.tell(0.7, "materialising the online store")
-    materialise(workspace.features, snapshot.as_of - timedelta(days=1), snapshot.as_of)
+    materialise(workspace.features, snapshot.as_of)
     stage.note(
         f"{len(snapshot.users):,} users, {len(catalogue)} items in {len(categories)} categories, "
         f"{len(days)} instants up to {snapshot.as_of:%Y-%m-%d}"
