@@ -149,8 +149,8 @@ def _largest_difference(args: Args, shop: Shop, folder: Path) -> float | None:
     """Largest absolute difference of a feature to pandas', where both read the same log."""
     if args.pick(smoke=False, quick=True, full=True):
         return None
-    ours, theirs = folder / "ours0" / "data", folder / "pandas0" / "data"
-    return max(_difference(ours / f"{name}.parquet", theirs / f"{name}.parquet") for name in TABLES)
+    mine, other = folder / "ours0" / "data", folder / "pandas0" / "data"
+    return max(_difference(mine / f"{name}.parquet", other / f"{name}.parquet") for name in TABLES)
 
 
 def _difference(ours: Path, theirs: Path) -> float:
@@ -165,8 +165,10 @@ def _difference(ours: Path, theirs: Path) -> float:
     if not mine[keys].equals(other[keys]):
         raise RuntimeError(f"{ours.name}: other rows than pandas made")
     features = [name for name in mine.columns if name not in (*KEYS, "created")]
-    gap = np.abs(mine[features].to_numpy() - other[features].to_numpy())
-    return float(np.nanmax(gap, initial=0.0))
+    values, theirs_too = mine[features].to_numpy(), other[features].to_numpy()
+    if (np.isnan(values) != np.isnan(theirs_too)).any():
+        raise RuntimeError(f"{ours.name}: pandas found other values missing")
+    return float(np.nanmax(np.abs(values - theirs_too), initial=0.0))
 
 
 if __name__ == "__main__":

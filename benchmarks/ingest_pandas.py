@@ -29,8 +29,8 @@ def run(shop: Shop, out: Path, every: int = 28) -> None:
     begin = purchases["booked_at"].iloc[0].floor("D") + every * DAY
     instants = sorted({end, *pd.date_range(end, begin + DAY / 86_400, freq=-every * DAY)})
     parts: dict[str, list[pd.DataFrame]] = {}
-    for instant in instants:
-        for name, table in features(purchases, items, instant, instant == end).items():
+    for instant, before in zip(instants, [instants[0], *instants[:-1]], strict=True):
+        for name, table in features(purchases, items, instant, before, instant == end).items():
             parts.setdefault(name, []).append(table.assign(event_timestamp=instant, created=instant))
     for name, tables in parts.items():
         pd.concat(tables, ignore_index=True).to_parquet(out / "data" / f"{name}.parquet")
@@ -132,15 +132,16 @@ def _money(
 
 
 def features(
-    purchases: pd.DataFrame, items: pd.DataFrame, as_of: pd.Timestamp, last: bool
+    purchases: pd.DataFrame, items: pd.DataFrame, as_of: pd.Timestamp, before: pd.Timestamp, last: bool
 ) -> dict[str, pd.DataFrame]:
-    """The six tables at one instant."""
+    """The six tables at one instant; `before` is the instant before it."""
     past = purchases[purchases["booked_at"] < as_of]
     window = past[past["booked_at"] >= as_of - 90 * DAY]
+    ending = past[past["booked_at"] >= before - 90 * DAY]
     return {
         "user_profile": _users(past, window, as_of),
-        "user_category": _pairs(window, "category", as_of),
-        "user_brand": _pairs(window, "brand", as_of),
+        "user_category": _pairs(window, ending, "category", as_of),
+        "user_brand": _pairs(window, ending, "brand", as_of),
         **_items(window, items, as_of, last),
         "market_signals": _market(window, as_of),
     }
@@ -175,15 +176,19 @@ def _users(past: pd.DataFrame, window: pd.DataFrame, as_of: pd.Timestamp) -> pd.
     return table.astype("float64").rename_axis("user_id").reset_index()
 
 
-def _pairs(window: pd.DataFrame, other: str, as_of: pd.Timestamp) -> pd.DataFrame:
-    own = window.groupby(["customer", other], observed=True)
+def _pairs(window: pd.DataFrame, ending: pd.DataFrame, other: str, as_of: pd.Timestamp) -> pd.DataFrame:
+    """Pairs with a purchase in the window, and those that had one when the last rows were made."""
+    keys = ["customer", other]
+    every = ending.groupby(keys, observed=True).size().index
+    own = window.groupby(keys, observed=True)
     found = own.agg(spend=("amount", "sum"), baskets=("order", "nunique"), last=("booked_at", "max"))
+    found = found.reindex(every)
     total = window.groupby("customer", observed=True)["amount"].sum()
-    spent = total.reindex(found.index.get_level_values("customer")).to_numpy()
+    spent = total.reindex(every.get_level_values("customer")).fillna(0).to_numpy()
     table = pd.DataFrame(
         {
-            f"{other}_share": _share(found["spend"], spent),
-            f"{other}_baskets_90d": found["baskets"].astype("float64"),
+            f"{other}_share": _share(found["spend"].fillna(0), spent),
+            f"{other}_baskets_90d": found["baskets"].fillna(0).astype("float64"),
             f"{other}_recency_days": (as_of - found["last"]) / DAY,
         }
     )

@@ -59,11 +59,27 @@ def _ray(workers: int | None, address: str | None) -> Iterator[None]:
         "_temp_dir": folder,
     }
     try:
-        ray.init(**quiet, **({"address": address} if address else local))
+        _start(quiet | ({"address": address} if address else local))
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(options: dict[str, Any]) -> None:
+    """Start or join Ray; on a machine that is busy its parts may miss each other's deadline once."""
+    import ray
+
+    for attempt in (1, 2):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if attempt == 2:
+                first = str(error).splitlines()[0] if str(error) else type(error).__name__
+                remedy = "try again when the machine is less busy, or run without Ray (workers: 0)"
+                raise RuntimeError(f"Ray did not start: {first[:200]}; {remedy}") from error
 
 
 def _stream(work: Callable[[Any], Any], pieces: Sequence[Any], size: int) -> Iterator[Any]:
