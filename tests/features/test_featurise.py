@@ -12,6 +12,7 @@ import pytest
 
 from qiance.domain import Catalogue, Item
 from qiance.features.transforms import (
+    ITEM_FEATURES,
     USER_CATEGORY_FEATURES,
     USER_FEATURES,
     EventIndex,
@@ -25,6 +26,7 @@ from serve.feature_store import open_reader
 from training.featurise import (
     materialise,
     point_in_time,
+    point_in_time_one,
     snapshot_at,
     snapshot_days,
     stage_repository,
@@ -190,3 +192,18 @@ def test_a_snapshot_comes_back_as_it_was(
     assert again.as_of == snapshot.as_of
     for name in USER_CATEGORY_FEATURES:
         np.testing.assert_array_equal(again.user_category[name], snapshot.user_category[name])
+
+
+def test_a_join_that_cannot_be_made_is_refused_or_empty(
+    staged: tuple[Path, EventIndex, list[float]],
+) -> None:
+    folder, _, days = staged
+    now = datetime.fromtimestamp(days[-1] * 86_400, UTC)
+    rows = pd.DataFrame({"user_id": ["u1"], "item_id": [None], "event_timestamp": [now]}, index=[7])
+    empty = point_in_time_one(folder, rows, "item_v1", ("item_id",))
+    assert empty.index.tolist() == [7]
+    assert empty[list(ITEM_FEATURES)].isna().all().all()
+    with pytest.raises(ValueError, match="rows: column 'category' is missing; user_category_v1 is joined by"):
+        point_in_time_one(folder, rows, "user_category_v1", ("user_id", "category"))
+    with pytest.raises(ValueError, match="rows: column 'price' is a feature of item_v1; drop it"):
+        point_in_time_one(folder, rows.assign(price=1.0), "item_v1", ("item_id",))
