@@ -126,8 +126,8 @@ def render(report: PreprocessReport, out: Path, console: Console) -> None:
         console.print(reasons)
         console.print(Text(f"quarantined rows are in {out / 'quarantine'}"))
     first, last = report.instants[0], report.instants[-1]
-    count = "1 instant" if first == last else f"{len(report.instants)} instants"
-    console.print(f"{count} from {first:%Y-%m-%d} to {last:%Y-%m-%d}")
+    spread = "1 instant" if first == last else f"{len(report.instants)} instants"
+    console.print(f"{spread} from {first:%Y-%m-%d} to {last:%Y-%m-%d}")
     tables = Table("table", "rows", title=str(out / "data"), title_justify="left")
     for name in TABLES:
         tables.add_row(name, f"{report.rows[name]:,}")

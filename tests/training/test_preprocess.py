@@ -199,6 +199,7 @@ def test_an_erasure_without_an_offset_is_refused() -> None:
         ErasedBefore({"u1": datetime(2025, 1, 1)})
 
 
+HEADER = b"line,customer,sku,kind,qty,amount,rebate,coupon,booked_at,order\n"
 REFUSED = [
     ("empty.csv", b"", "is empty"),
     (
@@ -216,6 +217,9 @@ REFUSED = [
     ("cut.parquet", b"PAR1 and then nothing", "is damaged Parquet"),
     ("latin.csv", "line,customer,sku,é\n".encode("cp1252"), "is not UTF-8"),
     ("name.xyz", b"a\n", "the name does not tell the format"),
+    ("half.csv", HEADER + b"1,\xe9\n" * 3 + b"1,2\n", r"is not UTF-8 \(3 of 4 rows\)"),
+    ("short.csv", HEADER + b"1,2\n3,4\n", "none of its 2 rows has 10 columns"),
+    ("bad.csv", HEADER + b",,,,,,,,,\n", "all of its 1 rows have faults"),
 ]
 
 
@@ -237,6 +241,8 @@ def test_what_cannot_be_done_is_said(shop: Shop, tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     with pytest.raises(DataError, match="holds no event file"):
         preprocess(tmp_path / "logs", mapping, shop.items, tmp_path / "out", workers=0)
+    with pytest.raises(ValueError, match="is inside the folder of events"):
+        preprocess(tmp_path / "logs", mapping, shop.items, tmp_path / "logs" / "out", workers=0)
     with pytest.raises(ValueError, match="every: 0 is below 1"):
         preprocess(shop.log, mapping, shop.items, tmp_path / "out", every=0, workers=0)
     since = datetime(2030, 1, 1, tzinfo=UTC)

@@ -69,6 +69,8 @@ def preprocess(
         if value < 1:
             raise ValueError(f"{name}: {value} is below 1")
     out = out.resolve()
+    if source.is_dir() and out.is_relative_to(source.resolve()):
+        raise ValueError(f"out: {out} is inside the folder of events; its tables would be read as events")
     work = Work(out / WORK)
     with work.locked(), streaming(workers, address) as stream:
         shelf = read_items(items)
