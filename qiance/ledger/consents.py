@@ -14,7 +14,6 @@ from qiance.ledger.pseudonyms import Pseudonyms
 from qiance.ledger.records import ConsentChange, Known
 from qiance.ledger.schema import consent_changes, consents, pseudonyms
 
-_TRIES = 5  # an erasure between looking and writing makes the user a stranger: then we look again
 _CLOCK_SKEW = timedelta(minutes=5)
 _IN_LIST = (
     pseudonyms.c.tenant_id == bindparam("tenant"),
@@ -101,12 +100,10 @@ class Consents(Pseudonyms):
         self, user_ids: Sequence[str], unrecorded: frozenset[Purpose] = frozenset()
     ) -> dict[str, Known]:
         """`known` for every user: who has no pseudonym gets one. One query where all have."""
-        for _ in range(_TRIES):
-            found = self.known(user_ids, unrecorded)
-            missing = [user_id for user_id in user_ids if user_id not in found]
-            if not missing:
-                break
+        found = self.known(user_ids, unrecorded)
+        while missing := [user_id for user_id in user_ids if user_id not in found]:
             self._create(list(dict.fromkeys(map(self._lookup, missing))))
+            found |= self.known(missing, unrecorded)
         return found
 
     def consent_history(self, user_id: str) -> list[ConsentChange]:
@@ -157,17 +154,20 @@ class Consents(Pseudonyms):
 
     def _ensure(self, connection: Connection, lookups: Sequence[str]) -> dict[str, str]:
         """lookup → pseudonym, made where there is none; locked until the transaction ends."""
-        found: dict[str, str] = {}
-        for _ in range(_TRIES):
-            for part in chunks(sorted(lookups)):
-                found |= {
-                    row.lookup: row.pseudonym for row in connection.execute(_LOCKED, self._asking(part))
-                }
-            missing = [lookup for lookup in lookups if lookup not in found]
-            if not missing:
-                break
+        found = self._locked(connection, lookups)
+        # Again where an erasure took one away between the making and the looking.
+        while missing := [lookup for lookup in lookups if lookup not in found]:
             connection.execute(insert_ignoring(self.dialect, pseudonyms), self._new_rows(missing))
+            found |= self._locked(connection, missing)
         return found
+
+    def _locked(self, connection: Connection, lookups: Sequence[str]) -> dict[str, str]:
+        """lookup → pseudonym of those that have one; locked until the transaction ends."""
+        return {
+            row.lookup: row.pseudonym
+            for part in chunks(sorted(lookups))
+            for row in connection.execute(_LOCKED, self._asking(part))
+        }
 
     def _current(self, connection: Connection, names: Sequence[str]) -> dict[tuple[str, str], datetime]:
         """(pseudonym, purpose) → when what is recorded now was said."""

@@ -7,7 +7,7 @@ import hmac
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -95,10 +95,11 @@ class Events(Consents):
         lookups = {self._lookup(user_id): user_id for user_id in user_ids}
         found: dict[str, list[StoredEvent]] = {user_id: [] for user_id in user_ids}
         keys: dict[str, bytes] = {}
-        statement = _recent(since, limit, unrecorded)
+        statement = _recent(Purpose.PERSONALISATION in unrecorded)
         with self.read() as connection:
             for part in chunks(list(lookups)):
-                for row in connection.execute(statement, self._asking(part)):
+                asking = self._asking(part) | {"since": since, "most": limit}
+                for row in connection.execute(statement, asking):
                     user_id = lookups[row.lookup]
                     found[user_id].append(self._stored(row, user_id, keys))
         return found
@@ -141,13 +142,11 @@ class Events(Consents):
     ) -> dict[str, Known]:
         """The users whose events may be kept, locked against an erasure until the transaction ends."""
         lookups = {self._lookup(user_id): user_id for user_id in user_ids}
-        wanted = list(lookups)
-        if Purpose.PERSONALISATION not in unrecorded:  # then who was never seen has not agreed
-            wanted = [*self._with_consents(connection, wanted, unrecorded)]
-        if not wanted:
-            return {}
-        self._ensure(connection, wanted)
-        found = self._with_consents(connection, wanted, unrecorded)
+        if Purpose.PERSONALISATION in unrecorded:
+            self._ensure(connection, list(lookups))
+        else:  # who was never seen has not agreed, and stays unseen
+            self._locked(connection, list(lookups))
+        found = self._with_consents(connection, list(lookups), unrecorded)
         return {
             lookups[lookup]: user
             for lookup, user in found.items()
@@ -230,7 +229,9 @@ class Events(Consents):
         return f"{self.tenant}\x00{event_key}\x00{kind!s}\x00{to_micros(occurred_at)}".encode()
 
 
-def _recent(since: datetime, limit: int, unrecorded: frozenset[Purpose]) -> Select[Any]:
+@cache
+def _recent(unrecorded: bool) -> Select[Any]:
+    """Built once: making the statement takes longer than running it."""
     newest = func.row_number().over(
         partition_by=shop_events.c.pseudonym,
         order_by=(shop_events.c.occurred_at.desc(), shop_events.c.event_key.desc()),
@@ -248,12 +249,16 @@ def _recent(since: datetime, limit: int, unrecorded: frozenset[Purpose]) -> Sele
         .where(
             pseudonyms.c.tenant_id == bindparam("tenant"),
             pseudonyms.c.lookup.in_(bindparam("lookups", expanding=True)),
-            shop_events.c.occurred_at >= since,
-            granted(pseudonyms, Purpose.PERSONALISATION, unrecorded),
+            shop_events.c.occurred_at >= bindparam("since", type_=shop_events.c.occurred_at.type),
+            granted(pseudonyms, Purpose.PERSONALISATION, frozenset(Purpose) if unrecorded else frozenset()),
         )
         .subquery()
     )
-    return select(ranked).where(ranked.c.place <= limit).order_by(ranked.c.occurred_at, ranked.c.event_key)
+    return (
+        select(ranked)
+        .where(ranked.c.place <= bindparam("most"))
+        .order_by(ranked.c.occurred_at, ranked.c.event_key)
+    )
 
 
 def _flat(row: Any, stored: StoredEvent) -> dict[str, Any]:
