@@ -94,7 +94,7 @@ _LEAF = (
 _TREE = st.recursive(_LEAF, lambda part: st.lists(part) | st.dictionaries(st.text(), part), max_leaves=8)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(), _TREE, max_size=4))
 def test_what_json_can_say_is_left_as_it_is(value: dict[str, Any]) -> None:
     assert json.loads(json.dumps(plain(value, "x"), allow_nan=False)) == value
