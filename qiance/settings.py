@@ -98,6 +98,15 @@ class ServeSettings(Section):
     request_timeout_s: Positive = Field(5.0, description="seconds after which a request is given up")
 
 
+class FeatureSettings(Section):
+    online: Literal["sqlite", "redis"] = Field(
+        "sqlite", description="where features are read at a decision; redis: at QIANCE_REDIS, host:port,…"
+    )
+    wait_ms: Positive = Field(50.0, description="longest wait for Redis at a decision, milliseconds")
+    refresh_s: Positive = Field(2.0, description="seconds after which items in memory are read again")
+    embeddings: bool = Field(True, description="whether texts of items are embedded, if the model is there")
+
+
 class TrainingSettings(Section):
     epochs: Count = Field(12, description="most passes over the training rows")
     batch_size: Count = Field(512, description="rows per gradient step")
@@ -184,6 +193,7 @@ class Settings(Section):
     ledger: LedgerSettings = LedgerSettings()
     data: DataSettings = DataSettings()
     serve: ServeSettings = ServeSettings()
+    features: FeatureSettings = FeatureSettings()
     training: TrainingSettings = TrainingSettings()
     market: MarketSettings = MarketSettings()
     rl: RlSettings = RlSettings()

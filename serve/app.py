@@ -1,6 +1,7 @@
 """The Ray Serve application: thin deployments over plain classes. Scaling lives in the Serve YAML."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -14,13 +15,16 @@ from ray.serve.handle import DeploymentHandle
 from qiance.domain import Action, GridPrediction
 from qiance.ledger import Ledger, load_or_create_key
 from qiance.market.responses import CONTACT_COST
+from qiance.privacy import Eraser, online_eraser
 from qiance.workspace import Workspace
 from serve.args import AppArgs, LlmArgs
-from serve.feature_store import open_reader
+from serve.feature_store import SessionPusher, open_reader
 from serve.gateway import Gateway, build_api
 from serve.live import Watcher
 from serve.metrics import GatewayMetrics, PacerMetrics
+from serve.people import PeopleService
 from serve.predictor import Effects, Predictor, Scored, ScoreRequest
+from serve.profile import KnownRow
 from serve.users import LedgerConsents
 
 # Requests that arrive while the predictor is busy are scored together; nobody waits for company.
@@ -64,6 +68,10 @@ class PredictorDeployment:
     async def effects(self, user_ids: list[str] | None, segment: str | None, actions: list[str]) -> Effects:
         """Effects per user, or over a segment of the snapshot."""
         return await asyncio.to_thread(self._predictor.effects, user_ids, segment, actions)
+
+    async def describe(self, user_id: str) -> list[KnownRow]:
+        """What is known of one user."""
+        return await asyncio.to_thread(self._predictor.describe, user_id)
 
     async def predict(self, user_ids: Sequence[str], actions: Sequence[Action]) -> GridPrediction:
         """Predictions for proposers."""
@@ -159,7 +167,7 @@ class GatewayDeployment:
         generator: DeploymentHandle,
         pacer: DeploymentHandle,  # bound so that it is deployed with the application
     ) -> None:
-        ledger = open_ledger(args)
+        ledger, workspace = open_ledger(args), Workspace(args.workspace)
         catalogue = _catalogue(args)
         self._args = args
 
@@ -174,6 +182,21 @@ class GatewayDeployment:
                 raise _cause(error) from None
             return found
 
+        async def profile(user_id: str) -> list[KnownRow]:
+            rows: list[KnownRow] = await predictor.describe.remote(user_id)
+            return rows
+
+        people = PeopleService(
+            ledger,
+            Eraser(ledger, workspace, online_eraser(workspace.features, os.environ)),
+            SessionPusher(ledger, workspace.features, args.unrecorded),
+            known_item=catalogue.index.__contains__,
+            unrecorded=args.unrecorded,
+            profile=profile,
+            now=_clock(args, ledger),
+        )
+        # What an earlier process left of erasures is finished behind the first answers.
+        threading.Thread(target=people.resume, name="qiance-erasures", daemon=True).start()
         self.gateway = Gateway(
             args,
             ledger,
@@ -182,6 +205,7 @@ class GatewayDeployment:
             effects,
             lambda brief_id: generator.run.remote(brief_id) and None,
             GatewayMetrics(),
+            people,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

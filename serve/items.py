@@ -66,7 +66,7 @@ class ItemSnapshot:
 
     def values(self, now_us: int) -> Mapping[str, Floats]:
         """`[I]` per item feature at `now_us`; a gap is filled with its category's mean."""
-        return self._defaults.fill(self._present(now_us), self._category)
+        return self._defaults.fill(self.present(now_us), self._category)
 
     def cold(self, now_us: int) -> NDArray[np.bool_]:
         """`[I]` items whose state is not known or too old, so that defaults stand in."""
@@ -88,7 +88,8 @@ class ItemSnapshot:
         self._stop.set()
         self._thread.join(timeout=5.0)
 
-    def _present(self, now_us: int) -> dict[str, Floats]:
+    def present(self, now_us: int) -> dict[str, Floats]:
+        """`[I]` per item feature at `now_us`, NaN where unknown or too old."""
         frame = self.frame
         present = {}
         for view, names in VIEWS.items():

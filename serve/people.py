@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Protocol
 
@@ -22,6 +22,7 @@ from serve.people_schemas import (
     ShopEventsResponse,
 )
 from serve.problems import Problem, echo, invalid
+from serve.profile import KnownRow, ProfileResponse, profile_out
 from serve.schemas import Identifier
 from serve.strict_json import StrictRoute
 
@@ -45,9 +46,9 @@ class SessionPublisher(Protocol):
 class PeopleService:
     """Consent, shop events and erasure.
 
-    known_item: whether the catalogue has an item. unrecorded: the purposes that a user who was never asked
-    counts as having agreed to. publish_timeout_s: how long an answer waits for the publisher.
-    erase_timeout_s: after that an erasure goes on behind the answer.
+    known_item: whether the catalogue has an item. profile: what is known of a user. unrecorded: the purposes
+    that a user who was never asked counts as having agreed to. publish_timeout_s: how long an answer waits
+    for the publisher. erase_timeout_s: after that an erasure goes on behind the answer.
     """
 
     def __init__(
@@ -58,12 +59,14 @@ class PeopleService:
         *,
         known_item: Callable[[str], bool],
         unrecorded: frozenset[Purpose] = frozenset(),
+        profile: Callable[[str], Awaitable[list[KnownRow]]],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         publish_timeout_s: float = 1.0,
         erase_timeout_s: float = 3.0,
     ) -> None:
         self._ledger, self._eraser, self._publisher = ledger, eraser, publisher
         self._known_item, self._unrecorded, self._now = known_item, unrecorded, now
+        self._profile = profile
         self._publish_timeout_s, self._erase_timeout_s = publish_timeout_s, erase_timeout_s
         self._underway: set[asyncio.Task[None]] = set()
 
@@ -76,6 +79,17 @@ class PeopleService:
         """What holds for the user; makes nothing of a user who was never seen."""
         found = await asyncio.to_thread(self._ledger.consents, [user_id], self._unrecorded)
         return ConsentResponse(purposes={purpose: purpose in found[user_id] for purpose in Purpose})
+
+    async def profile(self, user_id: str) -> ProfileResponse:
+        """What a decision would read of the user now."""
+        try:
+            rows = await self._profile(user_id)
+        except Exception as error:  # the online store, or the replica that reads it
+            logger.warning("a user cannot be looked up: %s", type(error).__name__)
+            raise Problem(
+                503, "features: the store does not answer; try again", retry_after=RETRY_AFTER_S
+            ) from error
+        return profile_out(user_id, rows)
 
     async def record(self, body: ShopEventsRequest) -> ShopEventsResponse:
         """Stores events durably, then shows them to the next decision; the second may fail, the first not."""
@@ -193,7 +207,8 @@ def user_in_path(request: Request, user_id: Annotated[Identifier, Path(descripti
     """The user's id; one with a slash must have it encoded, so that no other route can be meant."""
     raw: bytes = request.scope.get("raw_path") or request.url.path.encode()
     tail = raw.partition(b"?")[0].partition(_PREFIX)[2]
-    if b"/" in (tail if request.method == "DELETE" else tail.removesuffix(b"/consent")):
+    own = tail if request.method == "DELETE" else tail.removesuffix(b"/consent").removesuffix(b"/features")
+    if b"/" in own:
         raise Problem(404, "path: no such route; encode a slash in a user id as %2F")
     return user_id
 
@@ -221,6 +236,11 @@ def add_people(app: FastAPI, people_of: Callable[[], PeopleService], allow: Call
     async def consent(user_id: UserInPath) -> ConsentResponse:
         """What a user agrees to."""
         return await people_of().consent(user_id)
+
+    @router.get("/v1/users/{user_id:path}/features", dependencies=[allow(Scope.PRIVACY)])
+    async def features(user_id: UserInPath) -> ProfileResponse:
+        """What is known of a user, view by view, and what a decision would not use."""
+        return await people_of().profile(user_id)
 
     @router.delete("/v1/users/{user_id:path}", responses={202: {"model": ErasureResponse}})
     async def erase(

@@ -20,6 +20,7 @@ from qiance.strategy.audience import audience_mask, resolve_audience
 from qiance.workspace import Snapshot, Workspace
 from serve.items import ItemSnapshot
 from serve.live import LiveState, Watcher, clears_floor
+from serve.profile import KnownRow
 from serve.users import Consents, LiveUsers, UserRead
 
 Floats = NDArray[np.float64]
@@ -221,6 +222,10 @@ class Predictor:
         table = [[prediction.summarise(a, one) for a in range(len(actions))] for one in eye]
         pairs = zip(user_ids, read.flags, strict=True)
         return table, tuple(f"{flag}:{user}" for user, flags in pairs for flag in flags), model.version
+
+    def describe(self, user_id: str) -> list[KnownRow]:
+        """What a decision would read of the user now; raises RowsUnavailableError."""
+        return self.users.describe(user_id, to_micros(self._clock()))
 
     def _members(self, segment: str | None) -> list[str]:
         """Users of the snapshot in the segment; ValueError if it is none, or empty."""

@@ -19,6 +19,7 @@ from qiance.features.session import Recent, no_session, session_features
 from qiance.features.transforms import USER_CATEGORY_FEATURES, USER_FEATURES
 from qiance.ledger import Ledger, LedgerUnavailableError
 from qiance.workspace import Snapshot
+from serve.profile import KnownRow, describe
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -105,6 +106,10 @@ class LiveUsers:
                 flags[place] = flag
         table = UserTable(tuple(user_ids), known)
         return UserRead(table, self._filled(known), category, tuple(flags))
+
+    def describe(self, user_id: str, now_us: int) -> list[KnownRow]:
+        """Every row that is known of a user at `now_us`; raises RowsUnavailableError."""
+        return describe(self._reader, bool(self._consents([user_id])[0]), user_id, now_us)
 
     def _empty(
         self, users: int, categories: int

@@ -92,13 +92,18 @@ def stage_repository(folder: Path, config: str = "feature_store.yaml") -> None:
 
     config: which of the repository's configurations the folder gets as its feature_store.yaml.
     """
-    from feast import Entity, FeatureService, FeatureStore, FeatureView, OnDemandFeatureView
-
     folder.mkdir(parents=True, exist_ok=True)
     for path in REPOSITORY.iterdir():
         if path.is_file():
             shutil.copy(path, folder / path.name)
     shutil.copy(REPOSITORY / config, folder / "feature_store.yaml")
+    apply_definitions(folder)
+
+
+def apply_definitions(folder: Path) -> None:
+    """Make the registry in `folder` say what the folder's features.py says."""
+    from feast import Entity, FeatureService, FeatureStore, FeatureView, OnDemandFeatureView
+
     definitions = _load_definitions(folder / "features.py")
     kinds = (Entity, FeatureView, OnDemandFeatureView, FeatureService)
     objects = [value for value in vars(definitions).values() if isinstance(value, kinds)]

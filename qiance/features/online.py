@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qiance.features.packed import RowLayout, Value
-from qiance.features.rows import Partition, Rows, field_of, partition_of
+from qiance.features.rows import SEPARATOR, Partition, Rows, field_of, partition_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -29,6 +28,9 @@ class Status(IntEnum):
     MISSING = 0
     PRESENT = 1
     STALE = 2
+
+
+_PRESENT = np.int8(Status.PRESENT)  # looked up once: a member of an enumeration costs a microsecond
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,9 @@ class ViewSpec:
         and a point-in-time reader would not look here.
         """
         if self.ttl_us is None:
-            return np.full(len(event_us), Status.PRESENT, dtype=np.int8)
-        old = now_us - event_us > self.ttl_us
-        return np.where(old, Status.STALE, Status.PRESENT).astype(np.int8)
+            return np.full(len(event_us), _PRESENT, dtype=np.int8)
+        # PRESENT is 1 and STALE is 2.
+        return (now_us - event_us > self.ttl_us).astype(np.int8) + _PRESENT
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,27 @@ class Fetched:
         values = {name: column.reshape(shape) for name, column in block.values.items()}
         return Matrix(values, block.status.reshape(shape))
 
+    def each(self, view: str, others: Sequence[str]) -> Block:
+        """A view with one further key, for each entity its own of `others` `[n]`."""
+        spec = self.views[view]
+        start = f"{view}{SEPARATOR}{spec.keys[1]}="
+        rows = [
+            partition.get(start + other) for partition, other in zip(self.partitions, others, strict=True)
+        ]
+        return _decode(spec, rows, self.now_us)
+
+    def pairs(self, view: str) -> list[tuple[tuple[str, ...], Block]]:
+        """All rows that the first entity has in a view with further keys, by those keys in order."""
+        start = view + SEPARATOR
+        rows = sorted((f, row) for f, row in self.partitions[0].items() if f.startswith(start))
+        return [
+            (
+                tuple(part.partition("=")[2] for part in field.split(SEPARATOR)[1:]),
+                _decode(self.views[view], [row], self.now_us[:1]),
+            )
+            for field, row in rows
+        ]
+
 
 class OnlineReader:
     """Reads entities from a store of packed rows."""
@@ -142,24 +165,37 @@ class OnlineReader:
 
 
 def _decode(spec: ViewSpec, rows: Sequence[bytes | None], now_us: Ints) -> Block:
-    layout, size = spec.layout, len(rows)
+    """A block of n rows, some of which may be missing."""
     # A row of another layout was written before the view changed: it is missing until written again.
-    found = [n for n, row in enumerate(rows) if row is not None and row[:4] == layout.layout_id]
-    status, event_us = np.zeros(size, dtype=np.int8), np.zeros(size, dtype=np.int64)
+    layout_id = spec.layout.layout_id
+    chosen = [row for row in rows if row is not None and row[:4] == layout_id]
+    if len(chosen) == len(rows):
+        return _complete(spec, chosen, now_us)
+    places = [n for n, row in enumerate(rows) if row is not None and row[:4] == layout_id]
+    found = _complete(spec, chosen, now_us[places])
+    size = len(rows)
     numbers = np.full((size, len(spec.numbers)), np.nan)
-    lists: dict[str, list[Value]] = {name: [None] * size for name, _ in layout.variable}
-    if found:
-        chosen = [row for row in (rows[n] for n in found) if row is not None]
-        records = layout.records(chosen)
-        event_us[found] = records["event"]
-        status[found] = spec.status(event_us[found], now_us[found])
-        present = status[found] == Status.PRESENT
-        numbers[found] = np.where(present[:, None], layout.numbers(records), np.nan)
-        for name in lists:
-            _fill(lists[name], found, layout.lists(chosen, name), present)
+    status, event_us = np.zeros(size, dtype=np.int8), np.zeros(size, dtype=np.int64)
+    numbers[places], status[places], event_us[places] = found.numbers, found.status, found.event_us
+    lists: dict[str, list[Value]] = {name: [None] * size for name in found.lists}
+    for name, values in found.lists.items():
+        for place, value in zip(places, values, strict=True):
+            lists[name][place] = value
     return Block(spec.numbers, numbers, lists, status, event_us)
 
 
-def _fill(target: list[Value], places: Sequence[int], values: Sequence[Value], present: Any) -> None:
-    for place, value, is_present in zip(places, values, present, strict=True):
-        target[place] = value if is_present else None
+def _complete(spec: ViewSpec, rows: Sequence[bytes], now_us: Ints) -> Block:
+    """A block of rows that are all there and of the view's layout."""
+    layout = spec.layout
+    records = layout.records(rows)
+    event_us = records["event"].astype(np.int64)
+    status = spec.status(event_us, now_us)
+    numbers = layout.numbers(records)
+    lists = {name: layout.lists(rows, name) for name, _ in layout.variable}
+    stale = status != _PRESENT
+    if stale.any():
+        numbers[stale] = np.nan
+        for values in lists.values():
+            for place in np.flatnonzero(stale).tolist():
+                values[place] = None
+    return Block(spec.numbers, numbers, lists, status, event_us)

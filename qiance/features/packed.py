@@ -128,13 +128,19 @@ class RowLayout:
 
     def numbers(self, records: NDArray[Any]) -> Floats:
         """`[n, F]` float64 of the fixed fields in order, NaN where null."""
-        raw = np.ascontiguousarray(records["fixed"])
-        values = raw.copy()
-        if self._whole.any():
-            values[:, self._whole] = raw.view("<i8")[:, self._whole]
-        bits = np.unpackbits(records["nulls"], axis=1, bitorder="little")
-        values[bits[:, self._fixed_places] == 1] = np.nan
+        values = records["fixed"].copy()
+        if self._has_whole:
+            raw = np.ascontiguousarray(records["fixed"]).view("<i8")
+            values[:, self._whole] = raw[:, self._whole]
+        nulls = records["nulls"]
+        if nulls.any():
+            bits = np.unpackbits(nulls, axis=1, bitorder="little")
+            values[bits[:, self._fixed_places] == 1] = np.nan
         return values
+
+    @cached_property
+    def _has_whole(self) -> bool:
+        return bool(self._whole.any())
 
     @cached_property
     def _whole(self) -> NDArray[np.bool_]:

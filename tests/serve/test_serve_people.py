@@ -114,6 +114,7 @@ def people(tmp_path: Path) -> Iterator[People]:
         Eraser(ledger, workspace, lambda user_id: erase_packed_sqlite(file, PROJECT, user_id)),
         publisher,
         known_item=lambda item_id: item_id in catalogue.index,
+        profile=_never,
     )
     watcher = Watcher(ledger, catalogue)
     gateway = Gateway(

@@ -17,7 +17,9 @@ from qiance.cli.loop.learn import Learned
 from qiance.cli.loop.live import LiveLog, run_live, wait_for_policy
 from qiance.cli.loop.measure import Measured, live_training_rows, measure
 from qiance.cli.loop.optimise import optimise
+from qiance.cli.loop.people import learnable
 from qiance.cli.loop.prepare import Prepared, ingest, new_workspace, prepare, publish_latest
+from qiance.cli.loop.refresh import refresh_features
 from qiance.cli.loop.reporting import Finished, loop_report
 from qiance.cli.loop.service import app_args, approve, brief_body, send_brief
 from qiance.cli.loop.world import World, explore, seed_log
@@ -42,14 +44,16 @@ class Started:
     redemption: Sequence[Any]
 
 
-def prepare_world(workspace: Workspace, settings: Settings, stages: Stages) -> tuple[Prepared, World]:
+def prepare_world(
+    workspace: Workspace, settings: Settings, stages: Stages, ledger: Ledger
+) -> tuple[Prepared, World]:
     """Steps 1 to 3: logs, features, and the log of past campaigns."""
     # 1. The shop's logs, checked row by row.
     with stages.stage("Read and check the shop's logs") as stage:
         report = ingest(workspace, settings, stage)
     # 2. Features at regular instants, offline and online.
     with stages.stage("Build features") as stage:
-        prepared = prepare(workspace, report, stage)
+        prepared = prepare(workspace, report, settings, ledger, stage)
     world = World.open(prepared.snapshot, settings.seed)
     # 3. The shop's past campaigns, simulated: a log with known propensities.
     with stages.stage("Collect the log of past campaigns (simulated market)") as stage:
@@ -63,6 +67,7 @@ def train_models(
     """Step 4, inside a running Ray: what does an action do to a user? The champion goes to the ledger."""
     with stages.stage("Train the effect model on Ray Train") as stage:
         table = learning.log_table(workspace, world, *world.logs[0][1:])
+        table = learnable(ledger, table, settings.privacy.unrecorded)
         first = learning.learn(workspace, table, settings, stage)
     with stages.stage("Train on the shop's real coupon redemptions") as stage:
         redemption = learning.learn_redemption(workspace, prepared, settings, stage)
@@ -76,8 +81,8 @@ def run_training(settings: Settings, root: Path, address: str | None, console: C
 
     root.mkdir(parents=True, exist_ok=True)
     workspace, stages = Workspace(root.resolve()), Stages(console)
-    prepared, world = prepare_world(workspace, settings, stages)
     ledger = Ledger.from_settings(settings, workspace.root)
+    prepared, world = prepare_world(workspace, settings, stages, ledger)
     with LocalCluster(address=address):
         train_models(workspace, settings, stages, prepared, world, ledger)
     ledger.close()
@@ -89,8 +94,8 @@ def run_loop(settings: Settings, runs: Path, console: Console) -> Path:
     from serve.launch import EMBEDDED, LocalCluster, free_port, read_config
 
     workspace, stages = new_workspace(runs), Stages(console)
-    prepared, world = prepare_world(workspace, settings, stages)
     ledger = Ledger.from_settings(settings, workspace.root)
+    prepared, world = prepare_world(workspace, settings, stages, ledger)
     with LocalCluster() as cluster:
         started = train_models(workspace, settings, stages, prepared, world, ledger)
         first = started.first
@@ -131,9 +136,14 @@ def run_loop(settings: Settings, runs: Path, console: Console) -> Path:
             table = second_round_table(
                 workspace, world, started.table, measured, live, ledger, actions, stage
             )
+            table = learnable(ledger, table, settings.privacy.unrecorded)
             second = learning.learn(
                 workspace, table, settings, stage, parents=(first.version,), baselines=False
             )
+    with stages.stage("Refresh features from the ledger") as stage:
+        users, unrecorded = world.snapshot.users.user_ids, settings.privacy.unrecorded
+        rows = refresh_features(workspace, ledger, users, world.now, unrecorded)
+        stage.note(", ".join(f"{count:,} rows of {name}" for name, count in rows.items()))
     finished = Finished(
         prepared,
         world,

@@ -8,15 +8,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from qiance.cli.loop.people import GIVEN_BY, drop_erased, record_given_consent, users_for
 from qiance.cli.stages import Stage
 from qiance.data.complete_journey import read_complete_journey
 from qiance.data.ingest import IngestReport
+from qiance.domain import Purpose
 from qiance.features.transforms import EventIndex
+from qiance.ledger import Ledger
 from qiance.market.catalogue import select_catalogue
 from qiance.settings import Settings
 from qiance.workspace import Snapshot, Workspace
+
+ITEM_TEXT = "item_text"
+ONLINE_CONFIG = {"sqlite": "feature_store.yaml", "redis": "feature_store.redis.yaml"}
 
 
 @dataclass(frozen=True)
@@ -41,8 +49,13 @@ def ingest(workspace: Workspace, settings: Settings, stage: Stage) -> IngestRepo
     return report
 
 
-def prepare(workspace: Workspace, report: IngestReport, stage: Stage) -> Prepared:
-    """Feature tables at regular instants, applied and materialised; the latest values as the snapshot."""
+def prepare(
+    workspace: Workspace, report: IngestReport, settings: Settings, ledger: Ledger, stage: Stage
+) -> Prepared:
+    """Feature tables at regular instants, applied and materialised; the latest values as the snapshot.
+
+    Only of users who agree to personalisation, and without what erased users did.
+    """
     from training.featurise import (
         materialise,
         snapshot_at,
@@ -50,17 +63,19 @@ def prepare(workspace: Workspace, report: IngestReport, stage: Stage) -> Prepare
         stage_repository,
         write_feature_tables,
     )
+    from training.live_tables import write_live_tables
 
     stage.tell(0.05, "indexing events")
     items = pq.read_table(workspace.data / "items.parquet")
-    users = pq.read_table(workspace.data / "users.parquet")
-    events = pq.read_table(workspace.data / "events.parquet")
+    events = drop_erased(ledger, pq.read_table(workspace.data / "events.parquet"), "occurred_at")
+    users = _users(workspace, settings, ledger, stage)
+    events = events.filter(pc.is_in(events["user_id"], value_set=pa.array(users, pa.string())))
     catalogue, categories = select_catalogue(items)
     # In this process, by the functions that `qiance features build` spreads over Ray Data: the default data
     # is one bucket of users, done in less time than a cluster needs to start.
     index = EventIndex.build(
         events,
-        users["user_id"].to_pylist(),
+        users,
         _by_item(items, "category"),
         catalogue,
         categories,
@@ -76,16 +91,53 @@ def prepare(workspace: Workspace, report: IngestReport, stage: Stage) -> Prepare
         stock,
     )
     stage.tell(0.5, "applying the feature repository")
-    stage_repository(workspace.features)
+    write_live_tables(workspace.features, None, None, {})
+    stage_repository(workspace.features, ONLINE_CONFIG[settings.features.online])
     snapshot = snapshot_at(index, catalogue, days[-1], stock)
     snapshot.save(workspace.snapshot)
+    if settings.features.embeddings:
+        stage.tell(0.6, "embedding the items' texts")
+        _embed(workspace, items, catalogue, snapshot.as_of, stage)
     stage.tell(0.7, "materialising the online store")
     materialise(workspace.features, snapshot.as_of)
     stage.note(
         f"{len(snapshot.users):,} users, {len(catalogue)} items in {len(categories)} categories, "
         f"{len(days)} instants up to {snapshot.as_of:%Y-%m-%d}"
     )
-    return Prepared(report, snapshot, pq.read_table(workspace.data / "contacts.parquet"))
+    contacts = drop_erased(ledger, pq.read_table(workspace.data / "contacts.parquet"), "contacted_at")
+    return Prepared(report, snapshot, contacts)
+
+
+def _users(workspace: Workspace, settings: Settings, ledger: Ledger, stage: Stage) -> list[str]:
+    """Users whose features may be used, by id."""
+    everybody = pq.read_table(workspace.data / "users.parquet")["user_id"].to_pylist()
+    given = record_given_consent(ledger, everybody)
+    if given:
+        stage.note(f"{given:,} users agreed by the {GIVEN_BY}; your shop records consent itself")
+    unrecorded = settings.privacy.unrecorded
+    users = users_for(ledger, everybody, Purpose.PERSONALISATION, unrecorded)
+    if not users:
+        raise ValueError(
+            f"consent: none of {len(everybody):,} users agrees to personalisation; record it with "
+            "`qiance users consent`, or set privacy.unrecorded_consent: granted if they agreed elsewhere"
+        )
+    return users
+
+
+def _embed(workspace: Workspace, items: Any, catalogue: Any, as_of: datetime, stage: Stage) -> None:
+    """Embed the catalogue's texts; without the model's package the loop goes on and says so."""
+    from qiance.features.embedding_spec import find_embedding, load_embeddings
+    from training.embed.local import embed_items
+    from training.embed.weights import ModelUnavailableError
+
+    spec = find_embedding(load_embeddings(workspace.features / "embeddings.yaml"), ITEM_TEXT)
+    sold = items.filter(pc.is_in(items["item_id"], value_set=pa.array(list(catalogue.index), pa.string())))
+    try:
+        report = embed_items(workspace.features, sold, spec, as_of)
+    except ModelUnavailableError as error:
+        stage.note(f"texts of items are not embedded: {error}")
+    else:
+        stage.note(f"{report.lines:,} items embedded in {spec.dimension} numbers")
 
 
 def _by_item(items: Any, column: str) -> dict[str, Any]:

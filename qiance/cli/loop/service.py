@@ -40,6 +40,8 @@ def app_args(workspace: Workspace, settings: Settings, clock: str) -> dict[str, 
         "request_timeout_s": serve.request_timeout_s,
         "min_margin": settings.budget.min_margin,
         "seed": settings.seed,
+        "unrecorded_consent": settings.privacy.unrecorded_consent,
+        "features": {"wait_ms": settings.features.wait_ms, "refresh_s": settings.features.refresh_s},
         "llm": {
             "enabled": settings.llm.enabled,
             "model": settings.llm.model,
