@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,21 @@ BETWEEN = ". "
 _WHEN = pa.timestamp("us", "UTC")
 
 
-def contents(table: pa.Table, spec: EmbeddingSpec, base: Path = Path()) -> pa.Table:
+def contents(
+    table: pa.Table, spec: EmbeddingSpec, base: Path = Path(), extra: Sequence[str] = ()
+) -> pa.Table:
     """`table` as key, at, digest, content; a row without key or content has none and is left out.
 
     Text columns are trimmed and joined by ". ", the empty ones skipped. content is text for text and for
     paths, bytes for bytes; digest `[16 bytes]` is equal for equal contents. base: where relative paths of
-    images and audio start. Raises ValueError for a missing column or one of a type that does not fit.
+    images and audio start. extra: columns that go along. Raises
+    ValueError for a missing column or one of a type that does not fit.
     """
     check_columns(table.schema, spec)
     content = _texts(table, spec) if spec.modality == "text" else _media(table, spec, base)
-    rows = pa.table(
-        {"key": _text(table, spec.source_key, "key"), "at": _times(table, spec), "content": content}
-    )
+    key, at = _text(table, spec.source_key, f"{spec.name}.roles.key"), _times(table, spec)
+    along = {name: table[name] for name in extra}
+    rows = pa.table({"key": key.cast(pa.string()), "at": at, "content": content, **along})
     rows = rows.filter(pc.and_(pc.is_valid(rows["key"]), pc.is_valid(rows["content"])))
     digests = [_digest(value, spec) for value in rows["content"].to_pylist()]
     return rows.append_column("digest", pa.array(digests, pa.binary(DIGEST_BYTES)))
