@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qiance.settings import DEFAULT_WORKSPACE, load_settings
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -21,7 +23,51 @@ SHOWN = 12
 
 @app.callback()
 def features() -> None:
-    """Feature tables from raw event files."""
+    """Feature tables from raw event files, and from what happened while serving."""
+
+
+@app.command()
+def refresh(
+    workspace: Annotated[
+        Path,
+        typer.Option("--workspace", "-w", help="Folder of the run that is meant; the latest unless given."),
+    ] = DEFAULT_WORKSPACE,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="YAML settings; QIANCE__SECTION__KEY overrides them."),
+    ] = None,
+    at: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"], help="Materialise as of then (UTC); default: now."
+        ),
+    ] = None,
+) -> None:
+    """Write sessions, contacts and results of campaigns from the ledger, and materialise all features.
+
+    For a schedule, such as every hour: the running service has the new values within seconds. Of users who
+    agree to learning only.
+    """
+    from rich.console import Console
+
+    from qiance.cli.loop.refresh import refresh_features
+    from qiance.ledger import Ledger
+    from qiance.workspace import Snapshot, Workspace
+
+    settings, place = load_settings(config, os.environ), Workspace(workspace.resolve())
+    if not (place.snapshot / "catalogue.json").is_file():
+        raise ValueError(f"workspace: {workspace} has no features; name the folder of a run")
+    console, ledger = Console(), Ledger.from_settings(settings, place.root)
+    when = at.replace(tzinfo=UTC) if at else datetime.now(UTC)
+    try:
+        with console.status("Writing tables and materialising"):
+            users = Snapshot.load(place.snapshot).users.user_ids
+            rows = refresh_features(place, ledger, users, when, settings.privacy.unrecorded)
+    finally:
+        ledger.close()
+    for name, count in rows.items():
+        console.print(f"{name}: {count:,} rows", highlight=False)
+    console.print(f"Features are online as of {when:%Y-%m-%d %H:%M} UTC", highlight=False)
 
 
 @app.command()

@@ -26,6 +26,7 @@ from qiance.cli.loop.world import World, explore, seed_log
 from qiance.cli.stages import Stage, Stages
 from qiance.ledger import Ledger
 from qiance.market.market import ActionTable
+from qiance.privacy import workspace_lock
 from qiance.report import summary_table, write_report
 from qiance.settings import Settings
 from qiance.workspace import Workspace
@@ -52,7 +53,8 @@ def prepare_world(
     with stages.stage("Read and check the shop's logs") as stage:
         report = ingest(workspace, settings, stage)
     # 2. Features at regular instants, offline and online.
-    with stages.stage("Build features") as stage:
+    # Locked: an erasure rewrites the same files.
+    with stages.stage("Build features") as stage, workspace_lock(workspace.root):
         prepared = prepare(workspace, report, settings, ledger, stage)
     world = World.open(prepared.snapshot, settings.seed)
     # 3. The shop's past campaigns, simulated: a log with known propensities.

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from qiance.domain import Purpose
 from qiance.ledger import Ledger
+from qiance.privacy import workspace_lock
 from qiance.workspace import Workspace
 
 
@@ -32,8 +33,10 @@ def refresh_features(
     events = _named(ledger.shop_events_table(unrecorded=unrecorded), names)
     decisions = _named(ledger.decision_outcomes(), names)
     strategy_of = {a.action_id: s.strategy_id for s in ledger.strategies() for a in s.actions}
-    rows = write_live_tables(workspace.features, events, decisions, strategy_of)
-    materialise(workspace.features, at)
+    # An erasure rewrites the same files.
+    with workspace_lock(workspace.root):
+        rows = write_live_tables(workspace.features, events, decisions, strategy_of)
+        materialise(workspace.features, at)
     return rows
 
 
