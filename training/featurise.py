@@ -120,15 +120,17 @@ def _load_definitions(path: Path) -> ModuleType:
     return module
 
 
-def materialise(folder: Path, end: datetime) -> None:
+def materialise(folder: Path, end: datetime, names: Sequence[str] | None = None) -> None:
     """Write to the online store what a point-in-time join at `end` finds: the newest row within its TTL.
 
-    A view without a table (nobody has visited yet, no embeddings were made) is empty online too.
+    names: the views; all of them unless given. A view without a table (nobody has visited yet, no
+    embeddings were made) is empty online too.
     """
     from feast import FeatureStore
 
     store = FeatureStore(repo_path=str(folder))
     views = [view for view in store.list_feature_views() if _has_rows(folder, view.name)]
+    views = [view for view in views if names is None or view.name in names]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         for view in views:
             store.materialize(end - view.ttl, end, feature_views=[view.name])

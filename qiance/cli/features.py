@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qiance.settings import DEFAULT_WORKSPACE, load_settings
+from qiance.settings import DEFAULT_WORKSPACE, Settings, load_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from training.preprocess.erased import ErasedInLedger
     from training.preprocess.report import PreprocessReport
 
 app = typer.Typer(help="Feature tables from raw event files.", no_args_is_help=True)
@@ -43,7 +44,7 @@ def refresh(
         ),
     ] = None,
 ) -> None:
-    """Write sessions, contacts and results of campaigns from the ledger, and materialise all features.
+    """Write sessions, contacts and results of campaigns from the ledger, and bring them online.
 
     For a schedule, such as every hour: the running service has the new values within seconds. Of users who
     agree to learning only.
@@ -98,6 +99,18 @@ def build(
         int | None,
         typer.Option(min=0, help="Pieces worked on at a time; default: one per CPU, 0: without Ray."),
     ] = None,
+    workspace: Annotated[
+        Path | None,
+        typer.Option(
+            "--workspace",
+            "-w",
+            help="Run whose ledger says who was erased; default: that of ledger.url, else the latest run.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="YAML settings; QIANCE__SECTION__KEY overrides them."),
+    ] = None,
     keep: Annotated[
         bool,
         typer.Option(
@@ -111,8 +124,9 @@ def build(
     """Check every row of the events and build the feature tables from the good ones, in bounded memory.
 
     Stopped at any point, the same command goes on with what is finished; with the same input again nothing
-    changes. Bad rows go to OUT/quarantine with row, field, value and reason. Work is spread over one
-    machine by Ray, or over the cluster at RAY_ADDRESS, which must see the same paths.
+    changes. Bad rows go to OUT/quarantine with row, field, value and reason. Events of users who were
+    erased are left out, as the ledger has it. Work is spread over one machine by Ray, or over the cluster
+    at RAY_ADDRESS, which must see the same paths.
 
     Exit code 0: the tables are there. 2: a file or the mapping is refused, and the message says why.
     """
@@ -124,6 +138,7 @@ def build(
     from training.preprocess.job import preprocess
 
     chosen = load_mapping(mapping)
+    drop = _erased(load_settings(config, os.environ), workspace)
     address = os.environ.get("RAY_ADDRESS")
     if address is None:
         prepare(os.environ)
@@ -135,6 +150,7 @@ def build(
             out,
             every=every,
             since=since.replace(tzinfo=UTC) if since else None,
+            drop=drop,
             workers=workers,
             address=address,
             keep=keep,
@@ -144,6 +160,26 @@ def build(
         typer.echo(json.dumps(report.to_dict(), ensure_ascii=False, indent=1, default=str))
     else:
         render(report, out, Console())
+
+
+def _erased(settings: Settings, workspace: Path | None) -> ErasedInLedger | None:
+    """Who was erased, by the ledger's list; None where there is no ledger yet, or nobody was."""
+    from qiance.ledger import Ledger
+    from training.preprocess.erased import ErasedInLedger
+
+    place = (workspace or DEFAULT_WORKSPACE).resolve()
+    if workspace is not None and not place.is_dir():
+        raise ValueError(f"workspace: {workspace} does not exist; name the folder of a run")
+    if settings.ledger.url is None and not (place / "ledger.db").is_file():
+        return None
+    ledger = Ledger.from_settings(settings, place)
+    try:
+        exported = ledger.export_erasures()
+    finally:
+        ledger.close()
+    if not exported["erasures"]:
+        return None
+    return ErasedInLedger.of(exported, settings.key_file(place))
 
 
 def render(report: PreprocessReport, out: Path, console: Console) -> None:

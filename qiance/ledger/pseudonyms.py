@@ -63,6 +63,14 @@ def _create_key(path: Path) -> None:
         draft.unlink()
 
 
+def lookup_of(key: bytes, tenant: str, user_id: str) -> str:
+    """HMAC-SHA256(key, tenant ∥ 0 ∥ user id), hex: the same id has unrelated hashes in two tenants."""
+    if not isinstance(user_id, str) or not user_id:
+        raise ValueError(f"user_id: {user_id!r} is not a non-empty text")
+    message = tenant.encode() + b"\x00" + user_id.encode("utf-8", "surrogatepass")
+    return hmac.new(key, message, hashlib.sha256).hexdigest()
+
+
 class Pseudonyms(Database):
     """Get-or-create of pseudonyms."""
 
@@ -87,11 +95,7 @@ class Pseudonyms(Database):
         return {user_id: found[lookup] for user_id, lookup in lookups.items() if lookup in found}
 
     def _lookup(self, user_id: str) -> str:
-        """HMAC-SHA256(key, tenant ∥ 0 ∥ user id), hex: the same id has unrelated hashes in two tenants."""
-        if not isinstance(user_id, str) or not user_id:
-            raise ValueError(f"user_id: {user_id!r} is not a non-empty text")
-        message = self.tenant.encode() + b"\x00" + user_id.encode("utf-8", "surrogatepass")
-        return hmac.new(self._key, message, hashlib.sha256).hexdigest()
+        return lookup_of(self._key, self.tenant, user_id)
 
     def _find(self, lookups: Sequence[str]) -> dict[str, str]:
         with self.read() as connection:

@@ -6,11 +6,14 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from qiance.ledger.pseudonyms import load_or_create_key, lookup_of
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -61,6 +64,38 @@ class ErasedBefore:
         known = row >= 0
         out[known] = when[known] <= until[row[known]]
         return out
+
+
+@dataclass(frozen=True)
+class ErasedInLedger:
+    """Leaves out events of the users on a ledger's list of erasures, which knows them by keyed hashes alone.
+
+    key_file: the tenant's secret, read where the work is done, so that it travels with no task; at: keyed
+    hash of a user → when it was last erased.
+    """
+
+    key_file: Path
+    tenant: str
+    at: Mapping[str, datetime]
+
+    @classmethod
+    def of(cls, exported: Mapping[str, Any], key_file: Path) -> ErasedInLedger:
+        """From `Ledger.export_erasures`; the last erasure of a user counts."""
+        entries = ((e["lookup"], datetime.fromisoformat(e["erased_at"])) for e in exported["erasures"])
+        last = dict(sorted(entries, key=lambda entry: entry[1]))
+        return cls(key_file.resolve(), str(exported["tenant"]), last)
+
+    @property
+    def fingerprint(self) -> str:
+        lines = sorted(f"{lookup} {_micros(when)}" for lookup, when in self.at.items())
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def __call__(self, events: pa.Table) -> np.ndarray:
+        key = load_or_create_key(self.key_file)
+        users = pc.unique(events["user_id"]).to_pylist()
+        hashed = {lookup_of(key, self.tenant, user): user for user in users}
+        known = {hashed[lookup]: when for lookup, when in self.at.items() if lookup in hashed}
+        return ErasedBefore(known)(events)
 
 
 def _micros(when: datetime) -> int:

@@ -20,7 +20,7 @@ def refresh_features(
     at: datetime,
     unrecorded: frozenset[Purpose] = frozenset(),
 ) -> dict[str, int]:
-    """Write sessions, contacts and results of campaigns, and materialise all views as of `at`.
+    """Write sessions, contacts and results of campaigns, and bring them online as of `at`.
 
     user_ids: the shop's users; the ledger holds pseudonyms, which only their ids lead to. Rows per table.
     """
@@ -36,7 +36,7 @@ def refresh_features(
     # An erasure rewrites the same files.
     with workspace_lock(workspace.root):
         rows = write_live_tables(workspace.features, events, decisions, strategy_of)
-        materialise(workspace.features, at)
+        materialise(workspace.features, at, list(rows))
     return rows
 
 
