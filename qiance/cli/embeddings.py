@@ -39,9 +39,10 @@ def embeddings() -> None:
 def list_declared(config: ConfigOption = DECLARED) -> None:
     """Show the declared embeddings: view, entity, columns, model and size."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("name", "entity", "modality", "columns", "model", "dimension", "scores")
+    heads = ("name", "entity", "modality", "columns", "model", "dimension", "scores")
+    table = Table(*(Column(head, overflow="fold") for head in heads), box=None)
     for spec in load_embeddings(config):
         columns, scores = ", ".join(spec.columns), ", ".join(spec.scores)
         row = (spec.name, spec.entity, spec.modality, columns, spec.model, str(spec.dimension), scores)

@@ -67,9 +67,10 @@ def _text(table: pa.Table, name: str, field: str) -> Any:
 
 
 def _texts(table: pa.Table, spec: EmbeddingSpec) -> Any:
-    parts = [_text(table, name, f"{spec.name}.columns") for name in spec.columns]
-    joined = pc.binary_join_element_wise(*parts, pa.scalar(BETWEEN, pa.large_string()), null_handling="skip")
-    return pc.if_else(pc.equal(joined, ""), pa.scalar(None, pa.large_string()), joined)
+    # pc.binary_join_element_wise drops rows that are null throughout, so rows are joined here.
+    parts = [_text(table, name, f"{spec.name}.columns").to_pylist() for name in spec.columns]
+    joined = [BETWEEN.join(filter(None, row)) or None for row in zip(*parts, strict=True)]
+    return pa.array(joined, pa.large_string())
 
 
 def _media(table: pa.Table, spec: EmbeddingSpec, base: Path) -> Any:

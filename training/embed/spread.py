@@ -63,7 +63,7 @@ def read_source(source: Path, spec: EmbeddingSpec) -> Any:
         raise ValueError(f"source: {files[0].name!r} is none of {', '.join(_READERS)}; convert it to Parquet")
     if reader == "read_parquet":
         check_columns(pq.read_schema(files[0]), spec)
-        return ray.data.read_parquet(str(source), columns=source_columns(spec))
+        return ray.data.read_parquet(str(source)).select_columns(source_columns(spec))
     options = {"lines": True} if reader == "read_json" else {}
     return getattr(ray.data, reader)(str(source), **options)
 
