@@ -145,7 +145,7 @@ def _instants(given: list[str] | None) -> list[datetime]:
                 f"--as-of: {text!r} is no ISO 8601 instant; write 2025-01-31T00:00:00+00:00"
             ) from None
         if at.tzinfo is None:
-            raise ValueError(f"--as-of: {text!r} has no offset; write {text}+00:00 for UTC")
+            raise ValueError(f"--as-of: {text!r} has no offset; write {at.isoformat()}+00:00 for UTC")
         found.append(at)
     return found
 
