@@ -154,11 +154,12 @@ class Ours:
 
     def one_and_items(self, shop: Shop, user: int, items: np.ndarray) -> Columns:
         """`[len(items)]` per feature."""
-        fetched = self.reader.fetch("user_id", [shop.users[user]], self.now_us)
+        codes, place = np.unique(shop.category[items], return_inverse=True)
+        names = [CATEGORIES[code] for code in codes]
+        wanted = {"user_profile": None, "user_category": names}
+        fetched = self.reader.fetch("user_id", [shop.users[user]], self.now_us, [wanted])
         profile = fetched.block("user_profile").values
-        code = shop.category[items]
-        wanted, place = np.unique(code, return_inverse=True)
-        matrix = fetched.matrix("user_category", [CATEGORIES[c] for c in wanted]).values
+        matrix = fetched.matrix("user_category", names).values
         columns = {name: np.broadcast_to(profile[name], items.shape) for name in USER_FEATURES}
         columns |= {name: matrix[name][0, place] for name in USER_CATEGORY_FEATURES}
         present = self.items.present(self.now_us)
@@ -166,9 +167,11 @@ class Ours:
 
     def some_users(self, shop: Shop, users: np.ndarray) -> Columns:
         """`[len(users)]` per user feature."""
-        fetched = self.reader.fetch("user_id", [shop.users[u] for u in users], self.now_us)
+        names = [CATEGORIES[c] for c in shop.bought[users, 0]]
+        wanted = [{"user_profile": None, "user_category": [name]} for name in names]
+        fetched = self.reader.fetch("user_id", [shop.users[u] for u in users], self.now_us, wanted)
         profile = fetched.block("user_profile").values
-        own = fetched.each("user_category", [CATEGORIES[c] for c in shop.bought[users, 0]]).values
+        own = fetched.each("user_category", names).values
         return {**profile, **own}
 
 

@@ -20,6 +20,8 @@ from qiance.features.rows import SEPARATOR, Partition, Rows, field_of, partition
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Statuses = NDArray[np.int8]
+# View → values of its further key, None for a view without one.
+Wanted = Mapping[str, Sequence[str] | None]
 
 
 class Status(IntEnum):
@@ -151,13 +153,28 @@ class OnlineReader:
         self._rows = rows
         self.views = {view.name: view for view in views}
 
-    def fetch(self, key: str, ids: Sequence[str], now_us: int | Ints) -> Fetched:
-        """Everything known of the entities `ids`, whose join key is `key`, looked at at `now_us`.
+    def fetch(
+        self, key: str, ids: Sequence[str], now_us: int | Ints, wanted: Sequence[Wanted] | None = None
+    ) -> Fetched:
+        """What is known of the entities `ids`, whose join key is `key`, looked at at `now_us`.
 
-        Raises RowsUnavailableError when the store does not answer.
+        wanted: the rows that will be decoded of each entity; all unless given. Raises RowsUnavailableError
+        when the store does not answer.
         """
-        partitions = self._rows.get([partition_of(key, name) for name in ids])
+        fields = None if wanted is None else [self._fields(one) for one in wanted]
+        partitions = self._rows.get([partition_of(key, name) for name in ids], fields)
         return Fetched(partitions, self.views, np.broadcast_to(np.asarray(now_us, np.int64), (len(ids),)))
+
+    def _fields(self, wanted: Wanted) -> list[str]:
+        """Names of the rows: of a view with a further key one per value."""
+        names: list[str] = []
+        for view, others in wanted.items():
+            if others is None:
+                names.append(view)
+            else:
+                start = f"{view}{SEPARATOR}{self.views[view].keys[1]}="
+                names += [start + other for other in others]
+        return names
 
     def erase(self, key: str, name: str) -> int:
         """Remove all rows of one entity; how many there were."""

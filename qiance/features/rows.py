@@ -19,6 +19,7 @@ from qiance.features.packed import times_of
 
 SEPARATOR = "\x1f"
 Partition = dict[str, bytes]
+Fields = Sequence[Sequence[str]]
 BUSY_TIMEOUT_MS = 5_000
 CHUNK = 500  # partitions per statement or pipeline: far below SQLite's limit of parameters
 
@@ -39,8 +40,11 @@ class Row:
 class Rows(Protocol):
     """A store of packed rows. Every method raises RowsUnavailableError when the store does not answer."""
 
-    def get(self, partitions: Sequence[str]) -> list[Partition]:
-        """field → packed row of each partition, in order; empty where nothing is known."""
+    def get(self, partitions: Sequence[str], fields: Fields | None = None) -> list[Partition]:
+        """field → packed row of each partition, in order; empty where nothing is known.
+
+        fields: those that are wanted of each partition; all unless given. A store may give more.
+        """
         ...
 
     def put(self, rows: Sequence[Row]) -> None:
@@ -91,8 +95,8 @@ class SqliteRows:
                 "PRIMARY KEY (partition, field)) WITHOUT ROWID"
             )
 
-    def get(self, partitions: Sequence[str]) -> list[Partition]:
-        """See `Rows.get`."""
+    def get(self, partitions: Sequence[str], fields: Fields | None = None) -> list[Partition]:
+        """See `Rows.get`; gives whole partitions, which lie together on the same pages."""
         found: dict[str, Partition] = {name: {} for name in partitions}
         with self._translated():
             connection = self._connection()
@@ -197,6 +201,18 @@ for n = 1, #ARGV, 2 do
 end
 """
 
+# ARGV: for each key the number of its fields, then the fields. One command is packed and parsed in less time
+# than one for each key.
+_GET_LUA = """
+local found, place = {}, 1
+for n = 1, #KEYS do
+  local count = tonumber(ARGV[place])
+  found[n] = redis.call('HMGET', KEYS[n], unpack(ARGV, place + 1, place + count))
+  place = place + count + 1
+end
+return found
+"""
+
 
 class RedisRows:
     """Packed rows in Redis: a hash per partition.
@@ -219,9 +235,12 @@ class RedisRows:
             retry=Retry(NoBackoff(), 0),
         )
         self._put = self._redis.register_script(_PUT_LUA)
+        self._get_many = self._redis.register_script(_GET_LUA)
 
-    def get(self, partitions: Sequence[str]) -> list[Partition]:
+    def get(self, partitions: Sequence[str], fields: Fields | None = None) -> list[Partition]:
         """See `Rows.get`."""
+        if fields is not None:
+            return self._get_some(partitions, fields)
         found: list[Partition] = []
         with self._translated():
             for part in _chunks(partitions):
@@ -229,6 +248,26 @@ class RedisRows:
                 for name in part:
                     pipeline.hgetall(self._prefix + name)
                 found += [{f.decode(): v for f, v in row.items()} for row in pipeline.execute()]
+        return found
+
+    def _get_some(self, partitions: Sequence[str], fields: Fields) -> list[Partition]:
+        """The wanted fields, which come back without their names; one command for many partitions."""
+        values: list[list[bytes | None]] = []
+        with self._translated():
+            for start in range(0, len(partitions), CHUNK):
+                some = slice(start, start + CHUNK)
+                keys = [self._prefix + name for name in partitions[some]]
+                values += self._values(keys, fields[some])
+        return [
+            {field: value for field, value in zip(wanted, found, strict=True) if value is not None}
+            for wanted, found in zip(fields, values, strict=True)
+        ]
+
+    def _values(self, keys: Sequence[str], fields: Fields) -> list[list[bytes | None]]:
+        if len(keys) == 1:
+            return [self._redis.execute_command("HMGET", keys[0], *fields[0])]
+        arguments: list[str | int] = [word for wanted in fields for word in (len(wanted), *wanted)]
+        found: list[list[bytes | None]] = self._get_many(keys=keys, args=arguments)
         return found
 
     def put(self, rows: Sequence[Row]) -> None:

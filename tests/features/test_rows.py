@@ -136,6 +136,23 @@ def test_partitions_come_in_the_order_asked_for(rows: Rows) -> None:
     assert values == [1_100.0, 3.0, None, 3.0]
 
 
+def test_only_what_is_wanted_is_asked_for(rows: Rows) -> None:
+    rows.put([one(float(n), 1, user=f"u{n}", view=view) for n in range(4) for view in ("v", "w", "x")])
+    partitions = [partition_of("user_id", user) for user in ("u2", "u0", "nobody")]
+    wanted = [["x", "v"], ["w"], ["v", "w"]]
+    found = rows.get(partitions, wanted)
+    assert all(set(fields) <= {*part, "v", "w", "x"} for fields, part in zip(wanted, found, strict=True))
+    packed = [[part.get(field) for field in fields] for fields, part in zip(wanted, found, strict=True)]
+    everything = rows.get(partitions)
+    assert packed == [
+        [part.get(field) for field in fields] for fields, part in zip(wanted, everything, strict=True)
+    ]
+    assert packed[0][0] is not None
+    assert packed[2] == [None, None]
+    (alone,) = rows.get(partitions[:1], wanted[:1])
+    assert alone["x"] == packed[0][0]
+
+
 def test_delete_takes_all_rows_of_one_entity_and_no_other(rows: Rows) -> None:
     rows.put([one(1.0, 1), one(2.0, 1, view="w"), one(3.0, 1, user="u11")])
     assert rows.delete(partition_of("user_id", "u1")) == 2

@@ -9,17 +9,20 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
-from serve_cases import Built, user_ids
+from serve_cases import DAYS, START, Built, user_ids
 
 from qiance.ledger import Ledger
 from serve.launch import EMBEDDED, LaunchError, LocalCluster, free_port, read_config
+from tests.privacy.privacy_cases import words_in
 
+NOW = START + timedelta(days=DAYS, hours=1)
 BRIEF = {
     "objective": "conversions",
     "budget": {"amount": "100.00", "currency": "USD"},
@@ -62,6 +65,9 @@ def running(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "key_file": str(built.workspace.key_file),
         "epsilon": 0.5,
         "request_timeout_s": 1.0,
+        # An hour after the features were built, so that they are fresh; everybody agreed to being known.
+        "clock_offset_s": (NOW - datetime.now(UTC)).total_seconds(),
+        "unrecorded_consent": "granted",
         "llm": {"enabled": False},
     }
     before = {p.pid for p in psutil.Process().children(recursive=True)}
@@ -243,3 +249,37 @@ def test_a_taken_port_is_named(running: Running) -> None:
         with pytest.raises(LaunchError, match=rf"serve\.port: 127\.0\.0\.1:{port} cannot be used"):
             running.cluster.serve(config)
     assert httpx.get(f"{running.url}/healthz").status_code == 200
+
+
+def test_what_a_user_does_is_seen_at_once_and_erased_to_the_last_byte(running: Running) -> None:
+    person, words = "planted-person-5e1f", "planted-words-9c27"
+    roots = [running.built.workspace.root, Path(str(running.ledger.engine.url.database)).parent]
+    path = f"/v1/users/{person}"
+    with httpx.Client(base_url=running.url, timeout=30) as http:
+        consent = http.put(f"{path}/consent", json={"purposes": {"personalisation": True, "learning": True}})
+        assert consent.status_code == 200, consent.text
+        event = {"user_id": person, "occurred_at": NOW.isoformat(), "event_id": f"{person}-1"}
+        started = time.monotonic()
+        sent = http.post("/v1/events", json={"events": [{**event, "type": "search", "query": words}]})
+        assert (sent.status_code, sent.json()["visible"]) == (202, True), sent.text
+        rows = http.get(f"{path}/features").json()["rows"]
+        assert time.monotonic() - started < 3.0  # a second of it is what the promise is about; CI is slow
+        session = next(row for row in rows if row["view"] == "user_session")
+        assert session["values"]["session_searches"] == 1.0
+        request = {"request_id": f"{person}-visit", "user_id": person, "surface": "home"}
+        decision = http.post("/v1/decisions", json=request).json()
+        assert "cold_start" in decision["degraded"]
+        assert any(found for root in roots for found in words_in(root, [person])), "it is somewhere before"
+        answer = http.delete(path)
+        assert answer.status_code in (200, 202), answer.text
+        done = until(
+            lambda: http.get(f"/v1/erasures/{answer.json()['erasure_id']}").json(),
+            lambda found: found["state"] == "done",
+            20.0,
+        )
+        assert (done["state"], done["problems"]) == ("done", [])
+        assert http.get(f"{path}/consent").json()["purposes"] == {"personalisation": True, "learning": True}
+    # Ray's own folder too: its logs must not name who asked.
+    for root in (*roots, Path(running.cluster._temp_dir)):
+        assert words_in(root, [person, words]) == set()
+    assert running.ledger.known([person]) == {}
