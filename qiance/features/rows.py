@@ -266,7 +266,7 @@ class RedisRows:
     def _values(self, keys: Sequence[str], fields: Fields) -> list[list[bytes | None]]:
         if len(keys) == 1:
             return [self._redis.execute_command("HMGET", keys[0], *fields[0])]
-        arguments: list[str | int] = [word for wanted in fields for word in (len(wanted), *wanted)]
+        arguments = [word for wanted in fields for word in (str(len(wanted)), *wanted)]
         found: list[list[bytes | None]] = self._get_many(keys=keys, args=arguments)
         return found
 
