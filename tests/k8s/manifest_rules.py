@@ -155,3 +155,50 @@ def selects(selector: Doc, labels: dict[str, str]) -> bool:
     rules = selector.get("matchExpressions", ())
     assert all(rule["operator"] == "In" for rule in rules), "only In is used here"
     return exact and all(labels.get(rule["key"]) in rule["values"] for rule in rules)
+
+
+def connects(policies: list[Doc], source: dict[str, str], target: dict[str, str], port: int) -> bool:
+    """Whether a pod labelled `source` may open the TCP port of one labelled `target` in its namespace."""
+    return _opens(policies, "egress", source, target, port) and _opens(
+        policies, "ingress", target, source, port
+    )
+
+
+def _opens(policies: list[Doc], way: str, own: dict[str, str], other: dict[str, str], port: int) -> bool:
+    """One end of a connection: open unless policies select it, then as far as some rule of theirs says."""
+    specs = [policy["spec"] for policy in policies if way.capitalize() in policy["spec"]["policyTypes"]]
+    specs = [spec for spec in specs if selects(spec["podSelector"], own)]
+    peers = "to" if way == "egress" else "from"
+    rules = [rule for spec in specs for rule in spec.get(way, ())]
+    return not specs or any(_lets(rule, peers, other, port) for rule in rules)
+
+
+def _lets(rule: Doc, peers: str, other: dict[str, str], port: int) -> bool:
+    ports = {(entry["protocol"], entry["port"]) for entry in rule.get("ports", ())}
+    if ports and ("TCP", port) not in ports:
+        return False
+    return peers not in rule or any(_is_peer(peer, other) for peer in rule[peers])
+
+
+def _is_peer(peer: Doc, other: dict[str, str]) -> bool:
+    # A namespace that is named is another than ours; `{}` is every namespace.
+    return not peer.get("namespaceSelector") and selects(peer.get("podSelector", {}), other)
+
+
+def expanded(env: list[Doc], secrets: dict[tuple[str, str], str]) -> dict[str, str]:
+    """What a container finds in its environment, as the kubelet works it out from top to bottom.
+
+    secrets: value by (Secret, key). A `$(NAME)` that no earlier variable has stays as it is.
+    """
+    found: dict[str, str] = {}
+    for variable in env:
+        if "valueFrom" in variable:
+            reference = variable["valueFrom"]["secretKeyRef"]
+            found[variable["name"]] = secrets[reference["name"], reference["key"]]
+        else:
+            found[variable["name"]] = re.sub(
+                r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)",
+                lambda match: found.get(match[1], match[0]),
+                variable["value"],
+            )
+    return found
