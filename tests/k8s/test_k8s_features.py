@@ -94,7 +94,9 @@ def _place(labels: dict[str, str]) -> tuple[str, str | None]:
 
 
 @pytest.mark.parametrize(
-    ("server", "reaching"), [("features", REACHING), ("redis", {("serving", "head")})], ids=str
+    ("server", "reaching"),
+    [("features", REACHING), ("redis", {("serving", "head")})],
+    ids=["features", "ray"],
 )
 def test_exactly_these_pods_reach_each_redis(
     documents: Docs, server: str, reaching: set[tuple[str, str]]
