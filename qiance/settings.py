@@ -102,7 +102,9 @@ class FeatureSettings(Section):
     online: Literal["sqlite", "redis"] = Field(
         "sqlite", description="where features are read at a decision; redis: at QIANCE_REDIS, host:port,…"
     )
-    wait_ms: Positive = Field(50.0, description="longest wait for Redis at a decision, milliseconds")
+    wait_ms: Positive = Field(
+        50.0, description="longest wait for the online store at a decision, milliseconds"
+    )
     refresh_s: Positive = Field(2.0, description="seconds after which items in memory are read again")
     embeddings: bool = Field(True, description="whether texts of items are embedded, if the model is there")
 

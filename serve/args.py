@@ -28,7 +28,7 @@ class FeatureArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     wait_ms: float = Field(
-        50.0, gt=0, description="Longest wait for Redis; then the snapshot or defaults stand in"
+        50.0, gt=0, description="Longest wait for the online store; then the snapshot or defaults stand in"
     )
     refresh_s: float = Field(2.0, gt=0, description="How often the items in memory are read again")
 

@@ -22,7 +22,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def open_reader(repository: Path, timeout_s: float) -> OnlineReader:
-    """A reader of every view of the staged repository; `timeout_s` bounds each wait for Redis.
+    """A reader of every view of the staged repository; `timeout_s` bounds each wait for the store.
 
     Raises ValueError if the repository does not serve `EFFECT_SCHEMA`, or keeps its rows in a store that
     the service cannot read.
@@ -52,7 +52,7 @@ def _rows(config: Any, repository: Path, timeout_s: float) -> Rows:
     kind = str(online.type).rsplit(".", 1)[-1]
     if kind == "PackedSqliteOnlineStore":
         path = Path(online.path)
-        return SqliteRows(path if path.is_absolute() else repository / path, config.project)
+        return SqliteRows(path if path.is_absolute() else repository / path, config.project, timeout_s)
     if kind == "PackedRedisOnlineStore":
         return RedisRows(online.connection_string, config.project, timeout_s)
     raise ValueError(

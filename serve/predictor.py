@@ -21,13 +21,14 @@ from qiance.workspace import Snapshot, Workspace
 from serve.items import ItemSnapshot
 from serve.live import LiveState, Watcher, clears_floor
 from serve.profile import KnownRow
-from serve.users import Consents, LiveUsers, UserRead
+from serve.users import NO_CONSENT, Consents, LiveUsers, UserRead
 
 Floats = NDArray[np.float64]
 # Effects per user × action of one request, the degraded parts, the model's version.
 Effects = tuple[list[list[Effect]], tuple[str, ...], str]
 EVERYBODY = "all"
 REFRESH_S = 5.0
+STRANGER = ""  # no user has this id
 MAX_PAIRS = 5_000  # of one request for effects: some seconds of one core
 
 
@@ -151,7 +152,13 @@ class Predictor:
         rows = UserRows(
             columns=read.filled,
             user_category=read.user_category,
-            contacts_7d=np.array([float(r.contacts_7d) for r in requests]),
+            # How often a user was contacted is personal too; caps, which protect the user, are elsewhere.
+            contacts_7d=np.array(
+                [
+                    0.0 if NO_CONSENT in flags else float(r.contacts_7d)
+                    for r, flags in zip(requests, read.flags, strict=True)
+                ]
+            ),
         )
         return rows, read
 
@@ -239,7 +246,12 @@ class Predictor:
         return [user for user, inside in zip(table.user_ids, mask, strict=True) if inside]
 
     def predict(self, user_ids: Sequence[str], actions: Sequence[Action]) -> GridPrediction:
-        """Predictions from the snapshot's feature values: what proposers ask for, off the live path."""
+        """Predictions from the snapshot's feature values: what proposers ask for, off the live path.
+
+        Who has withdrawn consent since the snapshot was made counts as a mean user.
+        """
+        allowed = self.users.allowed(user_ids)
+        user_ids = [user if agrees else STRANGER for user, agrees in zip(user_ids, allowed, strict=True)]
         items = GridPredictor(
             self.model, self.snapshot.catalogue, self.snapshot.item, self.snapshot.categories
         )

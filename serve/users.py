@@ -107,6 +107,10 @@ class LiveUsers:
         table = UserTable(tuple(user_ids), known)
         return UserRead(table, self._filled(known), category, tuple(flags))
 
+    def allowed(self, user_ids: Sequence[str]) -> Bools:
+        """`[U]` whether personal features of the user may be read."""
+        return self._consents(user_ids)
+
     def describe(self, user_id: str, now_us: int) -> list[KnownRow]:
         """Every row that is known of a user at `now_us`; raises RowsUnavailableError."""
         return describe(self._reader, bool(self._consents([user_id])[0]), user_id, now_us)

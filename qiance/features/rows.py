@@ -20,7 +20,6 @@ from qiance.features.packed import times_of
 SEPARATOR = "\x1f"
 Partition = dict[str, bytes]
 Fields = Sequence[Sequence[str]]
-BUSY_TIMEOUT_MS = 5_000
 CHUNK = 500  # partitions per statement or pipeline: far below SQLite's limit of parameters
 
 
@@ -77,10 +76,12 @@ def field_of(view: str, others: Sequence[tuple[str, object]] = ()) -> str:
 class SqliteRows:
     """Packed rows in one SQLite file; safe to use from several threads and processes.
 
+    timeout_s bounds each wait for a lock: readers wait only while the file is rewritten after an erasure.
     `secure_delete` overwrites what is deleted, so that an erased user's bytes are gone from the file.
     """
 
-    def __init__(self, path: Path, project: str) -> None:
+    def __init__(self, path: Path, project: str, timeout_s: float = 5.0) -> None:
+        self._busy_timeout_ms = int(timeout_s * 1_000)
         self._path, self._table = Path(path), f"rows_{project}".replace('"', "")
         self._local = threading.local()
         self._opened: list[sqlite3.Connection] = []
@@ -154,7 +155,7 @@ class SqliteRows:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # Each thread uses its own; `close` may come from another.
             connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            connection.execute(f"PRAGMA busy_timeout = {self._busy_timeout_ms}")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA secure_delete = ON")

@@ -61,6 +61,22 @@ def test_without_consent_a_user_is_scored_as_a_stranger(asked: Shop) -> None:
     assert not np.array_equal(known.value, refused.value)
 
 
+def test_contacts_of_who_did_not_agree_do_not_count(asked: Shop) -> None:
+    asked.ledger.set_consent("u1", {Purpose.PERSONALISATION: True}, "test")
+    requests = [ScoreRequest(user, contacts, NOW) for user in ("u1", "u2") for contacts in (0, 6)]
+    mine_rested, mine_tired, rested, tired = asked.predictor.score(requests)
+    assert not np.array_equal(mine_rested.value, mine_tired.value)
+    np.testing.assert_array_equal(rested.value, tired.value)
+
+
+def test_planning_takes_who_withdrew_for_an_average_user(asked: Shop) -> None:
+    asked.ledger.set_consent("u1", {Purpose.PERSONALISATION: True}, "test")
+    actions = asked.predictor._watcher.state.actions[1:]
+    found = asked.predictor.predict(["u1", "u2", "u3"], actions)
+    assert not np.array_equal(found.margin[0], found.margin[1])
+    np.testing.assert_array_equal(found.margin[1], found.margin[2])
+
+
 def test_consent_that_is_withdrawn_holds_from_the_next_decision_on(asked: Shop) -> None:
     asked.ledger.set_consent("u1", {Purpose.PERSONALISATION: True}, "test")
     assert "no_consent" not in asked.decide("u1")["degraded"]
