@@ -203,11 +203,13 @@ def test_the_shipped_configuration_is_read_with_its_environment(monkeypatch: pyt
     monkeypatch.setenv("QIANCE_REGISTRY", "postgresql+psycopg://user@db/features")
     monkeypatch.setenv("QIANCE_REDIS", "redis:6379")
     monkeypatch.setenv("QIANCE_STAGING", "s3://bucket/staging")
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     config = load_repo_config(REPOSITORY, REPOSITORY / "feature_store.ray.yaml")
     assert config.registry.registry_type == "sql"
     assert config.registry.path == "postgresql+psycopg://user@db/features"
     assert config.offline_store.storage_path == "s3://bucket/staging"
     assert config.online_store.connection_string == "redis:6379"
+    assert config.offline_store.ray_address == config.batch_engine.ray_address == "head:6379"
     assert config.batch_engine.write_concurrency == 8
     assert config.materialization_config.online_write_batch_size == 10_000
 
@@ -233,7 +235,8 @@ def test_definitions_live_in_a_registry_in_postgresql(tmp_path: Path, postgresql
 
     stage(tmp_path, seed=0)
     registry = {"registry_type": "sql", "path": postgresql}
-    folder = stage_ray(tmp_path, "sql", {"registry": registry})
+    # Applying starts the engine, and Ray with it; this test is of the registry.
+    folder = stage_ray(tmp_path, "sql", {"registry": registry, "batch_engine": {"type": "local"}})
     local = FeatureStore(repo_path=str(tmp_path / "file"))
     store = FeatureStore(repo_path=str(folder))
     store.apply([*local.list_entities(), *(local.get_feature_view(name) for name in VIEWS)])
