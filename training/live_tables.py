@@ -72,6 +72,8 @@ def exposure_table(decisions: pa.Table) -> pa.Table:
     for user, found in _by_user(contacts, ("decided_at",)):
         times = [int(at) for at in found["decided_at"]]
         for last, at in enumerate(times, start=1):
+            if last < len(times) and times[last] == at:
+                continue  # one row for a moment: Feast's file join takes any of several
             recent = [t for t in times[:last] if t >= at - WINDOW_DAYS * _DAY_US][-MAX_CONTACTS:]
             # Known from the next microsecond on: a decision does not count itself.
             rows.append({"user_id": user, "contact_times": recent, **_stamps(at + 1)})

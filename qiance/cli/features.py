@@ -37,6 +37,9 @@ def refresh(
         Path | None,
         typer.Option("--config", "-c", help="YAML settings; QIANCE__SECTION__KEY overrides them."),
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Bring all views online anew, as after the online store was lost.")
+    ] = False,
     at: Annotated[
         datetime | None,
         typer.Option(
@@ -63,7 +66,7 @@ def refresh(
     try:
         with console.status("Writing tables and materialising"):
             users = Snapshot.load(place.snapshot).users.user_ids
-            rows = refresh_features(place, ledger, users, when, settings.privacy.unrecorded)
+            rows = refresh_features(place, ledger, users, when, settings.privacy.unrecorded, everything)
     finally:
         ledger.close()
     for name, count in rows.items():

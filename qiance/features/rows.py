@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from qiance.features.packed import times_of
 SEPARATOR = "\x1f"
 Partition = dict[str, bytes]
 Fields = Sequence[Sequence[str]]
+REWRITE_WAIT_S = 10.0
 CHUNK = 500  # partitions per statement or pipeline: far below SQLite's limit of parameters
 
 
@@ -290,6 +292,21 @@ class RedisRows:
             count = int(self._redis.hlen(key))
             self._redis.delete(key)
         return count
+
+    def forget(self) -> None:
+        """Have the append-only file rewritten, which goes on holding what was deleted until then.
+
+        A rewrite that is under way began before, so that its end is waited for; RowsUnavailableError if it
+        takes longer than `REWRITE_WAIT_S`.
+        """
+        deadline = time.monotonic() + REWRITE_WAIT_S
+        with self._translated():
+            while (state := self._redis.info("persistence")).get("aof_rewrite_in_progress"):
+                if time.monotonic() > deadline:
+                    raise RowsUnavailableError("online store: Redis rewrites its append-only file; try again")
+                time.sleep(0.05)
+            if state.get("aof_enabled"):
+                self._redis.bgrewriteaof()
 
     def delete_view(self, view: str) -> None:
         """See `Rows.delete_view`; walks all partitions."""

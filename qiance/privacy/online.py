@@ -64,7 +64,9 @@ def online_eraser(repository: Path, env: Mapping[str, str]) -> Callable[[str], i
 def _erase_redis(connection: str, project: str, user_id: str) -> int:
     rows = RedisRows(connection, project, timeout_s=5.0)
     try:
-        return rows.delete(partition_of("user_id", user_id))
+        removed = rows.delete(partition_of("user_id", user_id))
+        rows.forget()
+        return removed
     finally:
         rows.close()
 

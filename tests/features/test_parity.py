@@ -251,6 +251,8 @@ def test_a_decision_does_not_count_its_own_contact() -> None:
     assert table["contact_times"].to_pylist() == [[micros[0]], micros[:2], [micros[3]]]
     stamped = table["event_timestamp"].cast(pa.int64()).to_pylist()
     assert stamped == [micros[0] + 1, micros[1] + 1, micros[3] + 1]
+    twice = pa.concat_tables([decisions.slice(0, 1), decisions.slice(0, 1)])
+    assert exposure_table(twice)["contact_times"].to_pylist() == [[micros[0], micros[0]]]
     frame = pd.DataFrame(
         {"contact_times": [micros[:2], None], "now_us": [to_micros(START + timedelta(days=2)), 0]}
     )

