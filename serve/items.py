@@ -47,6 +47,16 @@ class ItemFrame:
         return cls(columns, event_us, digest.hexdigest()[:16])
 
 
+@dataclass(frozen=True)
+class _Filled:
+    """Values of a frame with gaps filled, as they are from `since_us` to `until_us`."""
+
+    frame: ItemFrame
+    since_us: int
+    until_us: float
+    values: Mapping[str, Floats]
+
+
 class ItemSnapshot:
     """The current `ItemFrame`, read again every `refresh_s` seconds by a thread of its own.
 
@@ -59,6 +69,7 @@ class ItemSnapshot:
         self._category = [item.category for item in snapshot.catalogue]
         self._defaults = Defaults.learn(snapshot.item, self._category)
         self.degraded = False
+        self._filled: _Filled | None = None
         self.frame = self._first(snapshot)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="qiance-items", daemon=True)
@@ -66,7 +77,21 @@ class ItemSnapshot:
 
     def values(self, now_us: int) -> Mapping[str, Floats]:
         """`[I]` per item feature at `now_us`; a gap is filled with its category's mean."""
-        return self._defaults.fill(self.present(now_us), self._category)
+        frame, known = self.frame, self._filled
+        if known is None or known.frame is not frame or not known.since_us <= now_us <= known.until_us:
+            filled = self._defaults.fill(self.present(now_us), self._category)
+            known = self._filled = _Filled(frame, now_us, self._next_expiry(frame, now_us), filled)
+        return known.values
+
+    def _next_expiry(self, frame: ItemFrame, now_us: int) -> float:
+        """The next moment at which a row of `frame` passes its TTL: until then its values stay the same."""
+        ends = [
+            event_us + ttl
+            for view, event_us in frame.event_us.items()
+            if (ttl := self._reader.views[view].ttl_us) is not None
+        ]
+        later = [end[end >= now_us] for end in ends]
+        return min((float(end.min()) for end in later if len(end)), default=float("inf"))
 
     def cold(self, now_us: int) -> NDArray[np.bool_]:
         """`[I]` items whose state is not known or too old, so that defaults stand in."""

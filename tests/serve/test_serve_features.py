@@ -114,6 +114,22 @@ def test_an_item_without_a_row_has_its_categorys_values_and_is_named(built: Buil
         predictor.close()
 
 
+def test_items_are_worked_out_once_and_yet_never_used_past_their_age(shop: Shop) -> None:
+    items, now = shop.predictor.items, to_micros(NOW)
+    first = items.values(now)
+    assert items.values(now + 1_000_000) is first
+    built_at = to_micros(shop.built.snapshot.as_of)
+    ttl = shop.built.reader.views["item_state"].ttl_us
+    assert ttl is not None
+    last = items.values(built_at + ttl)
+    np.testing.assert_array_equal(last["price"], first["price"])
+    after = items.values(built_at + ttl + 1)
+    assert not np.array_equal(after["price"], first["price"])
+    np.testing.assert_array_equal(items.values(now)["price"], first["price"])
+    assert items.refresh()
+    assert items.values(now) is not first
+
+
 def on_redis(built: Built, folder: Path, server: RedisServer) -> OnlineReader:
     """The shop's features once more, online in Redis."""
     shutil.copytree(built.workspace.features, folder)
