@@ -61,6 +61,14 @@ CONFIG = (
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Users to read, each with one of the categories that they bought from."""
+
+    users: list[str]
+    categories: list[str]
+
+
+@dataclass(frozen=True)
 class Shop:
     """Synthetic users and items, and the moment at which they are read."""
 
@@ -82,6 +90,10 @@ class Shop:
 
     def category_of(self, item: int) -> str:
         return CATEGORIES[self.category[item]]
+
+    def ask(self, users: np.ndarray) -> Asked:
+        codes = self.bought[users, 0].tolist()
+        return Asked([self.users[u] for u in users.tolist()], [CATEGORIES[code] for code in codes])
 
     def tables(self) -> dict[str, pa.Table]:
         """One row per key; of each hundred the first is a day older than its TTL."""
@@ -138,9 +150,9 @@ class Store:
         ]
         return _columns(self.feast.get_online_features(self.everything, entity_rows=rows).to_dict(), NAMES)
 
-    def some_users(self, shop: Shop, users: np.ndarray) -> Columns:
-        """`[len(users)]` per user feature, through Feast's client."""
-        rows = [{"user_id": shop.users[u], "category": CATEGORIES[shop.bought[u, 0]]} for u in users]
+    def some_users(self, asked: Asked) -> Columns:
+        """`[users]` per user feature, through Feast's client."""
+        rows = [{"user_id": u, "category": c} for u, c in zip(asked.users, asked.categories, strict=True)]
         return _columns(self.feast.get_online_features(self.of_user, entity_rows=rows).to_dict(), OF_USER)
 
 
@@ -156,8 +168,7 @@ class Ours:
         """`[len(items)]` per feature."""
         codes, place = np.unique(shop.category[items], return_inverse=True)
         names = [CATEGORIES[code] for code in codes]
-        wanted = {"user_profile": None, "user_category": names}
-        fetched = self.reader.fetch("user_id", [shop.users[user]], self.now_us, [wanted])
+        fetched = self.reader.fetch("user_id", [shop.users[user]], self.now_us)
         profile = fetched.block("user_profile").values
         matrix = fetched.matrix("user_category", names).values
         columns = {name: np.broadcast_to(profile[name], items.shape) for name in USER_FEATURES}
@@ -165,14 +176,11 @@ class Ours:
         present = self.items.present(self.now_us)
         return columns | {name: present[name][items] for name in (*ITEM_FEATURES, *ITEM_POPULARITY_FEATURES)}
 
-    def some_users(self, shop: Shop, users: np.ndarray) -> Columns:
-        """`[len(users)]` per user feature."""
-        names = [CATEGORIES[c] for c in shop.bought[users, 0]]
-        wanted = [{"user_profile": None, "user_category": [name]} for name in names]
-        fetched = self.reader.fetch("user_id", [shop.users[u] for u in users], self.now_us, wanted)
-        profile = fetched.block("user_profile").values
-        own = fetched.each("user_category", names).values
-        return {**profile, **own}
+    def some_users(self, asked: Asked) -> Columns:
+        """`[users]` per user feature."""
+        fetched = self.reader.fetch("user_id", asked.users, self.now_us)
+        profile, own = fetched.block("user_profile"), fetched.each("user_category", asked.categories)
+        return {**profile.values, **own.values}
 
 
 def _snapshot(shop: Shop) -> Snapshot:
@@ -216,17 +224,15 @@ def measure(shop: Shop, ours: Ours, stock: Store, repeats: int) -> Measured:
         (int(rng.integers(len(shop.users))), rng.choice(len(shop.items), size, replace=False))
         for _ in range(repeats + 2)
     ]
-    groups = [rng.choice(len(shop.users), 64, replace=False) for _ in range(repeats + 2)]
+    groups = [shop.ask(rng.choice(len(shop.users), 64, replace=False)) for _ in range(repeats + 2)]
+    singles = [shop.ask(rng.choice(len(shop.users), 1)) for _ in range(repeats + 2)]
     reads: dict[str, tuple[Callable[[int], Columns], Callable[[int], Columns]]] = {
         "1x500": (
             lambda n: ours.one_and_items(shop, *draws[n]),
             lambda n: stock.one_and_items(shop, *draws[n]),
         ),
-        "64": (lambda n: ours.some_users(shop, groups[n]), lambda n: stock.some_users(shop, groups[n])),
-        "1": (
-            lambda n: ours.some_users(shop, groups[n][:1]),
-            lambda n: stock.some_users(shop, groups[n][:1]),
-        ),
+        "64": (lambda n: ours.some_users(groups[n]), lambda n: stock.some_users(groups[n])),
+        "1": (lambda n: ours.some_users(singles[n]), lambda n: stock.some_users(singles[n])),
     }
     mine: dict[str, float] = {}
     theirs: dict[str, float] = {}
@@ -252,8 +258,9 @@ def _compare(shop: Shop, ours: Ours, stock: Store) -> tuple[float, int, int]:
     worst, served, stock_served = 0.0, 0, 0
     pairs_old = users * PER_USER % STALE_EVERY == 0  # the row of a user's first category
     old_users = users % STALE_EVERY == 0
+    asked = shop.ask(users)
     cases = [
-        (ours.some_users(shop, users), stock.some_users(shop, users), _old(users, old_users, pairs_old)),
+        (ours.some_users(asked), stock.some_users(asked), _old(old_users, pairs_old)),
         (
             ours.one_and_items(shop, 1, items),
             stock.one_and_items(shop, 1, items),
@@ -272,7 +279,7 @@ def _compare(shop: Shop, ours: Ours, stock: Store) -> tuple[float, int, int]:
     return worst, served, stock_served
 
 
-def _old(users: np.ndarray, old_users: np.ndarray, pairs_old: np.ndarray) -> dict[str, np.ndarray]:
+def _old(old_users: np.ndarray, pairs_old: np.ndarray) -> dict[str, np.ndarray]:
     return dict.fromkeys(USER_FEATURES, old_users) | dict.fromkeys(USER_CATEGORY_FEATURES, pairs_old)
 
 

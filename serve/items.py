@@ -149,9 +149,7 @@ class ItemSnapshot:
 
 def _read(reader: OnlineReader, catalogue: Catalogue) -> ItemFrame:
     # Whatever its age: what is too old is decided when it is used.
-    fetched = reader.fetch(
-        "item_id", [item.item_id for item in catalogue], 0, [dict.fromkeys(VIEWS)] * len(catalogue)
-    )
+    fetched = reader.fetch("item_id", [item.item_id for item in catalogue], 0)
     columns: dict[str, Floats] = {}
     event_us: dict[str, Ints] = {}
     for view, names in VIEWS.items():

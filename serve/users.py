@@ -93,7 +93,7 @@ class LiveUsers:
             flags[place] = (NO_CONSENT,)
         if len(places):
             ids = [user_ids[place] for place in places]
-            fetched = self._fetch(ids, categories, now_us[places])
+            fetched = self._fetch(ids, now_us[places])
             if fetched is None:
                 found = self._from_snapshot(ids, now_us[places])
             else:
@@ -125,13 +125,12 @@ class LiveUsers:
     def _filled(self, known: Mapping[str, Floats]) -> dict[str, Floats]:
         return self._defaults.fill(known)
 
-    def _fetch(self, ids: Sequence[str], categories: Sequence[str], now_us: Ints) -> Fetched | None:
+    def _fetch(self, ids: Sequence[str], now_us: Ints) -> Fetched | None:
         """What the store has, or None while it does not answer."""
         if time.monotonic() < self._paused_until:
             return None
         try:
-            wanted = {"user_profile": None, "user_session": None, "user_category": categories}
-            return self._reader.fetch("user_id", ids, now_us, [wanted] * len(ids))
+            return self._reader.fetch("user_id", ids, now_us)
         except RowsUnavailableError as error:
             self._paused_until = time.monotonic() + PAUSE_S
             logger.warning("users are read from the snapshot for %g s: %s", PAUSE_S, error)

@@ -14,14 +14,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from qiance.features.packed import RowLayout, Value
-from qiance.features.rows import SEPARATOR, Partition, Rows, field_of, partition_of
+from qiance.features.packed import Partition, RowLayout, Value
+from qiance.features.rows import SEPARATOR, Rows, field_of, partition_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Statuses = NDArray[np.int8]
-# View → values of its further key, None for a view without one.
-Wanted = Mapping[str, Sequence[str] | None]
 
 
 class Status(IntEnum):
@@ -111,14 +109,15 @@ class Fetched:
     def block(self, view: str) -> Block:
         """A view whose only key is the entity's."""
         spec = self.views[view]
-        rows = [partition.get(view) for partition in self.partitions]
+        name = view.encode()
+        rows = [partition.row(name) for partition in self.partitions]
         return _decode(spec, rows, self.now_us)
 
     def matrix(self, view: str, others: Sequence[str]) -> Matrix:
         """A view with one further key, for each entity and each of `others`."""
         spec = self.views[view]
-        fields = [field_of(view, [(spec.keys[1], other)]) for other in others]
-        rows = [partition.get(field) for partition in self.partitions for field in fields]
+        fields = [field_of(view, [(spec.keys[1], other)]).encode() for other in others]
+        rows = [partition.row(field) for partition in self.partitions for field in fields]
         block = _decode(spec, rows, np.repeat(self.now_us, len(fields)))
         shape = (len(self.partitions), len(fields))
         values = {name: column.reshape(shape) for name, column in block.values.items()}
@@ -129,7 +128,8 @@ class Fetched:
         spec = self.views[view]
         start = f"{view}{SEPARATOR}{spec.keys[1]}="
         rows = [
-            partition.get(start + other) for partition, other in zip(self.partitions, others, strict=True)
+            partition.row((start + other).encode())
+            for partition, other in zip(self.partitions, others, strict=True)
         ]
         return _decode(spec, rows, self.now_us)
 
@@ -153,28 +153,13 @@ class OnlineReader:
         self._rows = rows
         self.views = {view.name: view for view in views}
 
-    def fetch(
-        self, key: str, ids: Sequence[str], now_us: int | Ints, wanted: Sequence[Wanted] | None = None
-    ) -> Fetched:
-        """What is known of the entities `ids`, whose join key is `key`, looked at at `now_us`.
+    def fetch(self, key: str, ids: Sequence[str], now_us: int | Ints) -> Fetched:
+        """Everything known of the entities `ids`, whose join key is `key`, looked at at `now_us`.
 
-        wanted: the rows that will be decoded of each entity; all unless given. Raises RowsUnavailableError
-        when the store does not answer.
+        Raises RowsUnavailableError when the store does not answer.
         """
-        fields = None if wanted is None else [self._fields(one) for one in wanted]
-        partitions = self._rows.get([partition_of(key, name) for name in ids], fields)
+        partitions = self._rows.get([partition_of(key, name) for name in ids])
         return Fetched(partitions, self.views, np.broadcast_to(np.asarray(now_us, np.int64), (len(ids),)))
-
-    def _fields(self, wanted: Wanted) -> list[str]:
-        """Names of the rows: of a view with a further key one per value."""
-        names: list[str] = []
-        for view, others in wanted.items():
-            if others is None:
-                names.append(view)
-            else:
-                start = f"{view}{SEPARATOR}{self.views[view].keys[1]}="
-                names += [start + other for other in others]
-        return names
 
     def erase(self, key: str, name: str) -> int:
         """Remove all rows of one entity; how many there were."""

@@ -1,15 +1,18 @@
-"""One feature row as one value: what the online store keeps, and how many of them become columns at once.
+"""Feature rows as bytes: what the online store keeps, and how many of them become columns at once.
 
 A row is `layout id (4) · event time (8) · created (8) · null bits · fixed fields (8 each) · lengths · bytes`,
 big-endian times (so that a store can compare them) and little-endian fields. The layout id is a hash of the
 fields, so a row that was written under another definition of its view is never read as if it fitted.
+
+A partition is all rows of one entity: `number of rows (2) · length of all names (4) · length of each row (4)
+· names, with NUL between · rows`, numbers big-endian.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +28,8 @@ _FIXED = {"Float64": "<f8", "Float32": "<f8", "Int64": "<i8", "Int32": "<i8", "B
 _ARRAYS = {"Array(Float64)": "<f8", "Array(Float32)": "<f4", "Array(Int64)": "<i8", "Array(Int32)": "<i4"}
 _TIMES = struct.Struct(">4sqq")
 _LENGTH = struct.Struct("<I")
+_HEAD = struct.Struct(">HI")
+_BETWEEN = b"\x00"
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,55 @@ class RowLayout:
         return [
             None if self._is_null(row, name) else _of_bytes(self._tails(row)[position], kind) for row in rows
         ]
+
+
+class Partition(Mapping[str, bytes]):
+    """All rows of one entity, by field; a row is cut out when it is asked for."""
+
+    __slots__ = ("_fields", "_lengths", "_packed", "_start")
+
+    def __init__(self, packed: bytes = b"") -> None:
+        self._packed = packed
+        self._fields: list[bytes] = []
+        self._lengths: tuple[int, ...] = ()
+        self._start = 0
+        if packed:
+            count, size = _HEAD.unpack_from(packed)
+            place = _HEAD.size + 4 * count
+            self._start = place + size
+            self._lengths = struct.unpack_from(f">{count}I", packed, _HEAD.size)
+            self._fields = packed[place : self._start].split(_BETWEEN) if count else []
+
+    @staticmethod
+    def pack(rows: Mapping[str, bytes]) -> bytes:
+        """The value that is kept for `rows`; ValueError for a field with a NUL in it."""
+        fields = [field.encode() for field in rows]
+        if any(_BETWEEN in field for field in fields):
+            raise ValueError(f"field: one of {list(rows)} holds a NUL; keys of features are text without it")
+        names = _BETWEEN.join(fields)
+        lengths = struct.pack(f">{len(rows)}I", *(len(row) for row in rows.values()))
+        return b"".join([_HEAD.pack(len(rows), len(names)), lengths, names, *rows.values()])
+
+    def row(self, name: bytes) -> bytes | None:
+        """The row of the field whose name in UTF-8 is `name`, None if there is none."""
+        try:
+            place = self._fields.index(name)
+        except ValueError:
+            return None
+        start = self._start + sum(self._lengths[:place])
+        return self._packed[start : start + self._lengths[place]]
+
+    def __getitem__(self, field: str) -> bytes:
+        found = self.row(field.encode())
+        if found is None:
+            raise KeyError(field)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return (field.decode() for field in self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
 
 
 def times_of(row: bytes) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Where packed rows are kept: SQLite on one machine, Redis for many. Both hold one partition per entity.
 
-A partition is all rows of one user, or of one item: the rows of every view, each under its own field. So a
-decision reads a user in one go, and erasing a user is deleting one partition. A row is replaced only by one
-that is not older, whatever the order in which writers arrive.
+A partition is all rows of one user, or of one item: the rows of every view, each under its own field, in one
+value. So a decision reads a user in one go, and erasing a user is deleting one value. A row is replaced only
+by one that is not older, whatever the order in which writers arrive.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from qiance.features.packed import times_of
+from qiance.features.packed import Partition, times_of
 
 SEPARATOR = "\x1f"
-Partition = dict[str, bytes]
-Fields = Sequence[Sequence[str]]
 REWRITE_WAIT_S = 10.0
+MMAP_BYTES = 1 << 28  # read without a system call for each page
 CHUNK = 500  # partitions per statement or pipeline: far below SQLite's limit of parameters
 
 
@@ -41,11 +40,8 @@ class Row:
 class Rows(Protocol):
     """A store of packed rows. Every method raises RowsUnavailableError when the store does not answer."""
 
-    def get(self, partitions: Sequence[str], fields: Fields | None = None) -> list[Partition]:
-        """field → packed row of each partition, in order; empty where nothing is known.
-
-        fields: those that are wanted of each partition; all unless given. A store may give more.
-        """
+    def get(self, partitions: Sequence[str]) -> list[Partition]:
+        """field → packed row of each partition, in order; empty where nothing is known."""
         ...
 
     def put(self, rows: Sequence[Row]) -> None:
@@ -84,7 +80,7 @@ class SqliteRows:
 
     def __init__(self, path: Path, project: str, timeout_s: float = 5.0) -> None:
         self._busy_timeout_ms = int(timeout_s * 1_000)
-        self._path, self._table = Path(path), f"rows_{project}".replace('"', "")
+        self._path, self._table = Path(path), f"partitions_{project}".replace('"', "")
         self._local = threading.local()
         self._opened: list[sqlite3.Connection] = []
         self._lock = threading.Lock()
@@ -93,50 +89,63 @@ class SqliteRows:
         """Make the table if there is none."""
         with self._writing() as connection:
             connection.execute(
-                f'CREATE TABLE IF NOT EXISTS "{self._table}" (partition TEXT NOT NULL, field TEXT NOT NULL, '
-                "event_us INTEGER NOT NULL, created_us INTEGER NOT NULL, value BLOB NOT NULL, "
-                "PRIMARY KEY (partition, field)) WITHOUT ROWID"
+                f'CREATE TABLE IF NOT EXISTS "{self._table}" '
+                "(partition TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL)"
             )
 
-    def get(self, partitions: Sequence[str], fields: Fields | None = None) -> list[Partition]:
-        """See `Rows.get`; gives whole partitions, which lie together on the same pages."""
-        found: dict[str, Partition] = {name: {} for name in partitions}
+    def get(self, partitions: Sequence[str]) -> list[Partition]:
+        """See `Rows.get`."""
         with self._translated():
-            connection = self._connection()
-            for part in _chunks(list(found)):
-                marks = ",".join("?" * len(part))
-                query = f'SELECT partition, field, value FROM "{self._table}" WHERE partition IN ({marks})'  # noqa: S608
-                for name, field, value in connection.execute(query, part):
-                    found[name][field] = value
-        return [found[name] for name in partitions]
+            found = self._packed(self._connection(), partitions)
+        return [Partition(found.get(name, b"")) for name in partitions]
+
+    def _packed(self, connection: sqlite3.Connection, partitions: Sequence[str]) -> dict[str, bytes]:
+        found: dict[str, bytes] = {}
+        for part in _chunks(partitions):
+            marks = ",".join("?" * len(part))
+            query = f'SELECT partition, value FROM "{self._table}" WHERE partition IN ({marks})'  # noqa: S608
+            found.update(connection.execute(query, part))
+        return found
 
     def put(self, rows: Sequence[Row]) -> None:
         """See `Rows.put`."""
-        statement = (
-            f'INSERT INTO "{self._table}" VALUES (?, ?, ?, ?, ?) '  # noqa: S608
-            "ON CONFLICT (partition, field) DO UPDATE SET event_us = excluded.event_us, "
-            "created_us = excluded.created_us, value = excluded.value "
-            "WHERE (excluded.event_us, excluded.created_us) >= (event_us, created_us)"
-        )
+        by_partition = _by_partition(rows)
         with self._writing() as connection:
+            stored = self._packed(connection, list(by_partition))
+            merged = [
+                (name, Partition.pack(_merged(stored.get(name, b""), fresh)))
+                for name, fresh in by_partition.items()
+            ]
             connection.executemany(
-                statement, [(row.partition, row.field, *times_of(row.value), row.value) for row in rows]
+                f'INSERT INTO "{self._table}" VALUES (?, ?) '  # noqa: S608
+                "ON CONFLICT (partition) DO UPDATE SET value = excluded.value",
+                merged,
             )
 
     def delete(self, partition: str) -> int:
         """See `Rows.delete`; the write-ahead log is emptied too, for it holds old pages."""
         with self._writing() as connection:
+            found = self._packed(connection, [partition])
             query = f'DELETE FROM "{self._table}" WHERE partition = ?'  # noqa: S608
-            count = connection.execute(query, (partition,)).rowcount
+            connection.execute(query, (partition,))
         with self._translated():
             self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return int(count)
+        return len(Partition(found.get(partition, b"")))
 
     def delete_view(self, view: str) -> None:
-        """See `Rows.delete_view`."""
+        """See `Rows.delete_view`; walks all partitions."""
         with self._writing() as connection:
-            query = f'DELETE FROM "{self._table}" WHERE field = ? OR substr(field, 1, ?) = ?'  # noqa: S608
-            connection.execute(query, (view, len(view) + 1, view + SEPARATOR))
+            names = [name for (name,) in connection.execute(f'SELECT partition FROM "{self._table}"')]  # noqa: S608
+            for part in _chunks(names):
+                changed = [
+                    (Partition.pack(left), name)
+                    for name, packed in self._packed(connection, part).items()
+                    if (left := _without(packed, view)) is not None
+                ]
+                connection.executemany(
+                    f'UPDATE "{self._table}" SET value = ? WHERE partition = ?',  # noqa: S608
+                    changed,
+                )
 
     def drop(self) -> None:
         """Remove the table."""
@@ -161,6 +170,7 @@ class SqliteRows:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA secure_delete = ON")
+            connection.execute(f"PRAGMA mmap_size = {MMAP_BYTES}")
             self._local.connection = connection
             with self._lock:
                 self._opened.append(connection)
@@ -189,36 +199,61 @@ class SqliteRows:
             ) from error
 
 
-# ARGV: field, value, and so on. Times are big-endian after a four-byte layout id; a Lua number holds
-# microseconds exactly until the year 2255.
-_PUT_LUA = """
-for n = 1, #ARGV, 2 do
-  local old = redis.call('HGET', KEYS[1], ARGV[n])
-  local newer = true
-  if old then
-    local _, old_event, old_created = struct.unpack('>c4i8i8', old)
-    local _, event, created = struct.unpack('>c4i8i8', ARGV[n + 1])
-    newer = event > old_event or (event == old_event and created >= old_created)
+# KEYS[1]: a partition; ARGV: field, row, and so on, or one view to remove. Times are big-endian after a
+# four-byte layout id; a Lua number holds microseconds exactly until the year 2255.
+_UNPACK_LUA = """
+local rows, order = {}, {}
+local packed = redis.call('GET', KEYS[1])
+if packed then
+  local count, size = struct.unpack('>I2I4', packed)
+  local place = 7 + 4 * count
+  local names = string.sub(packed, place, place + size - 1) .. string.char(0)
+  local start, first = place + size, 1
+  for n = 1, count do
+    local length = struct.unpack('>I4', packed, 3 + 4 * n)
+    local last = string.find(names, string.char(0), first, true)
+    order[n] = string.sub(names, first, last - 1)
+    first = last + 1
+    rows[order[n]] = string.sub(packed, start, start + length - 1)
+    start = start + length
   end
-  if newer then redis.call('HSET', KEYS[1], ARGV[n], ARGV[n + 1]) end
 end
 """
-
-# ARGV: for each key the number of its fields, then the fields. One command is packed and parsed in less time
-# than one for each key.
-_GET_LUA = """
-local found, place = {}, 1
-for n = 1, #KEYS do
-  local count = tonumber(ARGV[place])
-  found[n] = redis.call('HMGET', KEYS[n], unpack(ARGV, place + 1, place + count))
-  place = place + count + 1
-end
-return found
+_PACK_LUA = """
+local names = table.concat(order, string.char(0))
+local parts = {struct.pack('>I2I4', #order, #names)}
+for n = 1, #order do parts[#parts + 1] = struct.pack('>I4', #rows[order[n]]) end
+parts[#parts + 1] = names
+for n = 1, #order do parts[#parts + 1] = rows[order[n]] end
+redis.call('SET', KEYS[1], table.concat(parts))
 """
+_PUT_LUA = f"""{_UNPACK_LUA}
+for n = 1, #ARGV, 2 do
+  local field, row = ARGV[n], ARGV[n + 1]
+  local newer = true
+  if rows[field] then
+    local _, old_event, old_created = struct.unpack('>c4i8i8', rows[field])
+    local _, event, created = struct.unpack('>c4i8i8', row)
+    newer = event > old_event or (event == old_event and created >= old_created)
+  else
+    order[#order + 1] = field
+  end
+  if newer then rows[field] = row end
+end
+{_PACK_LUA}"""
+_DROP_LUA = f"""{_UNPACK_LUA}
+local kept = {{}}
+for n = 1, #order do
+  local view = string.match(order[n], '^[^' .. string.char(31) .. ']*')
+  if view ~= ARGV[1] then kept[#kept + 1] = order[n] end
+end
+if #kept == #order then return end
+order = kept
+{_PACK_LUA}"""
 
 
 class RedisRows:
-    """Packed rows in Redis: a hash per partition.
+    """Packed rows in Redis: a value per partition.
 
     timeout_s bounds every wait, to connect as well as for an answer. There is no retry here: who reads
     knows better what to do instead.
@@ -238,60 +273,47 @@ class RedisRows:
             retry=Retry(NoBackoff(), 0),
         )
         self._put = self._redis.register_script(_PUT_LUA)
-        self._get_many = self._redis.register_script(_GET_LUA)
+        self._drop = self._redis.register_script(_DROP_LUA)
 
-    def get(self, partitions: Sequence[str], fields: Fields | None = None) -> list[Partition]:
+    def get(self, partitions: Sequence[str]) -> list[Partition]:
         """See `Rows.get`."""
-        if fields is not None:
-            return self._get_some(partitions, fields)
         found: list[Partition] = []
         with self._translated():
             for part in _chunks(partitions):
-                pipeline = self._redis.pipeline(transaction=False)
-                for name in part:
-                    pipeline.hgetall(self._prefix + name)
-                found += [{f.decode(): v for f, v in row.items()} for row in pipeline.execute()]
+                values = self._mget([self._prefix + name for name in part])
+                found += [Partition(packed or b"") for packed in values]
         return found
 
-    def _get_some(self, partitions: Sequence[str], fields: Fields) -> list[Partition]:
-        """The wanted fields, which come back without their names; one command for many partitions."""
-        values: list[list[bytes | None]] = []
-        with self._translated():
-            for start in range(0, len(partitions), CHUNK):
-                some = slice(start, start + CHUNK)
-                keys = [self._prefix + name for name in partitions[some]]
-                values += self._values(keys, fields[some])
-        return [
-            {field: value for field, value in zip(wanted, found, strict=True) if value is not None}
-            for wanted, found in zip(fields, values, strict=True)
-        ]
-
-    def _values(self, keys: Sequence[str], fields: Fields) -> list[list[bytes | None]]:
-        if len(keys) == 1:
-            return [self._redis.execute_command("HMGET", keys[0], *fields[0])]
-        arguments = [word for wanted in fields for word in (str(len(wanted)), *wanted)]
-        found: list[list[bytes | None]] = self._get_many(keys=keys, args=arguments)
-        return found
+    def _mget(self, keys: Sequence[str]) -> list[bytes | None]:
+        """MGET on a connection of the pool; the client's layers above it cost a tenth of a read."""
+        pool = self._redis.connection_pool
+        connection = pool.get_connection()
+        try:
+            connection.send_command("MGET", *keys)
+            values: list[bytes | None] = connection.read_response()
+        except BaseException:
+            connection.disconnect()  # or the next to use it would read our answer
+            raise
+        finally:
+            pool.release(connection)
+        return values
 
     def put(self, rows: Sequence[Row]) -> None:
         """See `Rows.put`."""
-        by_partition: dict[str, list[str | bytes]] = {}
-        for row in rows:
-            by_partition.setdefault(row.partition, []).extend((row.field, row.value))
+        by_partition = _by_partition(rows)
         with self._translated():
             for part in _chunks(list(by_partition)):
                 pipeline = self._redis.pipeline(transaction=False)
                 for name in part:
-                    self._put(keys=[self._prefix + name], args=by_partition[name], client=pipeline)
+                    words = [word for pair in by_partition[name].items() for word in pair]
+                    self._put(keys=[self._prefix + name], args=words, client=pipeline)
                 pipeline.execute()
 
     def delete(self, partition: str) -> int:
         """See `Rows.delete`."""
         with self._translated():
-            key = self._prefix + partition
-            count = int(self._redis.hlen(key))
-            self._redis.delete(key)
-        return count
+            packed = self._redis.getdel(self._prefix + partition)
+        return len(Partition(packed or b""))
 
     def forget(self) -> None:
         """Have the append-only file rewritten, which goes on holding what was deleted until then.
@@ -312,9 +334,7 @@ class RedisRows:
         """See `Rows.delete_view`; walks all partitions."""
         with self._translated():
             for key in self._redis.scan_iter(match=_literal(self._prefix) + "*", count=1_000):
-                fields = [f for f in self._redis.hkeys(key) if f.decode().split(SEPARATOR)[0] == view]
-                if fields:
-                    self._redis.hdel(key, *fields)
+                self._drop(keys=[key], args=[view])
 
     def drop(self) -> None:
         """Remove every partition of the project."""
@@ -367,6 +387,36 @@ _REDIS_OPTIONS: Mapping[str, Any] = {
     "ssl": {"true": True, "false": False}.__getitem__,
     "ssl_ca_certs": str,
 }
+
+
+def _by_partition(rows: Sequence[Row]) -> dict[str, dict[str, bytes]]:
+    """Rows by partition and field; of several for one place the newest, the last of equals."""
+    found: dict[str, dict[str, bytes]] = {}
+    for row in rows:
+        partition = found.setdefault(row.partition, {})
+        _keep_newer(partition, row.field, row.value)
+    return found
+
+
+def _merged(packed: bytes, fresh: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The stored partition with those of `fresh` that are not older."""
+    merged = dict(Partition(packed))
+    for field, row in fresh.items():
+        _keep_newer(merged, field, row)
+    return merged
+
+
+def _keep_newer(partition: dict[str, bytes], field: str, row: bytes) -> None:
+    stored = partition.get(field)
+    if stored is None or times_of(row) >= times_of(stored):
+        partition[field] = row
+
+
+def _without(packed: bytes, view: str) -> dict[str, bytes] | None:
+    """The partition without the rows of `view`, None if it has none."""
+    rows = Partition(packed)
+    left = {field: row for field, row in rows.items() if field.split(SEPARATOR)[0] != view}
+    return None if len(left) == len(rows) else left
 
 
 def _literal(text: str) -> str:

@@ -30,6 +30,8 @@ class RedisServer:
             "bind": "127.0.0.1",
             "dir": self._folder,
             "appendonly": "yes",
+            # With `everysec` a killed server may lose what it had confirmed.
+            "appendfsync": "always",
             "save": "",
         }
         words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qiance.features.packed import RowLayout, times_of
+from qiance.features.packed import Partition, RowLayout, times_of
 from qiance.features.rows import (
     RedisRows,
     Row,
@@ -79,6 +79,24 @@ def test_a_row_of_another_definition_is_not_read() -> None:
     assert other.unpack(LAYOUT.pack(1, 1, {"a": 1.0})) is None
 
 
+words = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=20)
+
+
+@given(st.dictionaries(words, st.binary(max_size=40), max_size=8), words)
+def test_a_partition_comes_back_as_it_was(rows: dict[str, bytes], other: str) -> None:
+    found = Partition(Partition.pack(rows))
+    assert dict(found) == rows
+    assert len(found) == len(rows)
+    assert found.get(other) == rows.get(other)
+    assert (other in found) == (other in rows)
+
+
+def test_a_partition_refuses_a_name_that_it_could_not_tell_apart() -> None:
+    with pytest.raises(ValueError, match="holds a NUL"):
+        Partition.pack({"a\x00b": b""})
+    assert len(Partition()) == 0
+
+
 @pytest.fixture(params=["sqlite", "redis"])
 def rows(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rows]:
     if request.param == "sqlite":
@@ -134,23 +152,6 @@ def test_partitions_come_in_the_order_asked_for(rows: Rows) -> None:
     found = rows.get([partition_of("user_id", user) for user in wanted])
     values = [RowLayout.of("v", [("a", "Float64")]).unpack(p["v"])["a"] if p else None for p in found]  # type: ignore[index]
     assert values == [1_100.0, 3.0, None, 3.0]
-
-
-def test_only_what_is_wanted_is_asked_for(rows: Rows) -> None:
-    rows.put([one(float(n), 1, user=f"u{n}", view=view) for n in range(4) for view in ("v", "w", "x")])
-    partitions = [partition_of("user_id", user) for user in ("u2", "u0", "nobody")]
-    wanted = [["x", "v"], ["w"], ["v", "w"]]
-    found = rows.get(partitions, wanted)
-    assert all(set(fields) <= {*part, "v", "w", "x"} for fields, part in zip(wanted, found, strict=True))
-    packed = [[part.get(field) for field in fields] for fields, part in zip(wanted, found, strict=True)]
-    everything = rows.get(partitions)
-    assert packed == [
-        [part.get(field) for field in fields] for fields, part in zip(wanted, everything, strict=True)
-    ]
-    assert packed[0][0] is not None
-    assert packed[2] == [None, None]
-    (alone,) = rows.get(partitions[:1], wanted[:1])
-    assert alone["x"] == packed[0][0]
 
 
 def test_delete_takes_all_rows_of_one_entity_and_no_other(rows: Rows) -> None:
