@@ -13,6 +13,7 @@ from types import ModuleType
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qiance.domain import Catalogue, UserTable
@@ -41,6 +42,13 @@ from training.preprocess.tables import (
 )
 
 SNAPSHOT_EVERY_DAYS = 28
+# Feast's names of the types that our views have.
+_ARROW_TYPES = {
+    "Float64": pa.float64(),
+    "Array(Int64)": pa.list_(pa.int64()),
+    "Array(Float32)": pa.list_(pa.float32()),
+    "Array(String)": pa.list_(pa.string()),
+}
 REPOSITORY = Path(__file__).resolve().parent.parent / "feature_repo"
 Progress = Callable[[float, str], None]
 
@@ -98,6 +106,7 @@ def stage_repository(folder: Path, config: str = "feature_store.yaml") -> None:
             shutil.copy(path, folder / path.name)
     shutil.copy(REPOSITORY / config, folder / "feature_store.yaml")
     apply_definitions(folder)
+    _make_missing_tables(folder)
 
 
 def apply_definitions(folder: Path) -> None:
@@ -108,6 +117,20 @@ def apply_definitions(folder: Path) -> None:
     kinds = (Entity, FeatureView, OnDemandFeatureView, FeatureService)
     objects = [value for value in vars(definitions).values() if isinstance(value, kinds)]
     FeatureStore(repo_path=str(folder)).apply(objects)
+
+
+def _make_missing_tables(folder: Path) -> None:
+    """An empty table for each view that has none yet, so that a service over all of them can be joined."""
+    from feast import FeatureStore
+
+    (folder / "data").mkdir(exist_ok=True)
+    for view in FeatureStore(repo_path=str(folder)).list_feature_views():
+        table = folder / "data" / f"{view.name}.parquet"
+        if not table.exists():
+            fields = [(key, pa.string()) for key in view.join_keys]
+            fields += [(field.name, _ARROW_TYPES[str(field.dtype)]) for field in view.features]
+            fields += [(name, pa.timestamp("us", "UTC")) for name in ("event_timestamp", "created")]
+            pq.write_table(pa.schema(fields).empty_table(), table)
 
 
 def _load_definitions(path: Path) -> ModuleType:

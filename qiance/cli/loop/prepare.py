@@ -63,7 +63,6 @@ def prepare(
         stage_repository,
         write_feature_tables,
     )
-    from training.live_tables import write_live_tables
 
     stage.tell(0.05, "indexing events")
     items = pq.read_table(workspace.data / "items.parquet")
@@ -91,7 +90,6 @@ def prepare(
         stock,
     )
     stage.tell(0.5, "applying the feature repository")
-    write_live_tables(workspace.features, None, None, {})
     stage_repository(workspace.features, ONLINE_CONFIG[settings.features.online])
     snapshot = snapshot_at(index, catalogue, days[-1], stock)
     if settings.features.embeddings:
