@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +167,9 @@ def test_the_pacer_gives_expired_reservations_back_less_the_contact(shop: Shop) 
     decide_for(shop, "s4-display", shop.users(held=False)[0])
     before = shop.ledger.budget("mail")
     assert before.reserved > 0
-    pacer.tick(datetime.now(UTC) + timedelta(hours=23))
+    pacer.tick(shop.gateway.args.now() + timedelta(hours=23))
     assert shop.ledger.budget("mail") == before
-    pacer.tick(datetime.now(UTC) + timedelta(hours=25))
+    pacer.tick(shop.gateway.args.now() + timedelta(hours=25))
     after = shop.ledger.budget("mail")
     assert (after.spent, after.reserved) == (before.reserved, 0), "contacts only: these have no offer"
 
@@ -181,7 +181,7 @@ def test_an_unused_offer_goes_back_to_its_budget(shop: Shop) -> None:
     user = next(u for u in shop.users(held=False) if recency[int(u[1:])] <= 10)
     decide_for(shop, "s5-email", user)
     contacts = shop.ledger.decision_outcomes()["action_id"].to_pylist()
-    pacer.tick(datetime.now(UTC) + timedelta(hours=25))
+    pacer.tick(shop.gateway.args.now() + timedelta(hours=25))
     status = shop.ledger.budget("mail")
     assert (status.spent, status.reserved) == (
         contacts.count("s5-email") + 2 * contacts.count("s5-display"),

@@ -174,6 +174,7 @@ def test_the_interface_describes_itself(shop: Shop) -> None:
     paths = shop.ask("GET", "/openapi.json").json()["paths"]
     assert {
         "/v1/decisions", "/v1/outcomes", "/v1/effects", "/v1/briefs", "/v1/briefs/{brief_id}",
-        "/v1/strategies", "/healthz",
+        "/v1/strategies", "/v1/events", "/v1/users/{user_id}", "/v1/users/{user_id}/consent",
+        "/v1/users/{user_id}/features", "/v1/erasures/{erasure_id}", "/healthz",
     } == set(paths)  # fmt: skip
     assert "swagger" in shop.ask("GET", "/docs").text.lower()
