@@ -5,7 +5,7 @@ big-endian times (so that a store can compare them) and little-endian fields. Th
 fields, so a row that was written under another definition of its view is never read as if it fitted.
 
 A partition is all rows of one entity: `number of rows (2) · length of all names (4) · length of each row (4)
-· names, with NUL between · rows`, numbers big-endian.
+· names, with NUL around each · rows`, numbers big-endian.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _TIMES = struct.Struct(">4sqq")
 _LENGTH = struct.Struct("<I")
 _HEAD = struct.Struct(">HI")
 _BETWEEN = b"\x00"
+_EMPTY = bytes(_HEAD.size)
 
 
 @dataclass(frozen=True)
@@ -167,19 +168,10 @@ class RowLayout:
 class Partition(Mapping[str, bytes]):
     """All rows of one entity, by field; a row is cut out when it is asked for."""
 
-    __slots__ = ("_fields", "_lengths", "_packed", "_start")
+    __slots__ = ("_packed",)
 
     def __init__(self, packed: bytes = b"") -> None:
-        self._packed = packed
-        self._fields: list[bytes] = []
-        self._lengths: tuple[int, ...] = ()
-        self._start = 0
-        if packed:
-            count, size = _HEAD.unpack_from(packed)
-            place = _HEAD.size + 4 * count
-            self._start = place + size
-            self._lengths = struct.unpack_from(f">{count}I", packed, _HEAD.size)
-            self._fields = packed[place : self._start].split(_BETWEEN) if count else []
+        self._packed = packed or _EMPTY
 
     @staticmethod
     def pack(rows: Mapping[str, bytes]) -> bytes:
@@ -187,18 +179,23 @@ class Partition(Mapping[str, bytes]):
         fields = [field.encode() for field in rows]
         if any(_BETWEEN in field for field in fields):
             raise ValueError(f"field: one of {list(rows)} holds a NUL; keys of features are text without it")
-        names = _BETWEEN.join(fields)
+        # One before and one after each, so that a name is found by a search for its bytes.
+        names = _BETWEEN + b"".join(field + _BETWEEN for field in fields) if fields else b""
         lengths = struct.pack(f">{len(rows)}I", *(len(row) for row in rows.values()))
         return b"".join([_HEAD.pack(len(rows), len(names)), lengths, names, *rows.values()])
 
     def row(self, name: bytes) -> bytes | None:
         """The row of the field whose name in UTF-8 is `name`, None if there is none."""
-        try:
-            place = self._fields.index(name)
-        except ValueError:
+        packed = self._packed
+        count, size = _HEAD.unpack_from(packed)
+        begin = _HEAD.size + 4 * count
+        found = packed.find(_BETWEEN + name + _BETWEEN, begin, begin + size)
+        if found < 0:
             return None
-        start = self._start + sum(self._lengths[:place])
-        return self._packed[start : start + self._lengths[place]]
+        place = packed.count(_BETWEEN, begin, found)
+        lengths = struct.unpack_from(f">{place + 1}I", packed, _HEAD.size)
+        end = begin + size + sum(lengths)
+        return packed[end - lengths[-1] : end]
 
     def __getitem__(self, field: str) -> bytes:
         found = self.row(field.encode())
@@ -207,10 +204,13 @@ class Partition(Mapping[str, bytes]):
         return found
 
     def __iter__(self) -> Iterator[str]:
-        return (field.decode() for field in self._fields)
+        count, size = _HEAD.unpack_from(self._packed)
+        begin = _HEAD.size + 4 * count
+        names = self._packed[begin + 1 : begin + size - 1].split(_BETWEEN) if count else []
+        return (name.decode() for name in names)
 
     def __len__(self) -> int:
-        return len(self._fields)
+        return int(_HEAD.unpack_from(self._packed)[0])
 
 
 def times_of(row: bytes) -> tuple[int, int]:

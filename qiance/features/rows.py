@@ -207,8 +207,8 @@ local packed = redis.call('GET', KEYS[1])
 if packed then
   local count, size = struct.unpack('>I2I4', packed)
   local place = 7 + 4 * count
-  local names = string.sub(packed, place, place + size - 1) .. string.char(0)
-  local start, first = place + size, 1
+  local names = string.sub(packed, place, place + size - 1)
+  local start, first = place + size, 2
   for n = 1, count do
     local length = struct.unpack('>I4', packed, 3 + 4 * n)
     local last = string.find(names, string.char(0), first, true)
@@ -220,7 +220,8 @@ if packed then
 end
 """
 _PACK_LUA = """
-local names = table.concat(order, string.char(0))
+local names = ''
+if #order > 0 then names = string.char(0) .. table.concat(order, string.char(0)) .. string.char(0) end
 local parts = {struct.pack('>I2I4', #order, #names)}
 for n = 1, #order do parts[#parts + 1] = struct.pack('>I4', #rows[order[n]]) end
 parts[#parts + 1] = names
