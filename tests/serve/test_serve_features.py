@@ -16,7 +16,6 @@ from serve_cases import DAYS, START, Built, Shop, open_predictor, open_shop
 
 from qiance.domain import Purpose
 from qiance.features.online import OnlineReader
-from qiance.features.rows import partition_of
 from qiance.ledger.schema import to_micros
 from qiance.privacy import Eraser, erase_packed_sqlite
 from serve.feature_store import SessionPusher, open_reader
@@ -298,5 +297,3 @@ def test_a_users_rows_are_told_view_by_view(visited: Visited) -> None:
     recency = visited.shop.built.snapshot.users.columns["recency_days"][row]
     assert profile["values"]["recency_days"] == recency
     assert any(name.startswith("user_category/") for name in found)
-    assert visited.predictor._watcher.state is not None
-    assert partition_of("user_id", "u1") == "user_id=u1"
