@@ -8,6 +8,7 @@ not found. Feast writes and reads as ever, by `materialize`, `push` and `get_onl
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -59,8 +60,9 @@ class PackedOnlineStore(OnlineStore):
             self._rows = self._open(config)
         return self._rows
 
+    @abstractmethod
     def _open(self, config: RepoConfig) -> SqliteRows | RedisRows:
-        raise NotImplementedError  # each of the two stores opens its own
+        """The store that the configuration names."""
 
     def online_write_batch(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from collections.abc import Mapping
@@ -31,20 +30,11 @@ VIEWS: Mapping[str, tuple[str, ...]] = {
 class ItemFrame:
     """Items at one moment, in the order of the catalogue.
 
-    columns: `[I]` per feature, NaN where unknown; event_us: `[I]` per view, 0 where there is no row;
-    version: hash of the content, so that equal frames have equal versions.
+    columns: `[I]` per feature, NaN where unknown; event_us: `[I]` per view, 0 where there is no row.
     """
 
     columns: Mapping[str, Floats]
     event_us: Mapping[str, Ints]
-    version: str
-
-    @classmethod
-    def of(cls, columns: Mapping[str, Floats], event_us: Mapping[str, Ints]) -> ItemFrame:
-        digest = hashlib.sha256()
-        for name in sorted(columns):
-            digest.update(name.encode() + np.ascontiguousarray(columns[name]).tobytes())
-        return cls(columns, event_us, digest.hexdigest()[:16])
 
 
 @dataclass(frozen=True)
@@ -136,7 +126,7 @@ class ItemSnapshot:
             logger.warning("items are read from the file of the run: %s", error)
             self.degraded = True
             at = np.full(len(snapshot.catalogue), int(snapshot.as_of.timestamp() * 1e6), dtype=np.int64)
-            return ItemFrame.of(snapshot.item, dict.fromkeys(VIEWS, at))
+            return ItemFrame(snapshot.item, dict.fromkeys(VIEWS, at))
 
     def _run(self) -> None:
         while not self._stop.wait(self._refresh_s):
@@ -156,4 +146,4 @@ def _read(reader: OnlineReader, catalogue: Catalogue) -> ItemFrame:
         block = fetched.block(view)
         event_us[view] = block.event_us
         columns |= {name: block.values[name] for name in names}
-    return ItemFrame.of(columns, event_us)
+    return ItemFrame(columns, event_us)

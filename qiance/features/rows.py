@@ -75,7 +75,8 @@ class SqliteRows:
     """Packed rows in one SQLite file; safe to use from several threads and processes.
 
     timeout_s bounds each wait for a lock: readers wait only while the file is rewritten after an erasure.
-    `secure_delete` overwrites what is deleted, so that an erased user's bytes are gone from the file.
+    `secure_delete` overwrites what is deleted; pages that were rebalanced may hold a copy still, so that an
+    erasure (`qiance.privacy`) rewrites the file too.
     """
 
     def __init__(self, path: Path, project: str, timeout_s: float = 5.0) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import wave
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from math import gcd
 from pathlib import Path
@@ -37,7 +38,7 @@ def media_reader(modality: str, weights: Weights) -> Reader:
     return AudioReader(weights.load(AutoFeatureExtractor.from_pretrained))
 
 
-class _ShapedReader:
+class _ShapedReader(ABC):
     """Batches of contents whose inputs have the same shapes."""
 
     def read(self, contents: Sequence[Any]) -> list[Inputs | BadContentError]:
@@ -51,8 +52,9 @@ class _ShapedReader:
             return error
         return Inputs(arrays, tuple(size for value in arrays.values() for size in value.shape))
 
+    @abstractmethod
     def _processed(self, content: Any) -> dict[str, torch.Tensor]:
-        raise NotImplementedError
+        """What the processor makes of one content; BadContentError if it cannot be read."""
 
     def batches(self, inputs: Sequence[Inputs], size: int) -> Iterator[list[int]]:
         """Rows of equal shape, largest first."""
