@@ -21,6 +21,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import FeastConfigBaseModel
 
 from qiance.features.packed import RowLayout
+from qiance.features.partition import Partition
 from qiance.features.rows import RedisRows, Row, SqliteRows, field_of, partition_of
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -89,7 +90,7 @@ class PackedOnlineStore(OnlineStore):
         layout = layout_of(table)
         places = [_place(table, key) for key in entity_keys]
         partitions = list(dict.fromkeys(partition for partition, _ in places))
-        found = dict(zip(partitions, self.rows(config).get(partitions), strict=True))
+        found = dict(zip(partitions, map(Partition, self.rows(config).get(partitions)), strict=True))
         oldest = 0 if not table.ttl else time.time_ns() // 1_000 - table.ttl // _MICROSECOND
         rows = (found[partition].get(field) for partition, field in places)
         return [_messages(layout, row, oldest, requested_features) for row in rows]

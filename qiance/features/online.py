@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qiance.features.packed import Partition, RowLayout, Value
+from qiance.features.packed import RowLayout, Value
+from qiance.features.partition import Partition, cut, mark_of
 from qiance.features.rows import SEPARATOR, Rows, field_of, partition_of
 
 Floats = NDArray[np.float64]
@@ -30,7 +32,8 @@ class Status(IntEnum):
     STALE = 2
 
 
-_PRESENT = np.int8(Status.PRESENT)  # looked up once: a member of an enumeration costs a microsecond
+# Looked up once: a member of an enumeration costs a microsecond.
+_PRESENT, _STALE = np.int8(Status.PRESENT), np.int8(Status.STALE)
 
 
 @dataclass(frozen=True)
@@ -54,16 +57,23 @@ class ViewSpec:
         """Names of the fields that become float64 columns."""
         return tuple(name for name, _ in self.layout.fixed)
 
-    def status(self, event_us: Ints, now_us: Ints) -> Statuses:
-        """PRESENT or STALE of rows written at `event_us`, seen at `now_us`, `[n]` each.
+    def stale(self, event_us: Ints, now_us: Ints) -> NDArray[np.bool_] | None:
+        """Which rows written at `event_us` are no longer present at `now_us`, `[n]` each; None if none is so.
 
         A row that lies in the future of `now_us` is present: clocks of writer and reader differ a little,
         and a point-in-time reader would not look here.
         """
         if self.ttl_us is None:
-            return np.full(len(event_us), _PRESENT, dtype=np.int8)
-        # PRESENT is 1 and STALE is 2.
-        return (now_us - event_us > self.ttl_us).astype(np.int8) + _PRESENT
+            return None
+        old = event_us < now_us - self.ttl_us
+        return old if np.count_nonzero(old) else None
+
+    def status(self, event_us: Ints, now_us: Ints) -> Statuses:
+        """PRESENT or STALE of rows, as `stale` says: `[n]`."""
+        status = np.full(len(event_us), _PRESENT)
+        if (old := self.stale(event_us, now_us)) is not None:
+            status[old] = _STALE
+        return status
 
 
 @dataclass(frozen=True)
@@ -102,41 +112,36 @@ class Fetched:
     now_us: `[n]` the instant at which each entity is looked at.
     """
 
-    partitions: Sequence[Partition]
+    partitions: Sequence[bytes]
     views: Mapping[str, ViewSpec]
     now_us: Ints
 
     def block(self, view: str) -> Block:
         """A view whose only key is the entity's."""
         spec = self.views[view]
-        name = view.encode()
-        rows = [partition.row(name) for partition in self.partitions]
-        return _decode(spec, rows, self.now_us)
+        return _decode(spec, cut(self.partitions, repeat(mark_of(view))), self.now_us)
 
     def matrix(self, view: str, others: Sequence[str]) -> Matrix:
         """A view with one further key, for each entity and each of `others`."""
         spec = self.views[view]
-        fields = [field_of(view, [(spec.keys[1], other)]).encode() for other in others]
-        rows = [partition.row(field) for partition in self.partitions for field in fields]
-        block = _decode(spec, rows, np.repeat(self.now_us, len(fields)))
-        shape = (len(self.partitions), len(fields))
+        marks = [mark_of(field_of(view, [(spec.keys[1], other)])) for other in others]
+        rows = [row for packed in self.partitions for row in cut([packed] * len(marks), marks)]
+        block = _decode(spec, rows, np.repeat(self.now_us, len(marks)))
+        shape = (len(self.partitions), len(marks))
         values = {name: column.reshape(shape) for name, column in block.values.items()}
         return Matrix(values, block.status.reshape(shape))
 
     def each(self, view: str, others: Sequence[str]) -> Block:
         """A view with one further key, for each entity its own of `others` `[n]`."""
         spec = self.views[view]
-        start = f"{view}{SEPARATOR}{spec.keys[1]}="
-        rows = [
-            partition.row((start + other).encode())
-            for partition, other in zip(self.partitions, others, strict=True)
-        ]
-        return _decode(spec, rows, self.now_us)
+        start, end = mark_of(f"{view}{SEPARATOR}{spec.keys[1]}=")[:-1], mark_of("")[1:]
+        marks = [start + other.encode() + end for other in others]
+        return _decode(spec, cut(self.partitions, marks), self.now_us)
 
     def pairs(self, view: str) -> list[tuple[tuple[str, ...], Block]]:
         """All rows that the first entity has in a view with further keys, by those keys in order."""
         start = view + SEPARATOR
-        rows = sorted((f, row) for f, row in self.partitions[0].items() if f.startswith(start))
+        rows = sorted((f, row) for f, row in Partition(self.partitions[0]).items() if f.startswith(start))
         return [
             (
                 tuple(part.partition("=")[2] for part in field.split(SEPARATOR)[1:]),
@@ -158,8 +163,11 @@ class OnlineReader:
 
         Raises RowsUnavailableError when the store does not answer.
         """
-        partitions = self._rows.get([partition_of(key, name) for name in ids])
-        return Fetched(partitions, self.views, np.broadcast_to(np.asarray(now_us, np.int64), (len(ids),)))
+        start = partition_of(key, "")
+        partitions = self._rows.get([start + name for name in ids])
+        if isinstance(now_us, int):
+            now_us = np.full(len(ids), now_us, np.int64)
+        return Fetched(partitions, self.views, now_us)
 
     def erase(self, key: str, name: str) -> int:
         """Remove all rows of one entity; how many there were."""
@@ -191,12 +199,11 @@ def _complete(spec: ViewSpec, rows: Sequence[bytes], now_us: Ints) -> Block:
     layout = spec.layout
     records = layout.records(rows)
     event_us = records["event"].astype(np.int64)
-    status = spec.status(event_us, now_us)
     numbers = layout.numbers(records)
     lists = {name: layout.lists(rows, name) for name, _ in layout.variable}
-    stale = status != _PRESENT
-    if stale.any():
-        numbers[stale] = np.nan
+    status = np.full(len(rows), _PRESENT)
+    if (stale := spec.stale(event_us, now_us)) is not None:
+        status[stale], numbers[stale] = _STALE, np.nan
         for values in lists.values():
             for place in np.flatnonzero(stale).tolist():
                 values[place] = None

@@ -3,16 +3,13 @@
 A row is `layout id (4) · event time (8) · created (8) · null bits · fixed fields (8 each) · lengths · bytes`,
 big-endian times (so that a store can compare them) and little-endian fields. The layout id is a hash of the
 fields, so a row that was written under another definition of its view is never read as if it fitted.
-
-A partition is all rows of one entity: `number of rows (2) · length of all names (4) · length of each row (4)
-· names, with NUL around each · rows`, numbers big-endian.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,9 +25,6 @@ _FIXED = {"Float64": "<f8", "Float32": "<f8", "Int64": "<i8", "Int32": "<i8", "B
 _ARRAYS = {"Array(Float64)": "<f8", "Array(Float32)": "<f4", "Array(Int64)": "<i8", "Array(Int32)": "<i4"}
 _TIMES = struct.Struct(">4sqq")
 _LENGTH = struct.Struct("<I")
-_HEAD = struct.Struct(">HI")
-_BETWEEN = b"\x00"
-_EMPTY = bytes(_HEAD.size)
 
 
 @dataclass(frozen=True)
@@ -139,7 +133,7 @@ class RowLayout:
             raw = np.ascontiguousarray(records["fixed"]).view("<i8")
             values[:, self._whole] = raw[:, self._whole]
         nulls = records["nulls"]
-        if nulls.any():
+        if nulls.tobytes().strip(b"\0"):  # without a call of numpy's Python
             bits = np.unpackbits(nulls, axis=1, bitorder="little")
             values[bits[:, self._fixed_places] == 1] = np.nan
         return values
@@ -163,54 +157,6 @@ class RowLayout:
         return [
             None if self._is_null(row, name) else _of_bytes(self._tails(row)[position], kind) for row in rows
         ]
-
-
-class Partition(Mapping[str, bytes]):
-    """All rows of one entity, by field; a row is cut out when it is asked for."""
-
-    __slots__ = ("_packed",)
-
-    def __init__(self, packed: bytes = b"") -> None:
-        self._packed = packed or _EMPTY
-
-    @staticmethod
-    def pack(rows: Mapping[str, bytes]) -> bytes:
-        """The value that is kept for `rows`; ValueError for a field with a NUL in it."""
-        fields = [field.encode() for field in rows]
-        if any(_BETWEEN in field for field in fields):
-            raise ValueError(f"field: one of {list(rows)} holds a NUL; keys of features are text without it")
-        # One before and one after each, so that a name is found by a search for its bytes.
-        names = _BETWEEN + b"".join(field + _BETWEEN for field in fields) if fields else b""
-        lengths = struct.pack(f">{len(rows)}I", *(len(row) for row in rows.values()))
-        return b"".join([_HEAD.pack(len(rows), len(names)), lengths, names, *rows.values()])
-
-    def row(self, name: bytes) -> bytes | None:
-        """The row of the field whose name in UTF-8 is `name`, None if there is none."""
-        packed = self._packed
-        count, size = _HEAD.unpack_from(packed)
-        begin = _HEAD.size + 4 * count
-        found = packed.find(_BETWEEN + name + _BETWEEN, begin, begin + size)
-        if found < 0:
-            return None
-        place = packed.count(_BETWEEN, begin, found)
-        lengths = struct.unpack_from(f">{place + 1}I", packed, _HEAD.size)
-        end = begin + size + sum(lengths)
-        return packed[end - lengths[-1] : end]
-
-    def __getitem__(self, field: str) -> bytes:
-        found = self.row(field.encode())
-        if found is None:
-            raise KeyError(field)
-        return found
-
-    def __iter__(self) -> Iterator[str]:
-        count, size = _HEAD.unpack_from(self._packed)
-        begin = _HEAD.size + 4 * count
-        names = self._packed[begin + 1 : begin + size - 1].split(_BETWEEN) if count else []
-        return (name.decode() for name in names)
-
-    def __len__(self) -> int:
-        return int(_HEAD.unpack_from(self._packed)[0])
 
 
 def times_of(row: bytes) -> tuple[int, int]:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from qiance.features.packed import Partition, times_of
+from qiance.features.packed import times_of
+from qiance.features.partition import VERSION, Partition, pack
 
 SEPARATOR = "\x1f"
 REWRITE_WAIT_S = 10.0
@@ -40,8 +41,8 @@ class Row:
 class Rows(Protocol):
     """A store of packed rows. Every method raises RowsUnavailableError when the store does not answer."""
 
-    def get(self, partitions: Sequence[str]) -> list[Partition]:
-        """field → packed row of each partition, in order; empty where nothing is known."""
+    def get(self, partitions: Sequence[str]) -> list[bytes]:
+        """Partitions as they are kept (`qiance.features.partition`), in order; b"" where nothing is known."""
         ...
 
     def put(self, rows: Sequence[Row]) -> None:
@@ -94,11 +95,11 @@ class SqliteRows:
                 "(partition TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL)"
             )
 
-    def get(self, partitions: Sequence[str]) -> list[Partition]:
+    def get(self, partitions: Sequence[str]) -> list[bytes]:
         """See `Rows.get`."""
         with self._translated():
             found = self._packed(self._connection(), partitions)
-        return [Partition(found.get(name, b"")) for name in partitions]
+        return [found.get(name, b"") for name in partitions]
 
     def _packed(self, connection: sqlite3.Connection, partitions: Sequence[str]) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
@@ -114,8 +115,7 @@ class SqliteRows:
         with self._writing() as connection:
             stored = self._packed(connection, list(by_partition))
             merged = [
-                (name, Partition.pack(_merged(stored.get(name, b""), fresh)))
-                for name, fresh in by_partition.items()
+                (name, pack(_merged(stored.get(name, b""), fresh))) for name, fresh in by_partition.items()
             ]
             connection.executemany(
                 f'INSERT INTO "{self._table}" VALUES (?, ?) '  # noqa: S608
@@ -139,7 +139,7 @@ class SqliteRows:
             names = [name for (name,) in connection.execute(f'SELECT partition FROM "{self._table}"')]  # noqa: S608
             for part in _chunks(names):
                 changed = [
-                    (Partition.pack(left), name)
+                    (pack(left), name)
                     for name, packed in self._packed(connection, part).items()
                     if (left := _without(packed, view)) is not None
                 ]
@@ -202,32 +202,35 @@ class SqliteRows:
 
 # KEYS[1]: a partition; ARGV: field, row, and so on, or one view to remove. Times are big-endian after a
 # four-byte layout id; a Lua number holds microseconds exactly until the year 2255.
-_UNPACK_LUA = """
-local rows, order = {}, {}
+_UNPACK_LUA = f"""
+local rows, order = {{}}, {{}}
 local packed = redis.call('GET', KEYS[1])
-if packed then
-  local count, size = struct.unpack('>I2I4', packed)
-  local place = 7 + 4 * count
-  local names = string.sub(packed, place, place + size - 1)
-  local start, first = place + size, 2
-  for n = 1, count do
-    local length = struct.unpack('>I4', packed, 3 + 4 * n)
-    local last = string.find(names, string.char(0), first, true)
-    order[n] = string.sub(names, first, last - 1)
-    first = last + 1
-    rows[order[n]] = string.sub(packed, start, start + length - 1)
-    start = start + length
+if packed and string.byte(packed) == {VERSION[0]} then
+  local _, size = struct.unpack('>c1I4', packed)
+  local place = 6
+  while place < 6 + size do
+    local mark = string.find(packed, string.char(0), place, true)
+    local name = string.sub(packed, place + 1, mark - 1)
+    local start = 6 + size + tonumber(string.sub(packed, mark + 1, mark + 8), 16)
+    local length = tonumber(string.sub(packed, mark + 9, mark + 16), 16)
+    order[#order + 1] = name
+    rows[name] = string.sub(packed, start, start + length - 1)
+    place = mark + 17
   end
 end
 """
-_PACK_LUA = """
-local names = ''
-if #order > 0 then names = string.char(0) .. table.concat(order, string.char(0)) .. string.char(0) end
-local parts = {struct.pack('>I2I4', #order, #names)}
-for n = 1, #order do parts[#parts + 1] = struct.pack('>I4', #rows[order[n]]) end
-parts[#parts + 1] = names
-for n = 1, #order do parts[#parts + 1] = rows[order[n]] end
-redis.call('SET', KEYS[1], table.concat(parts))
+_PACK_LUA = f"""
+local entries, parts, start = {{}}, {{}}, 0
+for n = 1, #order do
+  local row = rows[order[n]]
+  local numbers = string.format('%08x%08x', start, #row)
+  entries[n] = string.char(30) .. order[n] .. string.char(0) .. numbers
+  parts[n] = row
+  start = start + #row
+end
+local directory = table.concat(entries)
+local head = struct.pack('>BI4', {VERSION[0]}, #directory)
+redis.call('SET', KEYS[1], head .. directory .. table.concat(parts))
 """
 _PUT_LUA = f"""{_UNPACK_LUA}
 for n = 1, #ARGV, 2 do
@@ -257,15 +260,21 @@ order = kept
 class RedisRows:
     """Packed rows in Redis: a value per partition.
 
-    timeout_s bounds every wait, to connect as well as for an answer. There is no retry here: who reads
-    knows better what to do instead.
+    timeout_s bounds every wait, to connect as well as for an answer. There is no retry here, but for a kept
+    connection that the server has ended: who reads knows better what to do instead. Safe to use from several
+    threads; not across a fork.
     """
 
     def __init__(self, connection: str, project: str, timeout_s: float = 0.05) -> None:
         # Imported here: a shop on SQLite needs no client.
-        from redis import Redis
+        from redis import ConnectionError, Redis, RedisError
         from redis.backoff import NoBackoff
         from redis.retry import Retry
+
+        self._lost, self._failed = ConnectionError, (RedisError, OSError)
+        self._local = threading.local()
+        self._opened: list[Any] = []
+        self._lock = threading.Lock()
 
         self._prefix = f"{project}:"
         self._redis: Any = Redis(
@@ -277,28 +286,43 @@ class RedisRows:
         self._put = self._redis.register_script(_PUT_LUA)
         self._drop = self._redis.register_script(_DROP_LUA)
 
-    def get(self, partitions: Sequence[str]) -> list[Partition]:
+    def get(self, partitions: Sequence[str]) -> list[bytes]:
         """See `Rows.get`."""
-        found: list[Partition] = []
+        prefix = self._prefix
+        found: list[bytes | None] = []
         with self._translated():
             for part in _chunks(partitions):
-                values = self._mget([self._prefix + name for name in part])
-                found += [Partition(packed or b"") for packed in values]
-        return found
+                found += self._mget([prefix + name for name in part])
+        return [packed or b"" for packed in found]
 
     def _mget(self, keys: Sequence[str]) -> list[bytes | None]:
-        """MGET on a connection of the pool; the client's layers above it cost a tenth of a read."""
-        pool = self._redis.connection_pool
-        connection = pool.get_connection()
+        """MGET on a connection that this thread keeps: asking the pool for one costs a tenth of a read."""
+        connection = self._connection()
+        kept = connection.is_connected
+        try:
+            return self._ask(connection, keys)
+        except self._lost:
+            if not kept:
+                raise
+        return self._ask(connection, keys)  # the server ended it since the last read, and may be back
+
+    @staticmethod
+    def _ask(connection: Any, keys: Sequence[str]) -> list[bytes | None]:
         try:
             connection.send_command("MGET", *keys)
             values: list[bytes | None] = connection.read_response()
         except BaseException:
             connection.disconnect()  # or the next to use it would read our answer
             raise
-        finally:
-            pool.release(connection)
         return values
+
+    def _connection(self) -> Any:
+        connection = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = self._redis.connection_pool.make_connection()
+            with self._lock:
+                self._opened.append(connection)
+        return connection
 
     def put(self, rows: Sequence[Row]) -> None:
         """See `Rows.put`."""
@@ -346,15 +370,18 @@ class RedisRows:
 
     def close(self) -> None:
         """See `Rows.close`."""
+        with self._lock:
+            for connection in self._opened:
+                connection.disconnect()
+            self._opened.clear()
+        self._local = threading.local()
         self._redis.close()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        from redis.exceptions import RedisError
-
         try:
             yield
-        except (RedisError, OSError) as error:
+        except self._failed as error:
             # The client's message names host and port, never the password.
             raise RowsUnavailableError(f"online store: Redis does not answer ({error})") from error
 

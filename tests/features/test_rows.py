@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qiance.features.packed import Partition, RowLayout, times_of
+from qiance.features.packed import RowLayout, times_of
+from qiance.features.partition import Partition, cut, mark_of, pack
 from qiance.features.rows import (
     RedisRows,
     Row,
@@ -79,12 +80,12 @@ def test_a_row_of_another_definition_is_not_read() -> None:
     assert other.unpack(LAYOUT.pack(1, 1, {"a": 1.0})) is None
 
 
-words = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=20)
+words = st.text(st.characters(exclude_characters="\x00\x1e", exclude_categories=["Cs"]), max_size=20)
 
 
 @given(st.dictionaries(words, st.binary(max_size=40), max_size=8), words)
 def test_a_partition_comes_back_as_it_was(rows: dict[str, bytes], other: str) -> None:
-    found = Partition(Partition.pack(rows))
+    found = Partition(pack(rows))
     assert dict(found) == rows
     assert len(found) == len(rows)
     assert found.get(other) == rows.get(other)
@@ -92,9 +93,14 @@ def test_a_partition_comes_back_as_it_was(rows: dict[str, bytes], other: str) ->
 
 
 def test_a_partition_refuses_a_name_that_it_could_not_tell_apart() -> None:
-    with pytest.raises(ValueError, match="holds a NUL"):
-        Partition.pack({"a\x00b": b""})
-    assert len(Partition()) == 0
+    for name in ("a\x00b", "a\x1eb"):
+        with pytest.raises(ValueError, match="holds 1E or NUL"):
+            pack({name: b""})
+
+
+def test_a_name_that_only_a_row_holds_is_not_found() -> None:
+    packed = pack({"v": mark_of("w") + b"0000000000000001" + mark_of("w")})
+    assert cut([packed, packed, b""], [mark_of("w"), mark_of("v"), mark_of("v")])[::2] == [None, None]
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -116,7 +122,7 @@ def one(value: float, event: int, created: int = 0, user: str = "u1", view: str 
 
 def stored(rows: Rows, user: str = "u1", view: str = "v") -> float | None:
     (partition,) = rows.get([partition_of("user_id", user)])
-    packed = partition.get(view)
+    packed = Partition(partition).get(view)
     return None if packed is None else RowLayout.of(view, [("a", "Float64")]).unpack(packed)["a"]  # type: ignore[index, return-value]
 
 
@@ -150,7 +156,9 @@ def test_partitions_come_in_the_order_asked_for(rows: Rows) -> None:
     rows.put([one(float(n), 1, user=f"u{n}") for n in range(1_200)])
     wanted = [f"u{n}" for n in (1_100, 3, 5_000, 3)]
     found = rows.get([partition_of("user_id", user) for user in wanted])
-    values = [RowLayout.of("v", [("a", "Float64")]).unpack(p["v"])["a"] if p else None for p in found]  # type: ignore[index]
+    values = [
+        RowLayout.of("v", [("a", "Float64")]).unpack(Partition(p)["v"])["a"] if p else None for p in found
+    ]  # type: ignore[index]
     assert values == [1_100.0, 3.0, None, 3.0]
 
 
@@ -167,7 +175,19 @@ def test_delete_view_leaves_views_of_a_like_name(rows: Rows) -> None:
     rows.put([Row("user_id=u1", field_of("v", [("category", "tea")]), pair.pack(1, 1, {"a": 9.0}))])
     rows.delete_view("v")
     (partition,) = rows.get(["user_id=u1"])
-    assert sorted(partition) == ["v2", "w"]
+    assert sorted(Partition(partition)) == ["v2", "w"]
+
+
+def test_a_value_of_another_version_is_empty_and_is_written_anew(rows: Rows) -> None:
+    rows.put([one(1.0, 1)])
+    other = b"\x00\x01" + rows.get(["user_id=u1"])[0][2:]
+    if isinstance(rows, SqliteRows):
+        rows._connection().execute("UPDATE partitions_shop SET value = ?", [other])
+    else:
+        rows._redis.set("shop:user_id=u1", other)  # type: ignore[attr-defined]
+    assert dict(Partition(*rows.get(["user_id=u1"]))) == {}
+    rows.put([one(2.0, 1)])
+    assert stored(rows) == 2.0
 
 
 def test_a_number_and_a_text_are_two_entities() -> None:
