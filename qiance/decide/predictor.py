@@ -10,10 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qiance.decide.floors import discounted_price
-from qiance.domain import CONTROL_ACTION, Action, Catalogue, GridPrediction, UserTable
-from qiance.features.columns import ActionColumns, Columns, grid
+from qiance.domain import CONTROL_ACTION, Action, Catalogue, Effect, GridPrediction, UserTable
+from qiance.features.columns import ActionColumns
+from qiance.features.grid import EncodedGrid
+from qiance.features.schema import Encoder
 from qiance.features.session import no_session
 from qiance.features.transforms import USER_CATEGORY_FEATURES, USER_FEATURES
+from qiance.features.user_row import UserRows
 
 Floats = NDArray[np.float64]
 Draws = NDArray[np.float32]
@@ -38,26 +41,78 @@ class EffectScorer(Protocol):
     @property
     def width_scale(self) -> float: ...
 
-    def predict(self, columns: Columns) -> DrawnEffects: ...
+    @property
+    def encoder(self) -> Encoder: ...
+
+    def predict_encoded(self, num: NDArray[np.float32], cat: NDArray[np.int64]) -> DrawnEffects: ...
 
 
 @dataclass(frozen=True)
-class UserRows:
-    """Feature values of U users at one instant.
+class GridScores:
+    """Scores of U users × A actions, control left out.
 
-    columns: `[U]` per user feature; user_category: `[U, C]` per feature; contacts_7d: `[U]`.
+    value: `[U, A]` float32, mean over the heads of the incremental margin after contact cost, minor units.
+    cost: `[U, A]` float32, expected minor units of contact and discount given. prediction: the heads.
     """
 
-    columns: Mapping[str, Floats]
-    user_category: Mapping[str, Floats]
-    contacts_7d: Floats
+    value: Draws
+    cost: Draws
+    prediction: GridPrediction
 
-    def __len__(self) -> int:
-        return len(self.contacts_7d)
+    def effect(self, user: int, action: int) -> Effect:
+        """Effect of one action on one user; `action` counts without control."""
+        return self.prediction.effect_on(user, action)
+
+
+class ActionGrid:
+    """A model, actions and item values at one moment: what does not hang on the user is encoded once.
+
+    actions: without control, which is scored beside them; item_values: `[I]` per feature, in the order of the
+    catalogue; categories: names of the columns of `UserRows.user_category`. Safe to use from several threads.
+    Raises ValueError for an action of an unknown item, or a model that reads other features.
+    """
+
+    def __init__(
+        self,
+        model: EffectScorer,
+        catalogue: Catalogue,
+        actions: Sequence[Action],
+        item_values: Mapping[str, Floats],
+        categories: Sequence[str],
+    ) -> None:
+        self.model, self.actions = model, tuple(actions)
+        self.contact_cost = np.array([a.contact_cost for a in actions], dtype=np.float32)
+        self.discount = np.array([discount_of(a, catalogue) for a in actions], dtype=np.float32)
+        parts = ActionColumns.build(
+            (*actions, CONTROL_ACTION), catalogue.index, [item.category for item in catalogue]
+        )
+        codes = {name: code for code, name in enumerate(categories)}
+        self._encoded = EncodedGrid(model.encoder, parts, item_values, codes)
+
+    def score(self, users: UserRows) -> GridScores:
+        """Scores of every user × action in one pass."""
+        drawn = self.model.predict_encoded(*self._encoded.rows(users))
+        shape = (len(users), len(self._encoded), -1)
+        click, conversion, sales, margin = (
+            x.reshape(shape) for x in (drawn.click, drawn.conversion, drawn.sales, drawn.margin)
+        )
+        prediction = GridPrediction(
+            click=click[:, :-1],
+            conversion=conversion[:, :-1],
+            sales=sales[:, :-1],
+            margin=margin[:, :-1],
+            control_margin=margin[:, -1],
+            contact_cost=self.contact_cost,
+            width_scale=self.model.width_scale,
+        )
+        mean = margin.mean(axis=2)
+        value = mean[:, :-1] - mean[:, -1:] - self.contact_cost
+        cost = self.contact_cost + conversion[:, :-1].mean(axis=2) * self.discount
+        return GridScores(value, cost, prediction)
 
 
 class GridPredictor:
-    """Scores users × actions with the effect model; control is scored beside them."""
+    """Scores users × any actions, as a proposer asks for them; a decision keeps an `ActionGrid`."""
 
     def __init__(
         self,
@@ -68,41 +123,13 @@ class GridPredictor:
     ) -> None:
         self.model = model
         self.catalogue = catalogue
-        self._item_features = item_features
-        self._item_category = [item.category for item in catalogue]
-        self._category_index = {name: code for code, name in enumerate(categories)}
+        self._item_features, self._categories = item_features, tuple(categories)
 
     def predict(self, users: UserRows, actions: Sequence[Action]) -> tuple[GridPrediction, Floats]:
         """Predictions `[U, A, H]` and expected cost `[U, A]` in minor units (contact + discount given)."""
-        with_control = (*actions, CONTROL_ACTION)
-        shape = (len(users), len(with_control))
-        parts = ActionColumns.build(with_control, self.catalogue.index, self._item_category)
-        columns = grid(
-            users.columns,
-            self._item_features,
-            users.user_category,
-            parts,
-            self._category_index,
-            users.contacts_7d,
-        )
-        drawn = self.model.predict(columns)
-        heads = drawn.click.shape[1]
-        click, conversion, sales, margin = (
-            x.reshape(*shape, heads) for x in (drawn.click, drawn.conversion, drawn.sales, drawn.margin)
-        )
-        contact = np.array([a.contact_cost for a in actions], dtype=np.float32)
-        prediction = GridPrediction(
-            click=click[:, :-1],
-            conversion=conversion[:, :-1],
-            sales=sales[:, :-1],
-            margin=margin[:, :-1],
-            control_margin=margin[:, -1],
-            contact_cost=contact,
-            width_scale=self.model.width_scale,
-        )
-        discounts = np.array([discount_of(a, self.catalogue) for a in actions], dtype=np.float64)
-        cost = contact[None, :] + conversion[:, :-1].mean(axis=2) * discounts[None, :]
-        return prediction, np.asarray(cost, dtype=np.float64)
+        grid = ActionGrid(self.model, self.catalogue, actions, self._item_features, self._categories)
+        scores = grid.score(users)
+        return scores.prediction, scores.cost.astype(np.float64)
 
 
 def discount_of(action: Action, catalogue: Catalogue) -> int:

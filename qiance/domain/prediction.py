@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,11 @@ from numpy.typing import NDArray
 from qiance.domain.action import Action, Effect, Interval
 
 Draws = NDArray[np.float32]
+# What the fields of `Effect` can be: rates, sales, and margins.
+_BOUNDS = ((0.0, 0.0, 0.0, -np.inf, -np.inf), (1.0, 1.0, np.inf, np.inf, np.inf))
+# Bounds of ctr, cvr, sales, margin, uplift.
+_LEAST = np.array([0.0, 0.0, 0.0, -np.inf, -np.inf])
+_MOST = np.array([1.0, 1.0, np.inf, np.inf, np.inf])
 
 
 @dataclass(frozen=True)
@@ -39,34 +44,60 @@ class GridPrediction:
         net = self.margin - self.contact_cost[None, :, None]
         return (net - self.control_margin[:, None, :]).astype(np.float32)
 
+    def of(self, user: int, action: int, confidence: float = 0.9) -> Effect:
+        """Effect of action number `action` on user number `user`: `summarise` for one, without its masks."""
+        cost = self.contact_cost[action]
+        click, conversion, sales, margin = (
+            draws[user, action] for draws in (self.click, self.conversion, self.sales, self.margin)
+        )
+        parts = np.stack([click, conversion, sales, margin - cost, margin - cost - self.control_margin[user]])
+        value = parts.mean(axis=1, dtype=np.float32)
+        spread = parts.std(axis=1, ddof=1) if parts.shape[1] > 1 else np.zeros(len(parts))
+        half = _student_quantile(confidence, max(parts.shape[1] - 1, 1)) * self.width_scale * spread
+        low, high = np.maximum(value - half, _LEAST), np.minimum(value + half, _MOST)
+        triples = zip(np.clip(value, _LEAST, _MOST).tolist(), low.tolist(), high.tolist(), strict=True)
+        return Effect(*(Interval(*three) for three in triples))
+
     def summarise(
         self, action: int, mask: NDArray[np.bool_] | None = None, confidence: float = 0.9
     ) -> Effect:
         """Mean effect of action number `action` over the users where `mask` (everybody if None)."""
         rows = slice(None) if mask is None else mask
-        cost = self.contact_cost[action]
+        net = self.margin[:, action] - self.contact_cost[action]
+        draws = (self.click[:, action], self.conversion[:, action], self.sales[:, action], net)
+        means = [d[rows].mean(axis=0) for d in (*draws, net - self.control_margin)]
+        return self._effect(np.stack(means), confidence)
 
-        def mean(draws: Draws, low: float = -np.inf, high: float = np.inf) -> Interval:
-            return interval_of(draws[rows].mean(axis=0), self.width_scale, confidence, low, high)
+    def effect_on(self, user: int, action: int, confidence: float = 0.9) -> Effect:
+        """Effect of action number `action` on user number `user` alone."""
+        net = self.margin[user, action] - self.contact_cost[action]
+        draws = (self.click[user, action], self.conversion[user, action], self.sales[user, action], net)
+        return self._effect(np.stack([*draws, net - self.control_margin[user]]), confidence)
 
-        return Effect(
-            ctr=mean(self.click[:, action], 0.0, 1.0),
-            cvr=mean(self.conversion[:, action], 0.0, 1.0),
-            sales=mean(self.sales[:, action], 0.0),
-            margin=mean(self.margin[:, action] - cost),
-            uplift=mean(self.margin[:, action] - cost - self.control_margin),
-        )
+    def _effect(self, draws: Draws, confidence: float) -> Effect:
+        """From `[5, H]` head means, in the order of the fields of `Effect`."""
+        values = draws.mean(axis=1).tolist()
+        halves = _half_width(draws, self.width_scale, confidence).tolist()
+        parts = zip(values, halves, *_BOUNDS, strict=True)
+        return Effect(*(_interval(value, half, low, high) for value, half, low, high in parts))
 
 
 def interval_of(
     draws: NDArray[np.floating], scale: float, confidence: float, low: float = -np.inf, high: float = np.inf
 ) -> Interval:
     """Student-t interval around the mean of `[H]` head means, widened by `scale`, clipped to [low, high]."""
-    value = float(draws.mean())
-    spread = float(draws.std(ddof=1)) if draws.size > 1 else 0.0
-    half = _student_quantile(confidence, max(draws.size - 1, 1)) * scale * spread
-    bounded = np.clip([value, value - half, value + half], low, high)
-    return Interval(*(float(x) for x in bounded))
+    return _interval(float(draws.mean()), float(_half_width(draws, scale, confidence)), low, high)
+
+
+def _interval(value: float, half: float, low: float, high: float) -> Interval:
+    return Interval(*(min(max(bound, low), high) for bound in (value, value - half, value + half)))
+
+
+def _half_width(draws: NDArray[np.floating], scale: float, confidence: float) -> NDArray[Any]:
+    """Half of the interval's width for `[..., H]` head means; 0 where there is one head only."""
+    heads = draws.shape[-1]
+    spread = draws.std(axis=-1, ddof=1) if heads > 1 else np.zeros(draws.shape[:-1])
+    return np.asarray(_student_quantile(confidence, max(heads - 1, 1)) * scale * spread)
 
 
 @lru_cache(maxsize=64)

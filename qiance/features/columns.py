@@ -29,6 +29,8 @@ USER_COLUMNS = (*USER_FEATURES, *SESSION_FEATURES)
 # Stock decides whether an item may be offered, not what an offer does; most shops do not tell it.
 ITEM_COLUMNS = tuple(name for name in (*ITEM_FEATURES, *ITEM_POPULARITY_FEATURES) if name != "stock")
 NONE = "none"
+# How a user and a category without a purchase in the window read: recency is the window's length.
+ABSENT_PAIR = {"category_share": 0.0, "category_baskets_90d": 0.0, "category_recency_days": 90.0}
 
 EFFECT_SCHEMA = FeatureSchema(
     service="effect_v1",
@@ -85,47 +87,16 @@ def assemble(
 ) -> Columns:
     """Columns of `EFFECT_SCHEMA` from parts that all have `[n]` rows.
 
-    A pair of user and category without a purchase has no row in the store (NaN): share and baskets are
-    then 0, and recency is the length of the window.
+    A pair of user and category without a purchase has no row in the store (NaN): `ABSENT_PAIR` then.
     """
     columns: Columns = {name: np.asarray(user[name], dtype=np.float64) for name in USER_COLUMNS}
     columns |= {name: np.asarray(item[name], dtype=np.float64) for name in ITEM_COLUMNS}
     for name in USER_CATEGORY_FEATURES:
-        absent = 90.0 if name == "category_recency_days" else 0.0
-        columns[name] = np.nan_to_num(np.asarray(user_category[name], dtype=np.float64), nan=absent)
+        values = np.asarray(user_category[name], dtype=np.float64)
+        columns[name] = np.nan_to_num(values, nan=ABSENT_PAIR[name])
     columns |= {name: actions[name] for name in (*ACTION_FEATURES, "channel", "category")}
     columns["contacts_7d"] = np.asarray(contacts_7d, dtype=np.float64)
     discount_share = np.nan_to_num(columns["discount_share"])
     columns["depth_x_discount_share"] = columns["depth"] * discount_share
     columns["depth_x_price"] = columns["depth"] * np.nan_to_num(columns["price"])
     return columns
-
-
-def grid(
-    user: Mapping[str, NDArray[np.float64]],
-    item: Mapping[str, NDArray[np.float64]],
-    user_category: Mapping[str, NDArray[np.float64]],
-    actions: ActionColumns,
-    category_index: Mapping[str, int],
-    contacts_7d: NDArray[np.float64],
-) -> Columns:
-    """Columns for every user × action, row-major `[U·A]`.
-
-    user: `[U]` per column; item: `[I]` per column; user_category: `[U, C]` per column.
-    """
-    num_users, num_actions = len(contacts_7d), len(actions.channel)
-    u = np.repeat(np.arange(num_users), num_actions)
-    a = np.tile(np.arange(num_actions), num_users)
-    item_row = actions.item_row[a]
-    code = np.array([category_index.get(c, -1) for c in actions.category], dtype=np.int64)[a]
-    parts = {name: values[a] for name, values in actions.numeric.items()}
-    parts |= {"channel": actions.channel[a], "category": actions.category[a]}
-    return assemble(
-        user={name: user[name][u] for name in USER_COLUMNS},
-        item={name: np.where(item_row >= 0, item[name][item_row], np.nan) for name in ITEM_COLUMNS},
-        user_category={
-            name: np.where(code >= 0, user_category[name][u, code], np.nan) for name in USER_CATEGORY_FEATURES
-        },
-        actions=parts,
-        contacts_7d=contacts_7d[u],
-    )

@@ -194,21 +194,39 @@ class Encoder:
         """
         n = _check_lengths(self.schema, columns)
         num = np.zeros((n, self.num_width), dtype=np.float32)
-        flag = len(self.numeric)
-        for place, (name, code) in enumerate(zip(self.schema.numeric, self.numeric, strict=True)):
-            values = _as_float(name, columns[name])
-            known = np.isfinite(values)
-            # A feature that never varied was never learned: whatever comes later, it says nothing.
-            scale = 1.0 / code.std if code.std > 0 else 0.0
-            scaled = (np.where(known, values, code.mean) - code.mean) * scale
-            num[:, place] = np.clip(scaled, -_CLIP, _CLIP)
-            if code.indicator:
-                num[:, flag] = ~known
-                flag += 1
+        for place, name in enumerate(self.schema.numeric):
+            num[:, place], missing = self.scale(_as_float(name, columns[name]), place)
+            if self.flags[place] >= 0:
+                num[:, self.flags[place]] = missing
         cat = np.zeros((n, len(self.vocabularies)), dtype=np.int64)
         for place, name in enumerate(self.schema.categorical):
             cat[:, place] = self._codes(place, columns[name])
         return num, cat
+
+    def scale(
+        self, values: NDArray[np.float64], places: int | NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Numbers as the network reads them, and where they are missing.
+
+        places: which numeric feature `values` are of; or, for several, one per last axis of `values`.
+        """
+        mean, factor = self._scales[0][places], self._scales[1][places]
+        missing = ~np.isfinite(values)
+        scaled = (np.where(missing, mean, values) - mean) * factor
+        return np.clip(scaled, -_CLIP, _CLIP), missing
+
+    @cached_property
+    def _scales(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and 1 / std of each numeric feature."""
+        # A feature that never varied was never learned: whatever comes later, it says nothing.
+        factors = [1.0 / code.std if code.std > 0 else 0.0 for code in self.numeric]
+        return np.array([code.mean for code in self.numeric]), np.array(factors)
+
+    @cached_property
+    def flags(self) -> NDArray[np.int64]:
+        """Per numeric feature the float column that says that it is missing; -1 without one."""
+        given = np.array([code.indicator for code in self.numeric], dtype=np.bool_)
+        return np.where(given, len(given) - 1 + np.cumsum(given), -1)
 
     def _codes(self, place: int, values: NDArray[Any]) -> NDArray[np.int64]:
         known, codes = self._tables[place]
