@@ -6,18 +6,22 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
-from benchmarks.deciding.load import Job, Result
+from benchmarks.deciding.load import GIVEN_UP, Job, Result
+from benchmarks.deciding.servers import free_port, running
 from benchmarks.deciding.tally import Tally
+from benchmarks.deciding.wire import SERIAL
 from benchmarks.harness import ROOT, log
 
 LIMIT_MS = 50.0
 GIVE_UP_S = 1.0
 STEP_BACK = 0.93
-CONFIRMATIONS = 5
-_MASK = 0xFFFFFFFF
+CONFIRMATIONS = 4
+CLOSED_CONNECTIONS = 32
 
 
 @dataclass(frozen=True)
@@ -25,15 +29,18 @@ class Effort:
     """How long and how often is measured.
 
     warm_s: closed loop before anything counts; closed_s: of each closed-loop figure; probe_s: of each probe;
-    probes: most of them; fineness: stop when the bounds are this close (ratio); confirm_s: of the last run.
+    probes: most of them; first: share of the closed-loop rate that is tried first; fineness: stop when the
+    bounds are this close (ratio); confirm_s: of the last run; overload_s: at twice the rate, 0 leaves it out.
     """
 
     warm_s: float
     closed_s: float
     probe_s: float
     probes: int
+    first: float
     fineness: float
     confirm_s: float
+    overload_s: float
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,8 @@ class Found:
 
     rps: the largest open-loop rate with every request decided and p99 within the limit, None if there is
     none; run: the run that confirmed it. closed_rps: the largest closed-loop rate, and closed_connections:
-    with how many. idle_p50_ms: median latency of one request at a time.
+    with how many. idle_p50_ms: median latency of one request at a time. cpu_ms: CPU time of the server's
+    processes per decision, at the rate that is compared.
     """
 
     rps: float | None
@@ -50,6 +58,7 @@ class Found:
     closed_rps: float
     closed_connections: int
     idle_p50_ms: float | None
+    cpu_ms: float
 
     @property
     def best(self) -> float:
@@ -57,11 +66,24 @@ class Found:
         return self.closed_rps if self.rps is None else self.rps
 
 
+@dataclass(frozen=True)
+class Overload:
+    """Twice the rate, then the rate again.
+
+    recovery_s: seconds after the overload until every later half second was clean; None if that was never.
+    """
+
+    during: Tally
+    after: Tally
+    recovery_s: float | None
+
+
 class Prober:
     """Runs the load generator against one server, each time in a new process."""
 
-    def __init__(self, host: str, port: int, path: str, bodies: Sequence[str], nonce: int = 0) -> None:
-        self._job = Job(host, port, path, bodies, nonce)
+    def __init__(self, port: int, path: str, bodies: Sequence[str]) -> None:
+        self._job = Job("127.0.0.1", port, path, bodies, nonce=0)
+        self.accepted = 0
 
     def phases(self, *phases: tuple[float, float], give_up_s: float | None = GIVE_UP_S) -> Result:
         """Open loop at each rate in turn."""
@@ -69,12 +91,16 @@ class Prober:
 
     def closed(self, connections: int, seconds: float) -> Tally:
         """Closed loop."""
-        job = replace(self._job, closed_s=seconds, connections=connections, warm=connections, timeout_s=30.0)
-        return self._run(job).phases[0]
+        job = replace(self._job, closed_s=seconds, connections=connections, warm=connections, timeout_s=60.0)
+        tally = self._run(job).phases[0]
+        problems = {problem: n for problem, n in tally.errors.items() if problem != GIVEN_UP}
+        if problems or tally.accepted == 0:
+            raise RuntimeError(f"the closed loop had errors: {problems}, {tally.accepted} decisions")
+        return tally
 
     def _run(self, job: Job) -> Result:
         # Every run has serial numbers of its own: a repeated request id would be answered from the log.
-        self._job = replace(self._job, nonce=(self._job.nonce + 1) & _MASK)
+        self._job = replace(self._job, nonce=self._job.nonce + 1)
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.deciding.load"],
             input=json.dumps(asdict(job)),
@@ -86,26 +112,39 @@ class Prober:
         )
         if done.returncode != 0:
             raise RuntimeError(f"the load generator ended with {done.returncode}: {done.stderr[-2_000:]}")
-        return Result.from_dict(json.loads(done.stdout))
+        result = Result.from_dict(json.loads(done.stdout))
+        self.accepted += sum(phase.accepted for phase in result.phases)
+        return result
 
 
-def measure(prober: Prober, effort: Effort, name: str, guess: float | None = None) -> Found:
-    """Warm up, then find the largest rate; `guess`: what an earlier round found."""
+def measure(
+    prober: Prober, effort: Effort, name: str, cpu_s: Callable[[], float], guess: float | None = None
+) -> Found:
+    """Warm up, then find the largest rate.
+
+    cpu_s: CPU seconds of the server so far; guess: the rate that an earlier round found.
+    """
     prober.closed(8, effort.warm_s)
     idle = prober.closed(1, effort.closed_s)
     slow = idle.p50_ms is None or idle.p50_ms > LIMIT_MS
-    loads = {count: prober.closed(count, effort.closed_s) for count in ((1, 8, 32) if slow else (32,))}
-    connections, best = max(loads.items(), key=lambda entry: entry[1].answered_per_s)
-    log(f"  {name}: one at a time {idle.p50_ms or math.nan:.1f} ms; closed loop {best.answered_per_s:.1f}/s")
-    if best.accepted == 0:
-        raise RuntimeError(f"{name}: decided nothing in the closed loop: {best.errors}")
-    found = Found(None, None, best.answered_per_s, connections, idle.p50_ms)
+    found = max(
+        (_closed(prober, effort, count, cpu_s) for count in ((1, 8) if slow else (CLOSED_CONNECTIONS,))),
+        key=lambda one: one.closed_rps,
+    )
+    found = replace(found, idle_p50_ms=idle.p50_ms)
+    log(f"  {name}: one at a time {idle.p50_ms:.1f} ms; closed loop {found.closed_rps:.1f}/s")
     if slow:
         return found
-    rate = search(
-        lambda rate: _probe(prober, rate, effort.probe_s, name), guess or 0.8 * found.closed_rps, effort
-    )
-    return found if rate is None else _confirm(prober, effort, name, rate, found)
+    first = guess or effort.first * found.closed_rps
+    rate = search(lambda rate: _probe(prober, rate, effort.probe_s, name), first, effort)
+    return found if rate is None else _confirm(prober, effort, name, rate, found, cpu_s)
+
+
+def _closed(prober: Prober, effort: Effort, connections: int, cpu_s: Callable[[], float]) -> Found:
+    before = cpu_s()
+    tally = prober.closed(connections, effort.closed_s)
+    cpu_ms = 1e3 * (cpu_s() - before) / tally.accepted
+    return Found(None, None, tally.answered_per_s, connections, None, cpu_ms)
 
 
 def search(holds: Callable[[float], bool], first: float, effort: Effort) -> float | None:
@@ -136,13 +175,17 @@ def holds(result: Result) -> bool:
     return result.complete and all(phase.clean(LIMIT_MS) for phase in result.phases)
 
 
-def _confirm(prober: Prober, effort: Effort, name: str, rate: float, found: Found) -> Found:
+def _confirm(
+    prober: Prober, effort: Effort, name: str, rate: float, found: Found, cpu_s: Callable[[], float]
+) -> Found:
     """The first rate, from `rate` down, that a long run confirms; `found` as it is if none does."""
     for _ in range(CONFIRMATIONS):
+        before = cpu_s()
         result = prober.phases((rate, effort.confirm_s))
         log(f"  {name}: {describe(result)} (long run)")
         if holds(result):
-            return replace(found, rps=rate, run=result)
+            cpu_ms = 1e3 * (cpu_s() - before) / result.phases[0].accepted
+            return replace(found, rps=rate, run=result, cpu_ms=cpu_ms)
         rate *= STEP_BACK
     return found
 
@@ -156,3 +199,19 @@ def describe(result: Result) -> str:
     parts += [f"{phase.refused} refused"] if phase.refused else []
     parts += [f"errors {phase.errors}"] if phase.errors else []
     return ", ".join(parts if result.complete else [*parts, "given up"])
+
+
+def overload(prober: Prober, rate: float, seconds: float) -> Overload:
+    """The rate for a moment, twice the rate, and the rate again, without a pause."""
+    phases = ((rate, seconds / 2), (2 * rate, seconds), (rate, seconds))
+    _, during, after = prober.phases(*phases, give_up_s=None).phases
+    return Overload(during, after, after.settled_after(LIMIT_MS))
+
+
+def generator_limit(seconds: float) -> float:
+    """Requests a second that the generator holds against a server that answers at once, in a closed loop."""
+    port = free_port()
+    command = [sys.executable, "-m", "benchmarks.deciding.trivial", "--port", str(port)]
+    with tempfile.TemporaryDirectory() as folder, running(command, port, "/", Path(folder) / "log", {}):
+        prober = Prober(port, "/", [json.dumps({"request_id": SERIAL})])
+        return prober.closed(CLOSED_CONNECTIONS, seconds).answered_per_s

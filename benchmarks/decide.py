@@ -1,0 +1,92 @@
+"""Decisions over HTTP: the largest rate with a 99th percentile of at most 50 ms and no error.
+
+One user × 500 candidates, logged durably before the answer. Requests are due at a constant rate whatever
+becomes of those before (open loop), and are timed from when they were due. Every server has the same shop,
+and a copy of the same ledger; they run one at a time, in turns.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.deciding import contenders
+from benchmarks.deciding.contenders import Stand, standing
+from benchmarks.deciding.environments import environment
+from benchmarks.deciding.rates import Effort, generator_limit, measure, overload
+from benchmarks.deciding.report import Protocol, Seen, figures_of, peers_of
+from benchmarks.deciding.servers import ServerError
+from benchmarks.deciding.shop import FOLDER, Shop, Size, open_shop
+from benchmarks.harness import emit, log, parse
+
+EVERYBODY = (
+    contenders.QIANCE,
+    contenders.BARE,
+    contenders.TWO_HOP,
+    contenders.NAIVE_TWO_HOP,
+    contenders.LITSERVE,
+    contenders.BENTOML,
+    contenders.NAIVE_RAY,
+)
+SMOKE = Size(users=200, items=60, actions=20, categories=8, brands=8, rows=2_000, stock=False)
+QUICK = Size(users=4_000, items=1_000, actions=500)
+FULL = Size(users=20_000, items=5_000, actions=500)
+EFFORT_SMOKE = Effort(0.5, 0.5, 1.0, 1, first=0.3, fineness=2.0, confirm_s=1.0, overload_s=0.0)
+EFFORT_QUICK = Effort(1.0, 1.0, 2.0, 5, first=0.8, fineness=1.1, confirm_s=4.0, overload_s=4.0)
+EFFORT_FULL = Effort(3.0, 3.0, 5.0, 7, first=0.8, fineness=1.04, confirm_s=20.0, overload_s=10.0)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure everybody in turn and print the figures."""
+    args = parse(argv, "Decisions a second over HTTP, against other ways to serve them.")
+    who = args.pick(smoke=EVERYBODY[:2], quick=EVERYBODY, full=EVERYBODY)
+    effort = args.pick(smoke=EFFORT_SMOKE, quick=EFFORT_QUICK, full=EFFORT_FULL)
+    rounds = args.pick(smoke=1, quick=1, full=2)
+    shop = open_shop(args.pick(smoke=SMOKE, quick=QUICK, full=FULL))
+    seen = [Seen(contender) for contender in who]
+    limit = generator_limit(effort.closed_s)
+    with tempfile.TemporaryDirectory(prefix="run-", dir=FOLDER) as folder:
+        for number in range(rounds):
+            for one in seen:
+                log(f"{one.contender.name}, round {number + 1} of {rounds}")
+                _round(one, shop, effort, Path(folder) / one.contender.name, last=number == rounds - 1)
+    absent = [Seen(c, reason="left out of --smoke") for c in EVERYBODY if c not in who]
+    protocol = Protocol(shop, effort, rounds, limit)
+    everybody = [*seen, *absent]
+    emit("decide", args, figures_of(everybody), peers_of(everybody), protocol.as_dict(everybody))
+
+
+def _round(seen: Seen, shop: Shop, effort: Effort, folder: Path, last: bool) -> None:
+    """Start the contender, measure it, end it; what cannot be had of a peer is noted with the reason."""
+    python = None
+    if seen.contender.environment and not seen.reason:
+        own = environment(seen.contender.environment)
+        python, seen.reason = own.python, own.reason
+    if seen.reason:
+        return
+    try:
+        with standing(seen.contender, shop, folder, python) as stand:
+            _measure(seen, stand, effort, last)
+    except (ServerError, RuntimeError) as error:
+        if seen.contender.is_ours:
+            raise
+        seen.fail(str(error))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _measure(seen: Seen, stand: Stand, effort: Effort, last: bool) -> None:
+    empty, guess = stand.log(), seen.found[-1].rps if seen.found else None
+    found = measure(stand.prober, effort, seen.contender.name, stand.server.cpu_s, guess)
+    seen.found.append(found)
+    seen.transport = stand.transport()
+    if seen.contender is contenders.QIANCE and last and effort.overload_s and found.rps is not None:
+        seen.overload = overload(stand.prober, found.rps, effort.overload_s)
+    if seen.contender.durable:
+        seen.check_log(stand.prober.accepted, empty, stand.log())
+
+
+if __name__ == "__main__":
+    main()
