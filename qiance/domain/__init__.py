@@ -17,7 +17,7 @@ from qiance.domain.action import (
 )
 from qiance.domain.brief import Brief, BriefState, Objective
 from qiance.domain.catalogue import Catalogue, Item, UserTable
-from qiance.domain.decision import Decision, Outcome, OutcomeType
+from qiance.domain.decision import Cap, Decision, Outcome, OutcomeType
 from qiance.domain.events import EventType, Purpose, ShopEvent
 from qiance.domain.money import Money
 from qiance.domain.prediction import EffectPredictor, GridPrediction
@@ -29,6 +29,7 @@ __all__ = [
     "Audience",
     "Brief",
     "BriefState",
+    "Cap",
     "Catalogue",
     "Channel",
     "Creative",

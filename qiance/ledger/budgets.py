@@ -1,4 +1,4 @@
-"""Budgets that are never overspent: money is reserved when a decision is logged, settled by its outcome."""
+"""Budgets that are never overspent: what a decision may cost is reserved before it is made, then settled."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, select, update
+from sqlalchemy import BigInteger, Connection, Row, bindparam, cast, func, select, update
 
 from qiance.ledger.audit import Audit
 from qiance.ledger.database import checked, chunks, insert_into
-from qiance.ledger.records import BudgetStatus, Reservation
-from qiance.ledger.schema import budgets, reservations
+from qiance.ledger.records import BudgetStatus
+from qiance.ledger.schema import budgets, leases, reservations
 
 MOST_MINOR_UNITS = 2**53  # beyond this a float64 report could not tell neighbours apart
 OPEN, _SETTLED, _RELEASED = "open", "settled", "released"
 
 _MINE = (budgets.c.tenant_id == bindparam("tenant"), budgets.c.budget_id == bindparam("budget"))
-_STATUS = select(budgets).where(*_MINE)
+_LEASED = (
+    select(func.coalesce(func.sum(leases.c.amount - leases.c.used), 0))
+    .where(leases.c.tenant_id == budgets.c.tenant_id, leases.c.budget_id == budgets.c.budget_id)
+    .scalar_subquery()
+)
+_STATUS = select(budgets, cast(_LEASED, BigInteger).label("leased")).where(*_MINE)
 # Each is one statement, so no other writer can come between the test and the change.
 _ADMITS = budgets.c.spent + budgets.c.reserved + bindparam("amount") <= budgets.c.cap
-_RESERVE = update(budgets).where(*_MINE, _ADMITS).values(reserved=budgets.c.reserved + bindparam("amount"))
+RESERVE = update(budgets).where(*_MINE, _ADMITS).values(reserved=budgets.c.reserved + bindparam("amount"))
 _SPEND_LATE = update(budgets).where(*_MINE, _ADMITS).values(spent=budgets.c.spent + bindparam("amount"))
 _SETTLE = (
     update(budgets)
@@ -55,12 +60,12 @@ _CLOSE = (
 
 
 class Budgets(Audit):
-    """Opening, reserving, settling and releasing. Amounts are minor units."""
+    """Opening, settling and releasing. Amounts are minor units."""
 
     def open_budget(self, budget_id: str, cap: int) -> BudgetStatus:
         """Opens a budget, or moves the cap of an open one; never below what is spent and reserved."""
         checked("budget_id", budget_id)
-        _check_amount("cap", cap)
+        check_amount("cap", cap)
         row = {"tenant_id": self.tenant, "budget_id": budget_id, "cap": cap, "spent": 0, "reserved": 0}
         insert = insert_into(self.dialect, budgets)
         statement = insert.on_conflict_do_update(
@@ -75,7 +80,7 @@ class Budgets(Audit):
         return self.budget(budget_id)
 
     def budget(self, budget_id: str) -> BudgetStatus:
-        """Where a budget stands; ValueError if it was never opened."""
+        """Where a budget stands, leases included; ValueError if it was never opened."""
         with self.read() as connection:
             return self._status(connection, budget_id)
 
@@ -92,7 +97,7 @@ class Budgets(Audit):
         """`settle` for decision id → amount, in one transaction."""
         for decision_id, amount in amounts.items():
             checked("decision_id", decision_id)
-            _check_amount(f"amount of {decision_id!r}", amount)
+            check_amount(f"amount of {decision_id!r}", amount)
         with self.write() as connection:
             held = self._held(connection, list(amounts))
             missing = amounts.keys() - held.keys()
@@ -133,46 +138,6 @@ class Budgets(Audit):
             for budget_id in sorted(freed):
                 self._move(connection, budget_id, booked=booked[budget_id], freed=freed[budget_id])
         return len(due)
-
-    def _reserve(self, connection: Connection, claims: Mapping[str, Reservation]) -> set[str]:
-        """Sets money aside for decision id → reservation; the ids that the budgets do not admit."""
-        refused: set[str] = set()
-        rows: list[dict[str, Any]] = []
-        # Sorting is stable: within a budget, first come, first served.
-        for decision_id, claim in sorted(claims.items(), key=lambda entry: entry[1].budget_id):
-            wanted = {"tenant": self.tenant, "budget": claim.budget_id, "amount": claim.amount}
-            if connection.execute(_RESERVE, wanted).rowcount == 1:
-                rows.append(self._reservation_row(decision_id, claim))
-            else:
-                self._status(connection, claim.budget_id)  # full, or never opened?
-                refused.add(decision_id)
-        if rows:
-            connection.execute(reservations.insert(), rows)
-        return refused
-
-    def _reservation_row(self, decision_id: str, claim: Reservation) -> dict[str, Any]:
-        return {
-            "tenant_id": self.tenant,
-            "decision_id": decision_id,
-            "budget_id": claim.budget_id,
-            "amount": claim.amount,
-            "certain": claim.certain,
-            "settled": 0,
-            "state": OPEN,
-            "expires_at": claim.expires_at,
-        }
-
-    def _check_reservation(self, reservation: Reservation | None) -> None:
-        if reservation is not None:
-            checked("reservation.budget_id", reservation.budget_id)
-            _check_amount("reservation.amount", reservation.amount)
-            _check_amount("reservation.certain", reservation.certain)
-            if reservation.certain > reservation.amount:
-                raise ValueError(
-                    f"reservation.certain: {reservation.certain} is more than the amount {reservation.amount}"
-                )
-            if reservation.expires_at.tzinfo is None:
-                raise ValueError("reservation.expires_at: has no time zone; pass one in UTC")
 
     def _held(self, connection: Connection, decision_ids: list[str]) -> dict[str, Row[Any]]:
         return {
@@ -219,9 +184,9 @@ class Budgets(Audit):
         row = connection.execute(_STATUS, {"tenant": self.tenant, "budget": budget_id}).one_or_none()
         if row is None:
             raise ValueError(f"budget_id: {budget_id!r} is not open; call open_budget first")
-        return BudgetStatus(row.budget_id, row.cap, row.spent, row.reserved)
+        return BudgetStatus(row.budget_id, row.cap, row.spent, row.reserved, row.leased)
 
 
-def _check_amount(field: str, amount: int) -> None:
+def check_amount(field: str, amount: int) -> None:
     if isinstance(amount, bool) or not isinstance(amount, int) or not 0 <= amount <= MOST_MINOR_UNITS:
         raise ValueError(f"{field}: {amount!r} is not an integer number of minor units in [0, 2**53]")

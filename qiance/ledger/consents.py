@@ -96,16 +96,6 @@ class Consents(Pseudonyms):
             found = self._with_consents(connection, list(lookups.values()), unrecorded)
         return {user_id: found[lookup] for user_id, lookup in lookups.items() if lookup in found}
 
-    def identify(
-        self, user_ids: Sequence[str], unrecorded: frozenset[Purpose] = frozenset()
-    ) -> dict[str, Known]:
-        """`known` for every user: who has no pseudonym gets one. One query where all have."""
-        found = self.known(user_ids, unrecorded)
-        while missing := [user_id for user_id in user_ids if user_id not in found]:
-            self._create(list(dict.fromkeys(map(self._lookup, missing))))
-            found |= self.known(missing, unrecorded)
-        return found
-
     def consent_history(self, user_id: str) -> list[ConsentChange]:
         """Everything that was recorded of the user's consent, oldest first; empty after an erasure."""
         statement = (

@@ -112,9 +112,17 @@ def text_problem(value: object, length: int = ID_LENGTH) -> str | None:
         return "is empty"
     if len(value) > length:
         return f"{value[:20]!r}… has {len(value)} characters; at most {length} are kept"
-    if "\x00" in value or any(0xD800 <= ord(letter) <= 0xDFFF for letter in value):
+    if "\x00" in value or not (value.isascii() or _is_text(value)):
         return f"{value!r} holds a character that is not text (NUL or half a surrogate pair)"
     return None
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+    return True
 
 
 def checked(field: str, value: str, length: int = ID_LENGTH) -> str:
@@ -131,12 +139,15 @@ class Database:
     Threads may share it; another process opens its own (connections do not survive a fork).
     """
 
-    def __init__(self, engine: Engine, tenant: str, key: bytes, now: Clock = utc_now) -> None:
+    def __init__(
+        self, engine: Engine, tenant: str, key: bytes, now: Clock = utc_now, system_now: Clock = utc_now
+    ) -> None:
         self.engine = engine
         self.tenant = checked("tenant", tenant, TENANT_LENGTH)
         self.dialect = engine.dialect.name
         self._key = key
         self._now = now
+        self._system_now = system_now  # of leases, which run out in the time of the machines
         sqlite_engine = self.dialect == "sqlite"
         self._writer = engine.execution_options(writes=True)
         self._reader = engine if sqlite_engine else engine.execution_options(isolation_level="AUTOCOMMIT")

@@ -14,10 +14,10 @@ from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
-from sqlalchemy import Connection, Row, bindparam, delete, func, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, select, update
 
 from qiance.ledger.codec import time_to_text
-from qiance.ledger.database import checked, chunks, insert_ignoring
+from qiance.ledger.database import checked, insert_ignoring
 from qiance.ledger.events import Events
 from qiance.ledger.folding import Folding
 from qiance.ledger.marks import PSEUDONYM
@@ -45,15 +45,6 @@ _DECIDED = (
     .order_by(decisions.c.decision_id)
     .with_for_update()
 )
-_LAST = (
-    select(erasures.c.lookup, func.max(erasures.c.erased_at))
-    .where(
-        erasures.c.tenant_id == bindparam("tenant"),
-        erasures.c.lookup.in_(bindparam("lookups", expanding=True)),
-    )
-    .group_by(erasures.c.lookup)
-)
-
 TOTALS_SCHEMA = pa.schema(
     [
         ("day", pa.timestamp("us", tz="UTC")),
@@ -156,12 +147,7 @@ class Erasures(Folding, Events):
     def erased_before(self, user_ids: Sequence[str]) -> dict[str, datetime]:
         """user id → when they were last erased, for those who were: what is older must not be used."""
         lookups = {self._lookup(user_id): user_id for user_id in user_ids}
-        with self.read() as connection:
-            return {
-                lookups[lookup]: at
-                for part in chunks(list(lookups))
-                for lookup, at in connection.execute(_LAST, {"tenant": self.tenant, "lookups": part})
-            }
+        return {lookups[lookup]: at for lookup, at in self._last_erased(list(lookups)).items()}
 
     def erased_aggregates(self) -> pa.Table:
         """What the decisions of erased users add up to (TOTALS_SCHEMA), by day, action and version.

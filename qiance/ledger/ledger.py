@@ -7,19 +7,20 @@ from typing import Self
 
 from sqlalchemy.exc import DatabaseError, InterfaceError, OperationalError
 
+from qiance.ledger.askers import Askers
 from qiance.ledger.database import Clock, build_engine, parse_url, utc_now
-from qiance.ledger.decisions import Decisions
 from qiance.ledger.erasure import Erasures
 from qiance.ledger.keys import Keys
 from qiance.ledger.migrate import upgrade
 from qiance.ledger.outcomes import Outcomes
 from qiance.ledger.pseudonyms import LEAST_KEY_BYTES, load_or_create_key
 from qiance.ledger.records import LedgerError, LedgerUnavailableError
+from qiance.ledger.slates import Slates
 from qiance.ledger.strategies import Strategies
 from qiance.settings import Settings
 
 
-class Ledger(Erasures, Decisions, Outcomes, Strategies, Keys):
+class Ledger(Erasures, Slates, Askers, Outcomes, Strategies, Keys):
     """Decisions, outcomes, budgets, strategies, versions, users, their consent and events, keys: of a tenant.
 
     Safe to use from several threads; every process opens its own (a connection does not survive a fork).
@@ -28,19 +29,28 @@ class Ledger(Erasures, Decisions, Outcomes, Strategies, Keys):
     """
 
     @classmethod
-    def open(cls, url: str, *, tenant: str = "default", key: bytes, now: Clock = utc_now) -> Self:
+    def open(
+        cls,
+        url: str,
+        *,
+        tenant: str = "default",
+        key: bytes,
+        now: Clock = utc_now,
+        system_now: Clock = utc_now,
+    ) -> Self:
         """Opens the database at `url`, making or upgrading its schema first.
 
         url: `sqlite:///path` or `postgresql+psycopg://user@host/name`; key: the secret of the pseudonyms
-        (`load_or_create_key`). Raises LedgerError if the schema is newer than this code, the key is not
-        the tenant's, or the file is no database; LedgerUnavailableError if it cannot be reached.
+        (`load_or_create_key`); now: the clock of what is recorded; system_now: that of leases. Raises
+        LedgerError if the schema is newer than this code, the key is not the tenant's, or the file is no
+        database; LedgerUnavailableError if it cannot be reached.
         """
         if len(key) < LEAST_KEY_BYTES:
             raise LedgerError(f"key: {len(key)} bytes; a pseudonym key has at least {LEAST_KEY_BYTES}")
         engine = build_engine(parse_url(url))
         try:
             upgrade(engine)
-            ledger = cls(engine, tenant, key, now)
+            ledger = cls(engine, tenant, key, now, system_now)
             ledger._ensure_tenant()
         except (OperationalError, InterfaceError) as error:
             engine.dispose()

@@ -4,43 +4,58 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from qiance.domain import Decision
-from qiance.ledger.database import checked, text_problem
+from qiance.domain import CONTROL, Channel, Decision
+from qiance.ledger.database import checked
+from qiance.ledger.schema import to_micros
+
+Row = dict[str, Any]
+MOST_SERIAL = 2**63 - 1
+_TEXTS = ("decision_id", "pseudonym", "surface", "model_version", "policy_version")
+_CHANNELS = frozenset(channel.value for channel in Channel)
+_NOTHING = "[]"
 
 
-def to_row(decision: Decision) -> dict[str, Any]:
-    """The row of `decision`; scores are kept as float32, costs and probabilities as float64."""
-    _check(decision)
+def to_row(decision: Decision) -> Row:
+    """The row of `decision`, as the driver takes it: time in microseconds since the epoch.
+
+    Called for every decision on its way to the client: nothing here goes through the candidates one by one.
+    """
+    _check_texts(decision)
+    _check_choice(decision)
+    _check_numbers(decision)
     return {
         "tenant_id": decision.tenant_id,
         "decision_id": decision.decision_id,
         "request_id": decision.request_id,
         "pseudonym": decision.pseudonym,
         "surface": decision.surface,
-        "decided_at": decision.decided_at,
-        "candidates": json.dumps(decision.candidates, ensure_ascii=False, separators=(",", ":")),
-        "scores": _pack(decision.scores, "<f4"),
-        "costs": _pack(decision.costs, "<f8"),
-        "probabilities": _pack(decision.probabilities, "<f8"),
+        "decided_at": to_micros(decision.decided_at),
+        "candidate_set": decision.candidate_set,
+        "admissible": decision.admissible,
+        "scores": decision.scores,
         "chosen": decision.chosen,
         "action_id": decision.action_id,
+        "channel": str(decision.channel),
         "propensity": float(decision.propensity),
+        "uniform": float(decision.uniform),
+        "epsilon": float(decision.epsilon),
+        "shadow_price": float(decision.shadow_price),
         "holdout": decision.holdout,
         "model_version": decision.model_version,
         "policy_version": decision.policy_version,
-        "degraded": json.dumps(decision.degraded, ensure_ascii=False),
-        "snapshot": decision.snapshot,
-        "uniform": float(decision.uniform),
+        "degraded": json.dumps(decision.degraded, ensure_ascii=False) if decision.degraded else _NOTHING,
+        "serial": decision.serial,
+        "items": decision.items,
+        "user_row": decision.user_row,
     }
 
 
-def from_row(row: Any) -> Decision:
-    """The decision kept in `row` (a row of the `decisions` table)."""
+def from_row(row: Any, candidates: tuple[str, ...]) -> Decision:
+    """The decision kept in `row` (a row of the `decisions` table); candidates: the ids of its set."""
     return Decision(
         decision_id=row.decision_id,
         tenant_id=row.tenant_id,
@@ -48,59 +63,78 @@ def from_row(row: Any) -> Decision:
         pseudonym=row.pseudonym,
         surface=row.surface,
         decided_at=row.decided_at,
-        candidates=tuple(json.loads(row.candidates)),
-        scores=_unpack(row.scores, "<f4"),
-        costs=_unpack(row.costs, "<f8"),
-        probabilities=_unpack(row.probabilities, "<f8"),
+        candidates=candidates,
+        candidate_set=row.candidate_set,
+        admissible=bytes(row.admissible),
+        scores=bytes(row.scores),
         chosen=row.chosen,
+        propensity=row.propensity,
+        uniform=row.uniform,
+        epsilon=row.epsilon,
+        shadow_price=row.shadow_price,
+        channel=row.channel,
         holdout=row.holdout,
         model_version=row.model_version,
         policy_version=row.policy_version,
-        degraded=tuple(json.loads(row.degraded)),
-        snapshot=row.snapshot,
-        uniform=row.uniform,
+        degraded=tuple(json.loads(row.degraded)) if row.degraded != _NOTHING else (),
+        serial=row.serial,
+        items=row.items,
+        user_row=bytes(row.user_row),
     )
 
 
-def _pack(values: Sequence[float], dtype: str) -> bytes:
-    return np.asarray(values, dtype=dtype).tobytes()
-
-
-def _unpack(packed: bytes, dtype: str) -> tuple[float, ...]:
-    return tuple(np.frombuffer(packed, dtype=dtype).tolist())
-
-
-def _check(decision: Decision) -> None:
-    """Refuses a decision that could not be replayed."""
-    for field in ("decision_id", "pseudonym", "surface", "model_version", "policy_version"):
+def _check_texts(decision: Decision) -> None:
+    for field in _TEXTS:
         checked(f"decision.{field}", getattr(decision, field))
-    if decision.request_id is not None:
-        checked("decision.request_id", decision.request_id)
-    if decision.snapshot:
-        checked("decision.snapshot", decision.snapshot)
-    width = len(decision.candidates)
-    for field in ("scores", "costs", "probabilities"):
-        if len(getattr(decision, field)) != width:
-            raise ValueError(
-                f"decision.{field}: {len(getattr(decision, field))} entries for {width} candidates; "
-                "give one per candidate"
-            )
+    for field in ("request_id", "items"):
+        value = getattr(decision, field)
+        if value:
+            checked(f"decision.{field}", value)
+    if decision.request_id == "":
+        raise ValueError("decision.request_id: is empty; leave it None where the request has no name")
+    if decision.channel not in _CHANNELS:
+        raise ValueError(f"decision.channel: {decision.channel!r} is not one of {', '.join(Channel)}")
+    for field in ("admissible", "scores", "user_row"):
+        if not isinstance(getattr(decision, field), bytes):
+            raise ValueError(f"decision.{field}: {type(getattr(decision, field)).__name__} is not bytes")
+
+
+def _check_choice(decision: Decision) -> None:
+    """Refuses a choice that does not follow from what is logged with it."""
+    width, mask = len(decision.candidates), int.from_bytes(decision.admissible, "little")
+    if len(decision.admissible) != (width + 7) // 8 or mask >> width:
+        raise ValueError(f"decision.admissible: {len(decision.admissible)} bytes do not hold {width} bits")
+    if not mask & 1:
+        raise ValueError("decision.admissible: column 0 is control, always admissible")
     if not 0 <= decision.chosen < width:
         raise ValueError(f"decision.chosen: {decision.chosen} is not an index into {width} candidates")
-    _check_numbers(decision)
-    for candidate in decision.candidates:
-        if (problem := text_problem(candidate)) is not None:
-            raise ValueError(f"decision.candidates: {problem}")
+    if not mask >> decision.chosen & 1:
+        raise ValueError(f"decision.chosen: candidate {decision.chosen} is not admissible")
+    if len(decision.scores) != 4 * mask.bit_count():
+        raise ValueError(
+            f"decision.scores: {len(decision.scores)} bytes for {mask.bit_count()} admissible candidates; "
+            "give a float32 for each"
+        )
+    if (decision.action_id == CONTROL) != (decision.channel == Channel.NONE):
+        raise ValueError(f"decision.channel: {decision.channel!r} does not fit {decision.action_id!r}")
 
 
 def _check_numbers(decision: Decision) -> None:
-    if any(math.isnan(score) for score in decision.scores):
-        raise ValueError("decision.scores: NaN has no order, so the choice could not be replayed")
-    if not all(0.0 <= probability <= 1.0 for probability in decision.probabilities):
-        raise ValueError("decision.probabilities: every entry must be in [0, 1]")
-    if not decision.propensity > 0.0:
-        raise ValueError("decision.propensity: 0, yet this action was chosen; log the probability it had")
-    if not all(math.isfinite(cost) for cost in decision.costs) or not math.isfinite(decision.uniform):
-        raise ValueError("decision.costs, decision.uniform: every entry must be finite")
+    """Refuses numbers from which the choice could not be replayed."""
+    if not np.isfinite(np.frombuffer(decision.scores, dtype="<f4")).all():
+        raise ValueError("decision.scores: NaN or infinite, so the choice could not be replayed")
+    if not 0.0 < decision.propensity <= 1.0:
+        raise ValueError(
+            f"decision.propensity: {decision.propensity} is outside (0, 1]; log the probability that this "
+            "action had"
+        )
+    if not 0.0 <= decision.uniform < 1.0:
+        raise ValueError(f"decision.uniform: {decision.uniform} is outside [0, 1)")
+    if not 0.0 <= decision.epsilon <= 1.0:
+        raise ValueError(f"decision.epsilon: {decision.epsilon} is outside [0, 1]")
+    if not 0.0 <= decision.shadow_price < math.inf:
+        raise ValueError(f"decision.shadow_price: {decision.shadow_price} is outside [0, infinity)")
     if decision.decided_at.tzinfo is None:
         raise ValueError("decision.decided_at: has no time zone; pass one in UTC")
+    if not 0 <= decision.serial <= MOST_SERIAL:
+        raise ValueError(f"decision.serial: {decision.serial} is outside [0, 2**63)")

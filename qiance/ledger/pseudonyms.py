@@ -7,14 +7,15 @@ import hmac
 import os
 import secrets
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from qiance.ledger.database import Database, chunks, insert_ignoring
 from qiance.ledger.records import LedgerError
-from qiance.ledger.schema import key_checks, pseudonyms
+from qiance.ledger.schema import erasures, key_checks, pseudonyms
 
 KEY_BYTES = 32
 LEAST_KEY_BYTES = 16
@@ -22,6 +23,14 @@ LEAST_KEY_BYTES = 16
 _FIND = select(pseudonyms.c.lookup, pseudonyms.c.pseudonym).where(
     pseudonyms.c.tenant_id == bindparam("tenant"),
     pseudonyms.c.lookup.in_(bindparam("lookups", expanding=True)),
+)
+_LAST_ERASED = (
+    select(erasures.c.lookup, func.max(erasures.c.erased_at))
+    .where(
+        erasures.c.tenant_id == bindparam("tenant"),
+        erasures.c.lookup.in_(bindparam("lookups", expanding=True)),
+    )
+    .group_by(erasures.c.lookup)
 )
 _FINGERPRINT = select(key_checks.c.fingerprint).where(key_checks.c.tenant_id == bindparam("tenant"))
 
@@ -103,6 +112,15 @@ class Pseudonyms(Database):
                 lookup: pseudonym
                 for part in chunks(lookups)
                 for lookup, pseudonym in connection.execute(_FIND, {"tenant": self.tenant, "lookups": part})
+            }
+
+    def _last_erased(self, lookups: Sequence[str]) -> dict[str, datetime]:
+        """lookup → when its user was last erased, for those who were."""
+        with self.read() as connection:
+            return {
+                lookup: at
+                for part in chunks(lookups)
+                for lookup, at in connection.execute(_LAST_ERASED, {"tenant": self.tenant, "lookups": part})
             }
 
     def _create(self, lookups: Sequence[str]) -> None:

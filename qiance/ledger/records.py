@@ -19,17 +19,6 @@ class LedgerUnavailableError(RuntimeError):
     """The database cannot be reached, is locked, or is full: stop spending and degrade."""
 
 
-class DuplicateDecisionError(ValueError):
-    """The decision id or request id is already logged; `stored` is the decision that was."""
-
-    def __init__(self, stored: Decision) -> None:
-        super().__init__(
-            f"decision_id: a decision with this id or request_id {stored.request_id!r} is already logged "
-            f"as {stored.decision_id!r}; answer with that one"
-        )
-        self.stored = stored
-
-
 class ErasedDecisionError(ValueError):
     """The decision was of a user who is erased: nothing of it is left but what it adds to the totals."""
 
@@ -38,11 +27,16 @@ class ErasedDecisionError(ValueError):
 
 
 class Recorded(StrEnum):
-    """What became of one decision of a batch."""
+    """What became of a slate; whatever is not `STORED` left nothing behind.
+
+    duplicate: its request id or decision id is logged already: answer with that slate. over_budget: a lease
+    does not admit its claim (expired, reclaimed or used up). over_cap: the user would be contacted too often.
+    """
 
     STORED = "stored"
-    REFUSED = "refused"
     DUPLICATE = "duplicate"
+    OVER_BUDGET = "over_budget"
+    OVER_CAP = "over_cap"
 
 
 class Scope(StrEnum):
@@ -58,32 +52,84 @@ class Scope(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Reservation:
-    """Money set aside for a decision until its outcome is known.
+class Claim:
+    """Money that a decision takes out of a lease, set aside until its outcome is known.
 
     amount: most that the decision may cost, minor units, ≥ 0.
-    expires_at: when what is unsettled of the reservation goes back to the budget (UTC).
     certain: of the amount, what is spent whatever follows (the contact); booked when it expires.
+    expires_at: when what is unsettled of it goes back to the budget (UTC).
     """
 
+    lease_id: str
     budget_id: str
     amount: int
+    certain: int
     expires_at: datetime
-    certain: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One position of an answer, and what it takes out of a lease."""
+
+    decision: Decision
+    claim: Claim | None = None
+
+
+# The positions of one answer in order: `decision_id`, `decision_id.1`, …; stored whole or not at all.
+Slate = tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """A user to decide for at `at`; request_id: the name of the request, if it has one."""
+
+    user_id: str
+    request_id: str | None
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """What the ledger knows of an asker.
+
+    purposes: what the user said about each purpose; those they were never asked about are not in it.
+    contacts: per window asked for, how often the user was contacted in it.
+    stored: the positions that answered this request before, in order.
+    """
+
+    pseudonym: str
+    purposes: Mapping[Purpose, bool]
+    contacts: tuple[int, ...]
+    stored: tuple[Decision, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A slice of a budget that `holder` may hand out until `expires_at` (system time)."""
+
+    lease_id: str
+    budget_id: str
+    holder: str
+    amount: int
+    expires_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetStatus:
-    """A budget in minor units; spent + reserved ≤ cap always holds."""
+    """A budget in minor units; spent + reserved ≤ cap always holds.
+
+    reserved: open reservations, and what is not used of leases. leased: the latter alone.
+    """
 
     budget_id: str
     cap: int
     spent: int
     reserved: int
+    leased: int = 0
 
     @property
     def left(self) -> int:
-        """Minor units that can still be reserved."""
+        """Minor units that can still be leased."""
         return self.cap - self.spent - self.reserved
 
 

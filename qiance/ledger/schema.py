@@ -104,8 +104,18 @@ pseudonyms = Table(
     Index("ux_pseudonyms_pseudonym", "tenant_id", "pseudonym", unique=True),
 )
 
-# candidates: JSON list of ids; scores '<f4', costs and probabilities '<f8', packed.
-# action_id and propensity repeat the chosen entry so that joins need not unpack.
+# Actions as compressed JSON, by the hash of their content: decisions name a set instead of repeating it.
+candidate_sets = Table(
+    "candidate_sets",
+    metadata,
+    _tenant(),
+    Column("set_id", String(32), primary_key=True),
+    Column("payload", LargeBinary, nullable=False),
+    _when("created_at"),
+)
+
+# admissible: a bit per candidate; scores: '<f4' of the admissible ones, in order; user_row: packed.
+# action_id and channel repeat the chosen entry so that joins and caps need not unpack.
 decisions = Table(
     "decisions",
     metadata,
@@ -115,21 +125,25 @@ decisions = Table(
     _id("pseudonym"),
     _id("surface"),
     _when("decided_at"),
-    Column("candidates", Text, nullable=False),
+    Column("candidate_set", String(32), nullable=False),
+    Column("admissible", LargeBinary, nullable=False),
     Column("scores", LargeBinary, nullable=False),
-    Column("costs", LargeBinary, nullable=False),
-    Column("probabilities", LargeBinary, nullable=False),
     Column("chosen", Integer, nullable=False),
     _id("action_id"),
+    Column("channel", String(16), nullable=False),
     Column("propensity", Double, nullable=False),
+    Column("uniform", Double, nullable=False),
+    Column("epsilon", Double, nullable=False),
+    Column("shadow_price", Double, nullable=False),
     Column("holdout", Boolean, nullable=False),
     _id("model_version"),
     _id("policy_version"),
     Column("degraded", Text, nullable=False),
-    _id("snapshot"),
-    Column("uniform", Double, nullable=False),
+    Column("serial", BigInteger, nullable=False),
+    _id("items"),
+    Column("user_row", LargeBinary, nullable=False),
     Index("ux_decisions_request", "tenant_id", "request_id", unique=True),
-    Index("ix_decisions_contacts", "tenant_id", "pseudonym", "decided_at", "action_id"),
+    Index("ix_decisions_contacts", "tenant_id", "pseudonym", "decided_at", "channel"),
     Index("ix_decisions_decided_at", "tenant_id", "decided_at"),
 )
 
@@ -174,6 +188,21 @@ reservations = Table(
     ForeignKeyConstraint(["tenant_id", "decision_id"], ["decisions.tenant_id", "decisions.decision_id"]),
     ForeignKeyConstraint(["tenant_id", "budget_id"], ["budgets.tenant_id", "budgets.budget_id"]),
     Index("ix_reservations_due", "tenant_id", "state", "expires_at"),
+)
+
+# Slices of a budget that a replica may hand out by itself; what is not used of them is in budgets.reserved.
+leases = Table(
+    "leases",
+    metadata,
+    _tenant(),
+    Column("lease_id", String(32), primary_key=True),
+    _id("budget_id"),
+    _id("holder"),
+    Column("amount", BigInteger, nullable=False),
+    Column("used", BigInteger, nullable=False),
+    _when("expires_at"),
+    CheckConstraint("used >= 0 AND used <= amount", name="within_amount"),
+    ForeignKeyConstraint(["tenant_id", "budget_id"], ["budgets.tenant_id", "budgets.budget_id"]),
 )
 
 briefs = Table(

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ledger_cases import KEY, NOW, MakeDecision
+from ledger_cases import KEY, NOW, MakeDecision, actions
 from sqlalchemy import event
 
-from qiance.domain import CONTROL, Decision
+from qiance.domain import Decision
 from qiance.ledger import Ledger
+from qiance.ledger.candidates import content_of
 
 
 @pytest.fixture(scope="session")
@@ -68,10 +69,11 @@ def ledger(url: str) -> Iterator[Ledger]:
 
 @pytest.fixture
 def make() -> MakeDecision:
-    """Builds decisions; keyword arguments replace single fields."""
+    """Builds decisions among the actions of `ledger_cases`; keyword arguments replace single fields."""
     random = np.random.default_rng(7)
 
     def decision(width: int = 4, **changes: object) -> Decision:
+        chosen = changes.get("chosen", 1 if width > 1 else 0)
         fields: dict[str, object] = {
             "decision_id": secrets.token_hex(8),
             "tenant_id": "default",
@@ -79,17 +81,23 @@ def make() -> MakeDecision:
             "pseudonym": "0f" * 16,
             "surface": "home",
             "decided_at": NOW,
-            "candidates": (CONTROL, *(f"action-{number}" for number in range(1, width))),
-            "scores": tuple(random.normal(size=width).astype(np.float32).tolist()),
-            "costs": tuple(random.random(width).tolist()),
-            "probabilities": (1.0 / width,) * width,
-            "chosen": 1,
+            "candidates": tuple(action.action_id for action in actions(width)),
+            "candidate_set": content_of(actions(width))[0],
+            "admissible": np.packbits(np.ones(width, dtype=bool), bitorder="little").tobytes(),
+            "scores": random.normal(size=width).astype("<f4").tobytes(),
+            "chosen": chosen,
+            "propensity": 1.0 / width,
+            "uniform": float(random.random()),
+            "epsilon": 0.1,
+            "shadow_price": 0.5,
+            "channel": "email" if chosen else "none",
             "holdout": False,
             "model_version": "model-1",
             "policy_version": "policy-1",
             "degraded": (),
-            "snapshot": "",
-            "uniform": float(random.random()),
+            "serial": 3,
+            "items": "",
+            "user_row": b"",
         }
         return Decision(**(fields | changes))  # type: ignore[arg-type]
 

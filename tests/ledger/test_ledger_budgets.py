@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ledger_cases import KEY, NOW, MakeDecision
+from ledger_cases import KEY, LATER, NOW, MakeDecision, lease_of, record, record_all, reserve
 
-from qiance.ledger import Ledger, Reservation
+from qiance.ledger import BudgetStatus, Claim, Ledger, Recorded
 
 HOUR = timedelta(hours=1)
 
@@ -22,9 +23,9 @@ HOUR = timedelta(hours=1)
 def test_a_reservation_is_settled_once(ledger: Ledger, make: MakeDecision) -> None:
     ledger.open_budget("b", 100)
     decision = make()
-    assert ledger.record_decision(decision, Reservation("b", 60, NOW + HOUR))
-    assert not ledger.record_decision(make(), Reservation("b", 41, NOW + HOUR))
-    assert ledger.record_decision(make(), Reservation("b", 40, NOW + HOUR))
+    assert reserve(ledger, decision, "b", 60, NOW + HOUR)
+    assert not reserve(ledger, make(), "b", 41, NOW + HOUR)
+    assert reserve(ledger, make(), "b", 40, NOW + HOUR)
     assert ledger.settle(decision.decision_id, 25) == 25
     status = ledger.budget("b")
     assert (status.spent, status.reserved, status.left) == (25, 40, 35)
@@ -34,11 +35,11 @@ def test_a_reservation_is_settled_once(ledger: Ledger, make: MakeDecision) -> No
 
 def test_a_refused_decision_leaves_nothing(ledger: Ledger, make: MakeDecision) -> None:
     ledger.open_budget("b", 5)
-    decision = make(request_id="r")
-    assert not ledger.record_decision(decision, Reservation("b", 6, NOW + HOUR))
+    claim, decision = Claim(lease_of(ledger, "b", 5).lease_id, "b", 6, 0, LATER), make(request_id="r")
+    assert record(ledger, decision, claim) is Recorded.OVER_BUDGET
     assert ledger.decision(decision.decision_id) is None
-    assert ledger.find_request("r") is None
-    assert ledger.budget("b").reserved == 0
+    assert ledger.answered(["r"]) == {}
+    assert ledger.budget("b") == BudgetStatus("b", 5, 0, 5, leased=5)
     with pytest.raises(ValueError, match="holds no reservation"):
         ledger.settle(decision.decision_id, 1)
 
@@ -46,7 +47,7 @@ def test_a_refused_decision_leaves_nothing(ledger: Ledger, make: MakeDecision) -
 def test_never_more_is_booked_than_was_reserved(ledger: Ledger, make: MakeDecision) -> None:
     ledger.open_budget("b", 100)
     decision = make()
-    ledger.record_decision(decision, Reservation("b", 10, NOW + HOUR))
+    reserve(ledger, decision, "b", 10, NOW + HOUR)
     assert ledger.settle(decision.decision_id, 99) == 10
     assert ledger.budget("b").spent == 10
 
@@ -56,13 +57,13 @@ def test_expired_reservations_return_and_late_costs_are_booked_if_they_fit(
 ) -> None:
     ledger.open_budget("b", 100)
     early, late = make(), make()
-    ledger.record_decision(early, Reservation("b", 60, NOW + HOUR))
-    ledger.record_decision(late, Reservation("b", 40, NOW + 2 * HOUR))
+    reserve(ledger, early, "b", 60, NOW + HOUR)
+    reserve(ledger, late, "b", 40, NOW + 2 * HOUR)
     assert ledger.release_expired(NOW) == 0
     assert ledger.release_expired(NOW + HOUR) == 1
     assert ledger.release_expired(NOW + HOUR) == 0
     assert ledger.budget("b").reserved == 40
-    assert ledger.record_decision(make(), Reservation("b", 50, NOW + 9 * HOUR))
+    assert reserve(ledger, make(), "b", 50, NOW + 9 * HOUR)
     assert ledger.settle(early.decision_id, 30) == 0
     assert ledger.audit_lines(1)[0].event == "budget.late_cost_not_booked"
     assert ledger.release_expired(NOW + 2 * HOUR) == 1
@@ -74,8 +75,9 @@ def test_many_are_settled_in_one_transaction(ledger: Ledger, make: MakeDecision)
     for name in ("x", "y"):
         ledger.open_budget(name, 1_000)
     batch = [make() for _ in range(40)]
-    claims = [Reservation("xy"[number % 2], 10, NOW + HOUR) for number in range(40)]
-    ledger.record_decisions(batch, claims)
+    leases = {name: lease_of(ledger, name, 200).lease_id for name in "xy"}
+    claims = [Claim(leases[name], name, 10, 0, LATER) for name in "xy" * 20]
+    record_all(ledger, batch, claims)
     booked = ledger.settle_many({decision.decision_id: 7 for decision in batch})
     assert set(booked.values()) == {7}
     assert ledger.budget("x").spent == ledger.budget("y").spent == 140
@@ -89,7 +91,7 @@ def test_concurrent_settlements_of_one_decision_book_once(ledger: Ledger, make: 
     for _ in range(5):
         before = ledger.budget("b").spent
         decision = make(width=2)
-        ledger.record_decision(decision, Reservation("b", 50, NOW + HOUR))
+        reserve(ledger, decision, "b", 50, NOW + HOUR)
 
         def settle(amount: int, decision_id: str = decision.decision_id) -> int:
             if amount == 13:
@@ -105,7 +107,7 @@ def test_concurrent_settlements_of_one_decision_book_once(ledger: Ledger, make: 
 
 def test_a_cap_moves_but_not_below_what_is_committed(ledger: Ledger, make: MakeDecision) -> None:
     ledger.open_budget("b", 100)
-    ledger.record_decision(make(), Reservation("b", 60, NOW + HOUR))
+    reserve(ledger, make(), "b", 60, NOW + HOUR)
     assert ledger.open_budget("b", 60).cap == 60
     with pytest.raises(ValueError, match="cap: 59 is below what budget 'b' has spent and reserved"):
         ledger.open_budget("b", 59)
@@ -113,24 +115,28 @@ def test_a_cap_moves_but_not_below_what_is_committed(ledger: Ledger, make: MakeD
 
 
 @pytest.mark.parametrize(
-    ("claim", "message"),
+    ("changes", "message"),
     [
-        (Reservation("b", -1, NOW), "reservation.amount: -1 is not"),
-        (Reservation("b", 1.5, NOW), "reservation.amount: 1.5 is not"),  # type: ignore[arg-type]
-        (Reservation("b", True, NOW), "reservation.amount: True is not"),
-        (Reservation("", 1, NOW), "reservation.budget_id: is empty"),
-        (Reservation("b", 1, datetime(2017, 1, 1)), "reservation.expires_at: has no time zone"),
-        (Reservation("unknown", 1, NOW), "budget_id: 'unknown' is not open"),
+        ({"amount": -1}, "claim.amount: -1 is not"),
+        ({"amount": 1.5}, "claim.amount: 1.5 is not"),
+        ({"amount": True}, "claim.amount: True is not"),
+        ({"certain": 5}, r"claim\.certain: 5 is more than the amount 4"),
+        ({"budget_id": ""}, "claim.budget_id: is empty"),
+        ({"lease_id": "\x00"}, "claim.lease_id: .*NUL"),
+        ({"expires_at": datetime(2017, 1, 1)}, "claim.expires_at: has no time zone"),
+        ({"budget_id": "other"}, "claim.budget_id: 'other', but the lease is of 'b'"),
     ],
 )
-def test_bad_reservations_are_refused_whole(
-    ledger: Ledger, make: MakeDecision, claim: Reservation, message: str
+def test_bad_claims_are_refused_whole(
+    ledger: Ledger, make: MakeDecision, changes: dict[str, Any], message: str
 ) -> None:
     ledger.open_budget("b", 10)
-    decision = make()
+    claim = Claim(lease_of(ledger, "b", 4).lease_id, "b", 4, 0, LATER)
+    good, bad = make(), make()
     with pytest.raises(ValueError, match=message):
-        ledger.record_decision(decision, claim)
-    assert ledger.decision(decision.decision_id) is None
+        record_all(ledger, [good, bad], [claim, replace(claim, **changes)])
+    assert ledger.decision(good.decision_id) is ledger.decision(bad.decision_id) is None
+    assert ledger.budget("b").leased == 4
 
 
 def test_bad_amounts_name_the_field(ledger: Ledger) -> None:
@@ -171,7 +177,7 @@ def test_any_history_agrees_with_a_plain_model(
         if operation == "reserve":
             decision = make(width=2)
             expires = NOW + second * HOUR
-            admitted = shared.record_decision(decision, Reservation(budget, first, expires))
+            admitted = reserve(shared, decision, budget, first, expires)
             assert admitted == (spent + reserved + first <= cap)
             if admitted:
                 held.append({"id": decision.decision_id, "amount": first, "due": expires, "state": "open"})
@@ -212,12 +218,9 @@ def test_eight_threads_never_pass_the_cap(ledger: Ledger, make: MakeDecision) ->
         for _ in range(40):
             turn = dice.random()
             if turn < 0.6 or not mine:
-                decisions = [make(width=2) for _ in range(dice.randint(1, 3))]
-                claims = [Reservation(dice.choice("xy"), dice.randint(0, 40), NOW + HOUR) for _ in decisions]
-                results = ledger.record_decisions(decisions, claims)
-                mine += [
-                    d.decision_id for d, result in zip(decisions, results, strict=True) if result == "stored"
-                ]
+                decision = make(width=2)
+                if reserve(ledger, decision, dice.choice("xy"), dice.randint(0, 40)):
+                    mine.append(decision.decision_id)
             elif turn < 0.95:
                 settled = mine.pop(dice.randrange(len(mine)))
                 booked += ledger.settle(settled, dice.randint(0, 60))
@@ -239,14 +242,8 @@ def test_eight_threads_never_pass_the_cap(ledger: Ledger, make: MakeDecision) ->
 def test_what_is_certain_stays_booked_when_a_reservation_expires(ledger: Ledger, make: MakeDecision) -> None:
     ledger.open_budget("b", 100)
     late = make()
-    assert ledger.record_decision(late, Reservation("b", 40, NOW + HOUR, certain=3))
+    assert reserve(ledger, late, "b", 40, NOW + HOUR, certain=3)
     assert ledger.release_expired(NOW + HOUR) == 1
     assert (ledger.budget("b").spent, ledger.budget("b").reserved) == (3, 0)
     assert ledger.settle(late.decision_id, 40) == 40, "a late conversion books what is missing to the whole"
     assert ledger.budget("b").spent == 40
-
-
-def test_more_certain_than_reserved_is_refused(ledger: Ledger, make: MakeDecision) -> None:
-    ledger.open_budget("b", 100)
-    with pytest.raises(ValueError, match=r"reservation\.certain: 5 is more than the amount 4"):
-        ledger.record_decision(make(), Reservation("b", 4, NOW + HOUR, certain=5))

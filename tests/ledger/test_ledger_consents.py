@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ledger_cases import KEY, NOW
 
 from qiance.domain import Purpose
-from qiance.ledger import Ledger
+from qiance.ledger import Asker, Known, Ledger
 
 PERSONALISATION, LEARNING = Purpose.PERSONALISATION, Purpose.LEARNING
 BOTH = frozenset(Purpose)
@@ -34,10 +34,12 @@ def test_each_purpose_stands_alone(ledger: Ledger) -> None:
 
 def test_pseudonym_and_purposes_come_together(ledger: Ledger) -> None:
     ledger.set_consent("a", {LEARNING: True}, by="shop")
-    found = ledger.identify(["a", "b"])
-    assert found["a"].purposes == {LEARNING}
-    assert found["b"].purposes == frozenset()
-    assert {user: known.pseudonym for user, known in found.items()} == ledger.resolve(["a", "b"])
+    ledger.set_consent("b", {PERSONALISATION: False}, by="shop")
+    found = ledger.identify([Asker(user, None, NOW) for user in ("a", "b", "c", "a")])
+    assert [dict(known.purposes) for known in found[:3]] == [{LEARNING: True}, {PERSONALISATION: False}, {}]
+    names = ledger.resolve(["a", "b", "c"])
+    assert [known.pseudonym for known in found] == [names[user] for user in "abca"]
+    assert ledger.known(["a", "stranger"]) == {"a": Known(names["a"], frozenset({LEARNING}))}
 
 
 def test_every_change_is_kept_with_who_and_when(url: str) -> None:

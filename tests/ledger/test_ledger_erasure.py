@@ -14,11 +14,11 @@ from typing import Any
 
 import pyarrow.compute as pc
 import pytest
-from ledger_cases import KEY, NOW, MakeDecision
+from ledger_cases import KEY, NOW, MakeDecision, lease_of, record, record_all, reserve
 from sqlalchemy import text
 
 from qiance.domain import Decision, EventType, Outcome, OutcomeType, Purpose, ShopEvent
-from qiance.ledger import ErasedDecisionError, ErasureState, Ledger, Reservation
+from qiance.ledger import Claim, ErasedDecisionError, ErasureState, Ledger
 from qiance.ledger.schema import metadata
 
 BOTH = dict.fromkeys(Purpose, True)
@@ -50,8 +50,11 @@ def live(
         )
         for number in range(count)
     ]
-    hold = Reservation(budget, 100, NOW + timedelta(days=9), certain=30) if budget else None
-    ledger.record_decisions(decisions, [hold] * count)
+    claims = None
+    if budget:
+        lease = lease_of(ledger, budget, 100 * count)
+        claims = [Claim(lease.lease_id, budget, 100, 30, NOW + timedelta(days=9))] * count
+    record_all(ledger, decisions, claims)
     ledger.record_outcomes(
         [
             Outcome(f"{user}-order-{secrets.token_hex(4)}", d.decision_id, kind, d.decided_at, value)
@@ -124,7 +127,7 @@ def test_an_erased_decision_says_so_and_takes_no_more_outcomes(ledger: Ledger, m
     with pytest.raises(ErasedDecisionError, match="is erased with its user; nothing can be told of it"):
         ledger.decision(decision.decision_id)
     assert ledger.decision("never logged") is None
-    assert ledger.find_request(str(decision.request_id)) is None
+    assert ledger.answered([str(decision.request_id)]) == {}
     late = [
         Outcome("late", decision.decision_id, OutcomeType.CLICK, NOW),
         Outcome("lost", "never logged", OutcomeType.CLICK, NOW),
@@ -178,7 +181,7 @@ def test_who_comes_back_is_a_stranger(ledger: Ledger, make: MakeDecision) -> Non
 
 def test_learning_leaves_out_who_did_not_agree(ledger: Ledger, make: MakeDecision) -> None:
     for user in ("yes", "no", "never asked"):
-        ledger.record_decision(make(pseudonym=ledger.pseudonym(user)))
+        record(ledger, make(pseudonym=ledger.pseudonym(user)))
     ledger.set_consent("yes", {Purpose.LEARNING: True}, by="shop")
     ledger.set_consent("no", {Purpose.LEARNING: False}, by="shop")
     names = ledger.resolve(["yes", "no", "never asked"])
@@ -344,8 +347,7 @@ def test_erasures_amid_traffic_lose_nothing_and_leave_nothing(plain: Ledger, mak
             name = plain.pseudonym("alice")
             names.add(name)
             decision = make(pseudonym=name)
-            hold = Reservation("b", 100, NOW + timedelta(days=1), certain=30)
-            assert plain.record_decision(decision, hold)
+            assert reserve(plain, decision, "b", 100, NOW + timedelta(days=1), certain=30)
             stored[worker] += 1
             plain.record_outcomes(
                 [Outcome(decision.decision_id, decision.decision_id, OutcomeType.CLICK, NOW)]
@@ -383,7 +385,7 @@ def test_a_decision_that_was_underway_is_folded_at_once(plain: Ledger, make: Mak
     name = plain.pseudonym("alice")
     plain.erase("alice", by="test")
     late = make(pseudonym=name)
-    assert plain.record_decision(late, Reservation("b", 100, NOW, certain=10))
+    assert reserve(plain, late, "b", 100, NOW, certain=10)
     assert plain.erased_aggregates()["decisions"].to_pylist() == [1]
     assert (plain.budget("b").spent, plain.budget("b").reserved) == (10, 0)
     with pytest.raises(ErasedDecisionError):
@@ -400,7 +402,7 @@ def test_a_ledger_of_the_first_schema_is_upgraded_with_its_users(tmp_path: Path,
 
     url = f"sqlite:///{tmp_path / 'l.db'}"
     ledger = Ledger.open(url, key=KEY)
-    ledger.record_decision(make(pseudonym=ledger.pseudonym("alice")))
+    record(ledger, make(pseudonym=ledger.pseudonym("alice")))
     ledger.close()
     config = Config()
     config.set_main_option("script_location", str(Path(qiance.ledger.__file__).parent / "migrations"))

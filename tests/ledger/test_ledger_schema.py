@@ -13,13 +13,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from ledger_cases import KEY, MakeDecision
+from ledger_cases import KEY, MakeDecision, record
 from sqlalchemy import create_engine, text
 
 import qiance.ledger
 from qiance.domain import Decision
 from qiance.ledger import (
-    DuplicateDecisionError,
     Ledger,
     LedgerError,
     LedgerUnavailableError,
@@ -78,11 +77,8 @@ def test_threads_may_open_at_once(url: str) -> None:
 
 def open_and_record(url: str, decision: Decision) -> tuple[str, str]:
     ledger = Ledger.open(url, key=KEY)
-    try:
-        ledger.record_decision(decision)
-        answered = decision
-    except DuplicateDecisionError as duplicate:
-        answered = duplicate.stored
+    record(ledger, decision)
+    (answered,) = ledger.answered([str(decision.request_id)])[str(decision.request_id)]
     found = answered.decision_id, ledger.pseudonym("same user")
     ledger.close()
     return found

@@ -12,12 +12,25 @@ import pyarrow.parquet as pq
 import pytest
 from privacy_cases import KEY, NOW, PROJECT, USERS, build, online, payload, words_in
 
-from qiance.domain import CONTROL, Decision, EventType, Outcome, OutcomeType, Purpose, ShopEvent
-from qiance.ledger import ErasureState, Ledger
+from qiance.domain import (
+    CONTROL_ACTION,
+    Action,
+    Channel,
+    Decision,
+    EventType,
+    Offer,
+    Outcome,
+    OutcomeType,
+    Purpose,
+    ShopEvent,
+    StrategyKind,
+)
+from qiance.ledger import Entry, ErasureState, Ledger
 from qiance.privacy import Eraser, erase_packed_sqlite
 from qiance.workspace import Workspace
 
 GONE, KEPT = USERS[1], USERS[5]
+ACTIONS = (CONTROL_ACTION, Action("a", "s", StrategyKind.AD, None, Offer(), None, Channel.EMAIL, 1))
 BOTH = dict.fromkeys(Purpose, True)
 
 
@@ -29,20 +42,26 @@ def decision(ledger: Ledger, user: str, number: int) -> Decision:
         pseudonym=ledger.pseudonym(user),
         surface="home",
         decided_at=NOW,
-        candidates=(CONTROL, "a"),
-        scores=(0.0, 1.0),
-        costs=(0.0, 1.0),
-        probabilities=(0.5, 0.5),
+        candidates=tuple(action.action_id for action in ACTIONS),
+        candidate_set=ledger.put_candidates(ACTIONS),
+        admissible=b"\x03",
+        scores=bytes(8),
         chosen=1,
+        propensity=0.5,
+        uniform=0.7,
+        epsilon=1.0,
+        shadow_price=0.0,
+        channel="email",
         holdout=False,
         model_version="m",
         policy_version="p",
+        user_row=payload(user).encode(),
     )
 
 
 def live(ledger: Ledger, user: str) -> None:
     decisions = [decision(ledger, user, number) for number in range(4)]
-    ledger.record_decisions(decisions)
+    ledger.record_slates([(Entry(decision),) for decision in decisions])
     ledger.record_outcomes(
         [
             Outcome(f"{user}-{d.decision_id}", d.decision_id, OutcomeType.CONVERSION, NOW, 99)
@@ -172,7 +191,7 @@ def test_several_erasures_and_traffic_at_once(workspace: Workspace, ledger: Ledg
 
     def traffic(user: str) -> None:
         for number in range(10, 25):
-            ledger.record_decision(decision(ledger, user, number))
+            ledger.record_slates([(Entry(decision(ledger, user, number)),)])
 
     with ThreadPoolExecutor(8) as pool:
         busy = [pool.submit(traffic, user) for user in gone]
