@@ -86,6 +86,9 @@ class ServeSettings(Section):
         "127.0.0.1", min_length=1, description="address to listen on; others than loopback need keys"
     )
     port: Annotated[int, _Number] = Field(8000, ge=0, le=65535, description="port; 0 picks a free one")
+    proxy: Literal["auto", "haproxy", "plain"] = Field(
+        "auto", description="what stands before the replicas; auto: haproxy where its package runs"
+    )
     clock: Literal["system", "request"] = Field(
         "system", description="request: simulated time from context.now"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -15,6 +16,9 @@ from typing import Any
 import yaml
 
 from serve.loopback import prepare
+from serve.transport import Transport, Wanted, environment_of, open_transport
+
+logger = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).parent / "config" / "embedded.yaml"
 START_TIMEOUT_S = 180.0
@@ -28,8 +32,9 @@ class LaunchError(RuntimeError):
 
 def free_port(host: str = "127.0.0.1") -> int:
     """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
+    family, kind, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.bind(address)
         return int(probe.getsockname()[1])
 
 
@@ -45,35 +50,46 @@ def read_config(path: Path, host: str, port: int, args: Mapping[str, Any]) -> di
 class LocalCluster:
     """One Ray instance of ours on this machine, every socket on loopback; use as a context manager.
 
+    Only the address to serve at (`http_options.host`) may be another one. proxy: the setting `serve.proxy`.
     With an `address` it attaches to that cluster instead, and leaves it as it is at the end.
     """
 
-    def __init__(self, loopback: bool = True, address: str | None = None) -> None:
-        self._loopback, self._address = loopback and address is None, address
+    def __init__(self, address: str | None = None, proxy: Wanted = "auto") -> None:
+        self._address, self._proxy = address, proxy
         # Short: Ray puts Unix sockets below it, and their paths may have 107 bytes.
         self._temp_dir = tempfile.mkdtemp(prefix="qiance-")
         self._applications: list[str] = []
+        self._open = contextlib.ExitStack()
+        self.transport: Transport | None = None
 
     def __enter__(self) -> LocalCluster:
-        if self._loopback:
-            prepare(os.environ)
+        with contextlib.ExitStack() as opened:
+            opened.callback(shutil.rmtree, self._temp_dir, ignore_errors=True)
+            self._start(opened)
+            self._open = opened.pop_all()
+        return self
+
+    def _start(self, opened: contextlib.ExitStack) -> None:
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+        if self._address is None:
+            prepare(os.environ)
+            self.transport = opened.enter_context(open_transport(self._proxy, Path(self._temp_dir) / "h"))
+            opened.enter_context(environment_of(self.transport, os.environ))
         import ray
 
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        opened.callback(ray.shutdown)
         if self._address is not None:
-            ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
-            return self
-        hook = {"worker_process_setup_hook": "serve.loopback.bind_replicas"} if self._loopback else {}
+            ray.init(address=self._address, **quiet)
+            return
         ray.init(
             num_cpus=LOGICAL_CPUS,
             include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
             configure_logging=True,
             _temp_dir=self._temp_dir,
-            runtime_env=hook,
+            runtime_env={"worker_process_setup_hook": "serve.loopback.bind_replicas"},
+            **quiet,
         )
-        return self
 
     def serve(self, config: Mapping[str, Any], progress: Progress | None = None) -> str:
         """Deploy the application and wait until it is healthy; its base URL."""
@@ -84,13 +100,22 @@ class LocalCluster:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         schema = ServeDeploySchema.model_validate(dict(config))
         host, port = schema.http_options.host, schema.http_options.port
-        _check_port(host, port)
-        options = {"host": host, "port": port, "request_timeout_s": schema.http_options.request_timeout_s}
-        serve.start(proxy_location=schema.proxy_location, http_options=options)
+        check_port(host, port)
+        options = {"port": port, "request_timeout_s": schema.http_options.request_timeout_s}
+        serve.start(
+            proxy_location=schema.proxy_location, http_options={"host": self._listen(host, port), **options}
+        )
         self._applications = [application.name for application in schema.applications]
         _get_global_client().deploy_apps(schema)
         _wait(schema.applications[0], progress)
-        return f"http://{host}:{port}"
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def _listen(self, host: str, port: int) -> str:
+        if self.transport is None:
+            return host
+        if self.transport.why and self._proxy == "auto":
+            logger.warning("serve.proxy: Ray Serve's own proxy is used, since %s", self.transport.why)
+        return self.transport.listen_at(host, port)
 
     def stop_serving(self) -> None:
         """Drain the application and take it down; Ray stays."""
@@ -101,24 +126,21 @@ class LocalCluster:
         self._applications = []
 
     def __exit__(self, *_: object) -> None:
-        import ray
-
-        try:
+        with self._open:
             self.stop_serving()
-        finally:
-            ray.shutdown()
-            shutil.rmtree(self._temp_dir, ignore_errors=True)
 
 
-def _check_port(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise LaunchError(
-                f"serve.port: {host}:{port} cannot be used ({error.strerror}); choose another"
-            ) from None
+def check_port(host: str, port: int) -> None:
+    """Raises LaunchError where nobody can listen at `host`:`port`."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise LaunchError(
+            f"serve.port: {host}:{port} cannot be used ({error.strerror}); choose another"
+        ) from None
 
 
 def _wait(application: Any, progress: Progress | None) -> None:

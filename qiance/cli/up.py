@@ -83,7 +83,7 @@ def _serve(
     port = settings.serve.port or free_port(settings.serve.host)
     config = read_config(EMBEDDED, settings.serve.host, port, args)
     stop = threading.Event()
-    with LocalCluster(loopback=settings.serve.host in ("127.0.0.1", "localhost", "::1")) as cluster:
+    with LocalCluster(proxy=settings.serve.proxy) as cluster:
         with console.status("Starting the service") as status:
             url = cluster.serve(config, lambda what: status.update(f"Starting the service: {what}"))
         for number in (signal.SIGINT, signal.SIGTERM):

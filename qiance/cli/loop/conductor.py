@@ -98,7 +98,7 @@ def run_loop(settings: Settings, runs: Path, console: Console) -> Path:
     workspace, stages = new_workspace(runs), Stages(console)
     ledger = Ledger.from_settings(settings, workspace.root)
     prepared, world = prepare_world(workspace, settings, stages, ledger)
-    with LocalCluster() as cluster:
+    with LocalCluster(proxy=settings.serve.proxy) as cluster:
         started = train_models(workspace, settings, stages, prepared, world, ledger)
         first = started.first
         # 5. The service, then strategies from a brief.
