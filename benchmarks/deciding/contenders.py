@@ -39,7 +39,7 @@ class Contender:
     about: str
     options: Mapping[str, Any] = field(default_factory=dict)
     environment: str = ""
-    ready: str = "/v1/health"
+    ready: str = "/healthz"
     durable: bool = True
     wrap: str = ""
 
@@ -117,14 +117,14 @@ class Stand:
 def standing(contender: Contender, shop: Shop, folder: Path, python: Path | None = None) -> Iterator[Stand]:
     """The contender on a ledger of its own in `folder`; ServerError if it does not come up."""
     folder.mkdir(parents=True)
-    ledger, job, port = folder / "ledger.db", folder / "job.json", free_port()
-    args = {**shop.app_args(ledger), "frequency_caps": CAPS}
+    job, port = folder / "job.json", free_port()
+    args = {**shop.app_args(folder), "frequency_caps": CAPS}
     job.write_text(json.dumps({"args": args, "stock": str(shop.stock), "options": dict(contender.options)}))
     module = f"benchmarks.deciding.peers.{contender.module}"
     command = [str(python or sys.executable), "-m", module, "--job", str(job), "--port", str(port)]
     environment = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     with running(command, port, contender.ready, folder / "server.log", environment) as server:
-        yield Stand(contender, server, ledger, Prober(port, PATH, bodies(contender, shop)))
+        yield Stand(contender, server, folder / "ledger.db", Prober(port, PATH, bodies(contender, shop)))
 
 
 def bodies(contender: Contender, shop: Shop) -> list[str]:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -78,22 +79,27 @@ def running(
 
 
 def _wait(process: subprocess.Popen[bytes], server: Server, ready: str) -> None:
-    deadline = time.monotonic() + START_S
+    deadline, status = time.monotonic() + START_S, 0
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ServerError(f"ended with {process.returncode}: {_end_of(server.log)}")
-        if _answers(f"http://127.0.0.1:{server.port}{ready}"):
+        status = _status(f"http://127.0.0.1:{server.port}{ready}")
+        if status == 200:
             return
         time.sleep(0.1)
-    raise ServerError(f"did not answer on {ready} within {START_S:.0f} s: {_end_of(server.log)}")
+    told = f"gave {status} for {ready}" if status else f"did not answer on {ready}"
+    raise ServerError(f"{told} for {START_S:.0f} s: {_end_of(server.log)}")
 
 
-def _answers(url: str) -> bool:
+def _status(url: str) -> int:
+    """The status of a GET, 0 where there is no answer."""
     try:
         with urllib.request.urlopen(url, timeout=2.0) as answer:
-            return bool(answer.status == 200)
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
     except (OSError, http.client.HTTPException):
-        return False
+        return 0
 
 
 def _end_of(log: Path) -> str:

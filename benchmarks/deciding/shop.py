@@ -113,12 +113,16 @@ class Shop:
     def users(self) -> list[str]:
         return user_ids(self.size)
 
-    def app_args(self, ledger: Path) -> dict[str, Any]:
-        """Arguments of `serve.app:build` for a server on its own copy of the ledger, at the shop's time."""
-        shutil.copy(self.root / "ledger.db", ledger)
+    def app_args(self, folder: Path) -> dict[str, Any]:
+        """Arguments of `serve.app:build` for a server on a workspace of its own, made in `folder`.
+
+        It has its own copy of the ledger and writes where it likes; features and models are the shop's.
+        """
+        for name in ("features", "snapshot", "artifacts", "secrets"):
+            (folder / name).symlink_to(self.root / name)
+        shutil.copy(self.root / "ledger.db", folder / "ledger.db")
         return {
-            "workspace": str(self.root),
-            "ledger_url": f"sqlite:///{ledger}",
+            "workspace": str(folder),
             # An hour after the features were built, whenever the benchmark runs.
             "clock_offset_s": (_now() - datetime.now(UTC)).total_seconds(),
             "llm": {"enabled": False},

@@ -24,7 +24,7 @@ def application(desk: Desk, threads: int) -> FastAPI:
         answer = await asyncio.get_running_loop().run_in_executor(pool, decide_one, body)
         return Response(answer, media_type="application/json")
 
-    @api.get("/v1/health")
+    @api.get("/healthz")
     async def health() -> dict[str, Any]:
         return {"status": "ready"}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from serve.answers import Writer
 from serve.args import AppArgs
-from serve.engine import open_engine
+from serve.assemble import open_engine, open_ledger
 from serve.problems import Problem
 from serve.schemas import DecisionRequest
 from serve.slates import Call
@@ -18,19 +18,22 @@ class Desk:
 
     def __init__(self, args: dict[str, Any]) -> None:
         self._args = AppArgs.model_validate(args)
-        self._engine = open_engine(self._args)
-        self._writer = Writer(self._engine.watcher.catalogue, self._args.currency)
+        self._ledger = open_ledger(self._args)
+        self._service = open_engine(self._args, self._ledger)
+        self._writer = Writer(self._service.watcher.catalogue, self._args.currency)
 
     def decide(self, requests: Sequence[DecisionRequest]) -> list[bytes]:
         """Durable answers, as JSON texts; a Problem is raised: with these requests there should be none."""
         now = self._args.now()
-        results = self._engine.decide([Call(request, now) for request in requests])
+        results = self._service.engine.decide([Call(request, now) for request in requests])
         return [self._written(result) for result in results]
 
     def _written(self, result: Any) -> bytes:
         if isinstance(result, Problem):
             raise result
-        return self._writer.body(result, self._engine.watcher.state)
+        return self._writer.body(result, self._service.watcher.state)
 
     def close(self) -> None:
-        self._engine.close()
+        """Give leased money back, and stop every thread."""
+        self._service.close()
+        self._ledger.close()

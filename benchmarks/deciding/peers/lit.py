@@ -57,7 +57,7 @@ def main() -> None:
         batch_timeout=float(command.options["batch_timeout_s"]),
     )
     server = litserve.LitServer(
-        api, accelerator="cpu", workers_per_device=1, fast_queue=True, healthcheck_path="/v1/health"
+        api, accelerator="cpu", workers_per_device=1, fast_queue=True, healthcheck_path="/healthz"
     )
     server.run(
         host="127.0.0.1",

@@ -118,7 +118,7 @@ def application(args: dict[str, Any], stock: str) -> Any:
         async def decide(self, body: DecisionRequest) -> dict[str, Any]:
             return await self._predictor.decide.remote(body.user_id)
 
-        @api.get("/v1/health")
+        @api.get("/healthz")
         async def health(self) -> str:
             return "ready"
 

@@ -41,7 +41,7 @@ def application(args: dict[str, Any]) -> Any:
         async def decide(self, body: DecisionRequest) -> Response:
             return Response(await self._predictor.decide.remote(body), media_type="application/json")
 
-        @api.get("/v1/health")
+        @api.get("/healthz")
         async def health(self) -> dict[str, str]:
             return {"status": "ready"}
 
