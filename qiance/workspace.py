@@ -60,6 +60,16 @@ class Workspace:
         return f"sqlite:///{self.root.resolve() / 'ledger.db'}"
 
     @property
+    def frames(self) -> Path:
+        """Item values that decisions were scored with, by content hash."""
+        return self.root / "frames"
+
+    @property
+    def spool(self) -> Path:
+        """What was accepted while the ledger was down."""
+        return self.root / "spool"
+
+    @property
     def tracking_url(self) -> str:
         return f"sqlite:///{self.root.resolve() / 'mlflow.db'}"
 

@@ -3,8 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,56 +12,29 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from qiance.domain import Action, GridPrediction
-from qiance.ledger import Ledger, load_or_create_key
 from qiance.market.responses import CONTACT_COST
 from qiance.privacy import Eraser, online_eraser
 from qiance.workspace import Workspace
 from serve.args import AppArgs, LlmArgs
-from serve.feature_store import SessionPusher, open_reader
+from serve.assemble import clock_of, open_engine, open_ledger, open_predictor
+from serve.feature_store import SessionPusher
 from serve.gateway import Gateway, build_api
-from serve.live import Watcher
 from serve.metrics import GatewayMetrics, PacerMetrics
 from serve.people import PeopleService
-from serve.predictor import Effects, Predictor, Scored, ScoreRequest
+from serve.predictor import Effects
 from serve.profile import KnownRow
-from serve.users import LedgerConsents
-
-# Requests that arrive while the predictor is busy are scored together; nobody waits for company.
-MAX_BATCH = 32
-BATCH_WAIT_S = 0.001
-
-
-def open_ledger(args: AppArgs) -> Ledger:
-    """The ledger that the arguments name."""
-    key_file = args.key_file or Workspace(args.workspace).key_file
-    return Ledger.open(args.open_url(), tenant=args.tenant, key=load_or_create_key(key_file))
-
-
-def _clock(args: AppArgs, ledger: Ledger) -> Callable[[], datetime]:
-    """What time it is: the system's, or in a simulation the latest that a request told."""
-    return (lambda: ledger.clock() or args.now()) if args.clock == "request" else args.now
+from serve.scoring import ScoredBatch, ScoreRequest
 
 
 @serve.deployment(name="Predictor")
 class PredictorDeployment:
-    """Holds the effect model and the candidates; scores micro-batches of users."""
+    """Holds the effect model and the candidates; every call brings a whole batch of users."""
 
     def __init__(self, args: AppArgs) -> None:
-        workspace, ledger = Workspace(args.workspace), open_ledger(args)
-        self._predictor = Predictor(
-            workspace,
-            ledger,
-            open_reader(workspace.features, args.features.wait_ms / 1_000.0),
-            LedgerConsents(ledger, args.unrecorded),
-            _clock(args, ledger),
-            args.min_margin,
-            args.features.refresh_s,
-        )
+        self._predictor = open_predictor(args, open_ledger(args))
 
-    # Ray's decorators carry no types.
-    @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)  # type: ignore[untyped-decorator]
-    async def score(self, requests: list[ScoreRequest]) -> list[Scored]:
-        """Scores of the live candidates, one per request."""
+    async def score(self, requests: list[ScoreRequest]) -> ScoredBatch:
+        """Scores of the live candidates for every request."""
         return await asyncio.to_thread(self._predictor.score, requests)
 
     async def effects(self, user_ids: list[str] | None, segment: str | None, actions: list[str]) -> Effects:
@@ -76,6 +48,18 @@ class PredictorDeployment:
     async def predict(self, user_ids: Sequence[str], actions: Sequence[Action]) -> GridPrediction:
         """Predictions for proposers."""
         return await asyncio.to_thread(self._predictor.predict, user_ids, actions)
+
+
+class _RemoteScorer:
+    """The predictor deployment as the engine's `Scorer`: one call per batch, from a worker thread."""
+
+    def __init__(self, handle: DeploymentHandle, timeout_s: float) -> None:
+        self._handle, self._timeout_s = handle, timeout_s
+
+    def score(self, requests: Sequence[ScoreRequest]) -> ScoredBatch:
+        """See `Scorer`."""
+        found: ScoredBatch = self._handle.score.remote(list(requests)).result(timeout_s=self._timeout_s)
+        return found
 
 
 class _RemotePredictor:
@@ -158,7 +142,7 @@ class PacerDeployment:
 @serve.deployment(name="Gateway")
 @serve.ingress()
 class GatewayDeployment:
-    """Speaks HTTP; decides and logs."""
+    """Speaks HTTP; decides and logs. Ready once model, items and a first pass are done."""
 
     def __init__(
         self,
@@ -167,13 +151,10 @@ class GatewayDeployment:
         generator: DeploymentHandle,
         pacer: DeploymentHandle,  # bound so that it is deployed with the application
     ) -> None:
-        ledger, workspace = open_ledger(args), Workspace(args.workspace)
-        catalogue = _catalogue(args)
-        self._args = args
-
-        async def score(request: ScoreRequest) -> Scored:
-            scored: Scored = await predictor.score.remote(request)
-            return scored
+        self._args, ledger, workspace = args, open_ledger(args), Workspace(args.workspace)
+        remote = _RemoteScorer(predictor, args.request_timeout_s) if args.topology == "deployment" else None
+        self._service = open_engine(args, ledger, remote)
+        catalogue = self._service.watcher.catalogue
 
         async def effects(users: list[str] | None, segment: str | None, actions: list[str]) -> Effects:
             try:
@@ -193,15 +174,16 @@ class GatewayDeployment:
             known_item=catalogue.index.__contains__,
             unrecorded=args.unrecorded,
             profile=profile,
-            now=_clock(args, ledger),
+            now=clock_of(args, ledger),
         )
         # What an earlier process left of erasures is finished behind the first answers.
         threading.Thread(target=people.resume, name="qiance-erasures", daemon=True).start()
         self.gateway = Gateway(
             args,
             ledger,
-            Watcher(ledger, catalogue),
-            score,
+            self._service.watcher,
+            self._service.engine,
+            self._service.outage,
             effects,
             lambda brief_id: generator.run.remote(brief_id) and None,
             GatewayMetrics(),
@@ -211,11 +193,11 @@ class GatewayDeployment:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(lambda: self.gateway, self._args.max_body_bytes)
 
-
-def _catalogue(args: AppArgs) -> Any:
-    from qiance.workspace import Snapshot
-
-    return Snapshot.load(Workspace(args.workspace).snapshot).catalogue
+    def __del__(self) -> None:
+        # Called by Ray when the replica is drained: what it leased goes back now, not after the term.
+        if (gateway := getattr(self, "gateway", None)) is not None:
+            gateway.decisions.close()
+            self._service.close()
 
 
 def build(args: dict[str, Any]) -> Application:

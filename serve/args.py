@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qiance.domain import Purpose
+from qiance.domain import Cap, Channel, Purpose
 
 
 class LlmArgs(BaseModel):
@@ -31,6 +31,48 @@ class FeatureArgs(BaseModel):
         50.0, gt=0, description="Longest wait for the online store; then the snapshot or defaults stand in"
     )
     refresh_s: float = Field(2.0, gt=0, description="How often the items in memory are read again")
+
+
+class PredictorArgs(BaseModel):
+    """Where and how the effect model is run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 pays on a GPU only")
+    cuda_graphs: bool = Field(False, description="Record a pass once per batch size and repeat it; GPU only")
+    threads: int = Field(1, ge=1, description="Threads of one pass; more than one pays only on idle cores")
+
+
+class BatchArgs(BaseModel):
+    """How requests that arrive together are decided together, and when more are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_batch: int = Field(32, ge=1, description="Most decisions of one pass and one commit")
+    max_waiting: int = Field(64, ge=1, description="Most requests that wait; more are refused with 503")
+    max_wait_ms: float = Field(
+        250.0, gt=0, description="While one has waited longer than this, further requests are refused"
+    )
+    workers: int = Field(2, ge=1, le=8, description="Batches under way at once: one computes, one is written")
+
+
+class CapArgs(BaseModel):
+    """At most `contacts` contacts of a user in any `days`, over one channel or over all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    contacts: int = Field(ge=1)
+    days: float = Field(gt=0, le=366)
+    channel: Channel | None = None
+
+
+class LeaseArgs(BaseModel):
+    """Budget that a replica takes ahead of need."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    term_s: float = Field(30.0, gt=0, description="What a dead replica had leased goes back after so long")
 
 
 class AppArgs(BaseModel):
@@ -62,8 +104,26 @@ class AppArgs(BaseModel):
     unrecorded_consent: Literal["denied", "granted"] = Field(
         "denied", description="What a user counts as having said who was never asked for consent"
     )
+    topology: Literal["ingress", "deployment"] = Field(
+        "ingress",
+        description="Where the predictor runs: in the replica that speaks HTTP, or as a deployment of "
+        "its own, with a GPU for example, asked once per batch",
+    )
+    frequency_caps: tuple[CapArgs, ...] = Field((), description="Limits of how often a user is contacted")
+    batching: BatchArgs = BatchArgs()
+    leases: LeaseArgs = LeaseArgs()
+    spool_bytes: int = Field(
+        67_108_864, ge=4_096, description="Most that is kept on the local disk while the ledger is down"
+    )
+    replay_days: float = Field(30.0, gt=0, description="How long item values are kept for `qiance replay`")
+    predictor: PredictorArgs = PredictorArgs()
     features: FeatureArgs = FeatureArgs()
     llm: LlmArgs = LlmArgs()
+
+    @property
+    def caps(self) -> tuple[Cap, ...]:
+        """The frequency caps, as the ledger takes them."""
+        return tuple(Cap(cap.contacts, cap.days, cap.channel) for cap in self.frequency_caps)
 
     @property
     def unrecorded(self) -> frozenset[Purpose]:

@@ -6,29 +6,34 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from qiance import __version__
-from qiance.domain import Action, Creative, Effect, Outcome, OutcomeType, StrategyState
+from qiance.domain import Outcome, OutcomeType, StrategyState
 from qiance.ledger import NO_VERSION, Ledger, LedgerUnavailableError, Scope
-from qiance.ledger.budgets import MOST_MINOR_UNITS
-from qiance.strategy.slots import bind, facts_for
 from serve import problems
+from serve.admission import Admission
+from serve.answers import Writer
 from serve.args import AppArgs
 from serve.briefs import new_brief
-from serve.decisions import Answer, DecisionService
+from serve.decisions import DecisionService
+from serve.engine import Engine
+from serve.keys import KeyCache
 from serve.live import Watcher
 from serve.metrics import GatewayMetrics
+from serve.outage import Outage, record_and_settle
 from serve.people import PeopleService, add_people
-from serve.predictor import Effects, Scored, ScoreRequest
+from serve.predictor import Effects
 from serve.problems import Problem, echo, invalid
 from serve.schemas import (
-    ActionOut,
     BriefRequest,
     BriefResponse,
     DecisionRequest,
     DecisionResponse,
+    DecisionsRequest,
+    DecisionsResponse,
     EffectsRequest,
     EffectsResponse,
     Health,
@@ -37,15 +42,15 @@ from serve.schemas import (
     PairEffect,
     RejectedOut,
     StrategyOut,
-    creative_out,
     effect_out,
-    offer_out,
     strategy_out,
 )
+from serve.spool import SpoolFullError
 from serve.strict_json import StrictRoute
 
 logger = logging.getLogger(__name__)
 RETRY_AFTER_S = 1
+HOT = (Scope.DECIDE, Scope.OUTCOMES)  # asked so often that what a key may do is looked up once a second
 bearer = HTTPBearer(auto_error=False, description="An API key made by `qiance keys create`")
 
 
@@ -57,14 +62,17 @@ class Gateway:
         args: AppArgs,
         ledger: Ledger,
         watcher: Watcher,
-        scorer: Callable[[ScoreRequest], Awaitable[Scored]],
+        engine: Engine,
+        outage: Outage,
         effects: Callable[[list[str] | None, str | None, list[str]], Awaitable[Effects]],
         start_brief: Callable[[str], None],
         metrics: GatewayMetrics,
         people: PeopleService | None = None,
     ) -> None:
         self.args, self.ledger, self.watcher, self.metrics = args, ledger, watcher, metrics
-        self.decisions = DecisionService(ledger, watcher, scorer, args)
+        self.decisions = DecisionService(engine, watcher, args)
+        self.writer = Writer(watcher.catalogue, args.currency)
+        self._keys, self._outage = KeyCache(ledger), outage
         self.effects, self.start_brief = effects, start_brief
         self._people = people
 
@@ -82,40 +90,42 @@ class Gateway:
 
         The name of the key, for the audit log.
         """
-        if not await asyncio.to_thread(self.ledger.has_keys):
+        now = scope not in HOT or credentials is not None and not self._keys.known
+        if not await self._keys.any(now):
             client = request.client.host if request.client else ""
-            if client not in ("127.0.0.1", "::1", ""):
+            if client in ("127.0.0.1", "::1", ""):
+                return "loopback"
+            if not await self._keys.any(now=True):  # the first key may be younger than what was known
                 raise Problem(403, f"client {client}: no API keys exist, so only loopback may call; make one")
-            return "loopback"
         if credentials is None:
             raise Problem(401, "Authorization: send `Bearer` and an API key from `qiance keys create`")
-        principal = await asyncio.to_thread(self.ledger.verify_key, credentials.credentials)
+        principal = await self._keys.verify(credentials.credentials, scope not in HOT)
         if principal is None:
             raise Problem(401, "Authorization: the API key is unknown or revoked")
         if not principal.may(scope):
             raise Problem(403, f"Authorization: the key {principal.name!r} lacks the scope {scope.value!r}")
         return principal.name
 
-    async def decide(self, body: DecisionRequest) -> DecisionResponse:
+    async def decide(self, body: DecisionRequest) -> Response:
+        """The decision as JSON, written without going through a model: it was made here."""
         started = time.perf_counter()
         answer = await self.decisions.decide(body)
         self.metrics.decided(body.surface, answer.holdout, answer.degraded, time.perf_counter() - started)
-        return _decision_out(answer, self._words)
+        return Response(self.writer.body(answer, self.watcher.state), media_type="application/json")
 
-    def _words(self, action: Action) -> Creative | None:
-        """The action's words with the facts in their slots; None if a fact is missing: nothing is made up."""
-        if action.creative is None or action.item_id is None:
-            return action.creative
-        strategy = self.watcher.state.strategies.get(action.strategy_id)
-        item = self.watcher.catalogue[action.item_id]
-        ends = strategy.ends if strategy else None
-        try:
-            return bind(
-                action.creative, facts_for(action, item, ends, self.args.currency), action.creative.language
-            )
-        except ValueError as error:
-            logger.error("the words of %s are left out: %s", action.action_id, error)
-            return None
+    async def decide_all(self, body: DecisionsRequest) -> Response:
+        """One decision or problem per request, in order."""
+        started = time.perf_counter()
+        found: list[dict[str, Any]] = []
+        results = await self.decisions.decide_all(body.requests)
+        each = (time.perf_counter() - started) / len(results)
+        for request, result in zip(body.requests, results, strict=True):
+            if isinstance(result, Problem):
+                found.append(problems.document(result))
+                continue
+            self.metrics.decided(request.surface, result.holdout, result.degraded, each)
+            found.append(self.writer.document(result, self.watcher.state))
+        return JSONResponse({"decisions": found})
 
     async def record(self, body: OutcomesRequest) -> OutcomesResponse:
         """Store events durably, then settle what conversions used of their budgets."""
@@ -123,15 +133,10 @@ class Gateway:
             Outcome(e.event_id, e.decision_id, OutcomeType(e.type), e.occurred_at, e.value)
             for e in body.events
         ]
-        receipt = await asyncio.to_thread(self.ledger.record_outcomes, events)
-        rejected = {r.index for r in receipt.rejected}
-        converted = [
-            e.decision_id
-            for n, e in enumerate(events)
-            if e.type is OutcomeType.CONVERSION and n not in rejected
-        ]
-        if converted:
-            await asyncio.to_thread(self._settle, converted)
+        try:
+            receipt = await asyncio.to_thread(record_and_settle, self.ledger, events)
+        except LedgerUnavailableError as error:
+            return await self._keep(events, error)
         self.metrics.recorded(receipt.accepted, receipt.duplicates, len(receipt.rejected))
         return OutcomesResponse(
             accepted=receipt.accepted,
@@ -139,11 +144,17 @@ class Gateway:
             rejected=[RejectedOut(index=r.index, code=r.code, detail=r.detail) for r in receipt.rejected],
         )
 
-    def _settle(self, converted: list[str]) -> None:
-        """A conversion uses the whole reservation: the contact and the offer, which holds once."""
-        held = self.ledger.holding(converted)
-        if held:
-            self.ledger.settle_many(dict.fromkeys(held, MOST_MINOR_UNITS))
+    async def _keep(self, events: list[Outcome], error: LedgerUnavailableError) -> OutcomesResponse:
+        """Outcomes go to the local disk while the ledger is down; they are checked when it is back."""
+        logger.warning("outcomes are kept here, since the ledger does not answer: %s", error)
+        try:
+            await asyncio.to_thread(self._outage.keep, events)
+        except SpoolFullError:
+            raise Problem(
+                503, "ledger: does not answer, and what can be kept here is full", retry_after=RETRY_AFTER_S
+            ) from None
+        self.metrics.recorded(len(events), 0, 0)
+        return OutcomesResponse(accepted=len(events), duplicates=0, rejected=[], degraded=["ledger"])
 
     async def predict(self, body: EffectsRequest) -> EffectsResponse:
         if (body.user_ids is None) == (body.segment is None):
@@ -206,6 +217,8 @@ def build_api(gateway_of: Callable[[], Gateway], max_body_bytes: int) -> FastAPI
         description="The decision loop for e-commerce marketing: decisions, outcomes, effects, briefs.",
     )
     problems.install(app, max_body_bytes)
+    # Added last, so that it comes first.
+    app.add_middleware(Admission, is_full=lambda: gateway_of().decisions.is_full, paths=("/v1/decisions",))
     app.router.route_class = StrictRoute
 
     @app.exception_handler(LedgerUnavailableError)
@@ -223,10 +236,22 @@ def build_api(gateway_of: Callable[[], Gateway], max_body_bytes: int) -> FastAPI
 
         return Depends(check)
 
-    @app.post("/v1/decisions", dependencies=[allow(Scope.DECIDE)], tags=["live"])
-    async def decisions(body: DecisionRequest) -> DecisionResponse:
+    @app.post(
+        "/v1/decisions", dependencies=[allow(Scope.DECIDE)], tags=["live"], response_model=DecisionResponse
+    )
+    async def decisions(body: DecisionRequest) -> Response:
         """What to do for a user; logged before it is answered."""
         return await gateway_of().decide(body)
+
+    @app.post(
+        "/v1/decisions:batch",
+        dependencies=[allow(Scope.DECIDE)],
+        tags=["live"],
+        response_model=DecisionsResponse,
+    )
+    async def decisions_batch(body: DecisionsRequest) -> Response:
+        """What to do for many users; each decision is logged before any is answered."""
+        return await gateway_of().decide_all(body)
 
     @app.post("/v1/outcomes", status_code=202, dependencies=[allow(Scope.OUTCOMES)], tags=["live"])
     async def outcomes(body: OutcomesRequest) -> OutcomesResponse:
@@ -265,33 +290,3 @@ def build_api(gateway_of: Callable[[], Gateway], max_body_bytes: int) -> FastAPI
         return await gateway_of().health()
 
     return app
-
-
-# The words of an action with the facts in their slots, None where a fact is missing.
-Words = Callable[[Action], Creative | None]
-
-
-def _decision_out(answer: Answer, words: Words) -> DecisionResponse:
-    actions = [_action_out(*pick, words) for pick in answer.picks]
-    wordless = any(out.channel != "none" and out.creative is None for out in actions)
-    return DecisionResponse(
-        decision_id=answer.decision_id,
-        actions=actions,
-        model_version=answer.model_version,
-        policy_version=answer.policy_version,
-        degraded=[*answer.degraded, *(["words"] if wordless else [])],
-    )
-
-
-def _action_out(action: Action, propensity: float, effect: Effect | None, words: Words) -> ActionOut:
-    return ActionOut(
-        action_id=action.action_id,
-        strategy_id=action.strategy_id,
-        kind=action.kind.value if action.kind else None,
-        item_id=action.item_id,
-        offer=offer_out(action),
-        creative=creative_out(words(action)),
-        channel=action.channel.value,
-        propensity=propensity,
-        effect=effect_out(effect) if effect else None,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,44 +36,43 @@ class ItemFrame:
     columns: Mapping[str, Floats]
     event_us: Mapping[str, Ints]
 
-
-@dataclass(frozen=True)
-class _Filled:
-    """Values of a frame with gaps filled, as they are from `since_us` to `until_us`."""
-
-    frame: ItemFrame
-    since_us: int
-    until_us: float
-    values: Mapping[str, Floats]
+    def equals(self, other: ItemFrame) -> bool:
+        """Whether all values and times are the same, so that nothing need be worked out again."""
+        pairs = [(self.columns[n], other.columns[n]) for n in self.columns]
+        same = all(np.array_equal(mine, theirs, equal_nan=True) for mine, theirs in pairs)
+        return same and all(np.array_equal(self.event_us[v], other.event_us[v]) for v in self.event_us)
 
 
 class ItemSnapshot:
     """The current `ItemFrame`, read again every `refresh_s` seconds by a thread of its own.
 
     Keys come from the catalogue, since the store has no scan. While the store is down the last frame stays;
-    `values` still leaves out what has passed its TTL.
+    `at` still leaves out what has passed its TTL. on_change: called by that thread when values changed.
     """
 
-    def __init__(self, reader: OnlineReader, snapshot: Snapshot, refresh_s: float) -> None:
+    def __init__(
+        self,
+        reader: OnlineReader,
+        snapshot: Snapshot,
+        refresh_s: float,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
         self._reader, self._catalogue, self._refresh_s = reader, snapshot.catalogue, refresh_s
+        self._on_change = on_change
         self._category = [item.category for item in snapshot.catalogue]
         self._defaults = Defaults.learn(snapshot.item, self._category)
         self.degraded = False
-        self._filled: _Filled | None = None
         self.frame = self._first(snapshot)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="qiance-items", daemon=True)
         self._thread.start()
 
-    def values(self, now_us: int) -> Mapping[str, Floats]:
-        """`[I]` per item feature at `now_us`; a gap is filled with its category's mean."""
-        frame, known = self.frame, self._filled
-        if known is None or known.frame is not frame or not known.since_us <= now_us <= known.until_us:
-            filled = self._defaults.fill(self.present(now_us), self._category)
-            known = self._filled = _Filled(frame, now_us, self._next_expiry(frame, now_us), filled)
-        return known.values
+    def at(self, now_us: int) -> tuple[ItemFrame, Mapping[str, Floats]]:
+        """The frame, and `[I]` per item feature at `now_us`; a gap is filled with its category's mean."""
+        frame = self.frame
+        return frame, self._defaults.fill(self._present(frame, now_us), self._category)
 
-    def _next_expiry(self, frame: ItemFrame, now_us: int) -> float:
+    def next_expiry(self, frame: ItemFrame, now_us: int) -> float:
         """The next moment at which a row of `frame` passes its TTL: until then its values stay the same."""
         ends = [
             event_us + ttl
@@ -85,18 +84,23 @@ class ItemSnapshot:
 
     def cold(self, now_us: int) -> NDArray[np.bool_]:
         """`[I]` items whose state is not known or too old, so that defaults stand in."""
-        event_us = self.frame.event_us["item_state"]
-        return np.asarray((event_us == 0) | (self._status("item_state", now_us) != Status.PRESENT))
+        frame = self.frame
+        status = self._status(frame, "item_state", now_us)
+        return np.asarray((frame.event_us["item_state"] == 0) | (status != Status.PRESENT))
 
     def refresh(self) -> bool:
         """Read the store now; whether it answered."""
         try:
-            self.frame, self.degraded = _read(self._reader, self._catalogue), False
+            fresh, self.degraded = _read(self._reader, self._catalogue), False
         except RowsUnavailableError as error:
             if not self.degraded:
                 logger.warning("items stay as last read: %s", error)
             self.degraded = True
-        return not self.degraded
+            return False
+        if not fresh.equals(self.frame):
+            self.frame = fresh
+            self._on_change()
+        return True
 
     def close(self) -> None:
         """Stop refreshing."""
@@ -105,17 +109,19 @@ class ItemSnapshot:
 
     def present(self, now_us: int) -> dict[str, Floats]:
         """`[I]` per item feature at `now_us`, NaN where unknown or too old."""
-        frame = self.frame
+        return self._present(self.frame, now_us)
+
+    def _present(self, frame: ItemFrame, now_us: int) -> dict[str, Floats]:
         present = {}
         for view, names in VIEWS.items():
-            stale = self._status(view, now_us) == Status.STALE
+            stale = self._status(frame, view, now_us) == Status.STALE
             for name in names:
                 values = frame.columns[name]
                 present[name] = np.where(stale, np.nan, values) if stale.any() else values
         return present
 
-    def _status(self, view: str, now_us: int) -> NDArray[np.int8]:
-        event_us = self.frame.event_us[view]
+    def _status(self, frame: ItemFrame, view: str, now_us: int) -> NDArray[np.int8]:
+        event_us = frame.event_us[view]
         return self._reader.views[view].status(event_us, np.full(len(event_us), now_us, dtype=np.int64))
 
     def _first(self, snapshot: Snapshot) -> ItemFrame:

@@ -1,74 +1,75 @@
-"""The predictor: reads a user's features, scores the live candidates in one pass."""
+"""The predictor: reads users' features, scores the live candidates for all of them in one pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qiance.artifacts.effect import EffectModel
-from qiance.decide.predictor import FramePredictor, GridPredictor, UserRows
-from qiance.domain import CONTROL, Action, Effect, GridPrediction, UserTable
+from qiance.decide.predictor import ActionGrid, FramePredictor, GridPredictor
+from qiance.domain import CONTROL, Action, Audience, Effect, GridPrediction, UserTable
+from qiance.features import user_row
 from qiance.features.columns import EFFECT_SCHEMA
+from qiance.features.frames import FrameStore
 from qiance.features.online import OnlineReader
+from qiance.features.user_row import UserRows
 from qiance.ledger import NO_VERSION, Ledger
 from qiance.ledger.schema import to_micros
 from qiance.strategy.audience import audience_mask, resolve_audience
 from qiance.workspace import Snapshot, Workspace
-from serve.items import ItemSnapshot
-from serve.live import LiveState, Watcher, clears_floor
+from serve.items import ItemFrame, ItemSnapshot
+from serve.live import LiveState, Watcher, floors
 from serve.profile import KnownRow
-from serve.users import NO_CONSENT, Consents, LiveUsers, UserRead
+from serve.scoring import Mask, NoModelError, ScoredBatch, ScoreRequest
+from serve.users import Consents, LiveUsers, UserRead
 
-Floats = NDArray[np.float64]
 # Effects per user × action of one request, the degraded parts, the model's version.
 Effects = tuple[list[list[Effect]], tuple[str, ...], str]
 EVERYBODY = "all"
 REFRESH_S = 5.0
+REPLAY_DAYS = 30.0
 STRANGER = ""  # no user has this id
 MAX_PAIRS = 5_000  # of one request for effects: some seconds of one core
-
-
-class NoModelError(RuntimeError):
-    """No effect model is registered, so nothing can be predicted."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ScoreRequest:
-    """One user to score at an instant: id and number of contacts in the last seven days."""
+class Prepared:
+    """What scoring needs besides the users, worked out once: it holds from `since_us` to `until_us`.
 
-    user_id: str
-    contacts_7d: int
-    at: datetime
-
-    @property
-    def at_us(self) -> int:
-        return to_micros(self.at)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Scores of the live candidates for one user; column 0 is control.
-
-    value: `[A]` predicted incremental margin, minor units; cost: `[A]` expected use of the budget.
-    admissible: `[A]` audience and margin floor admit the user; effects: per action, None for control.
+    static: `[A]` margin floor and stock admit the action. audiences: each rule with its columns `[A]`.
+    items: content hash of the item values. cold: some live item's values are defaults.
     """
 
-    serial: int
-    action_ids: tuple[str, ...]
-    value: Floats
-    cost: Floats
-    admissible: NDArray[np.bool_]
-    effects: tuple[Effect | None, ...]
-    model_version: str
-    degraded: tuple[str, ...]
+    state: LiveState
+    model: EffectModel
+    frame: ItemFrame
+    since_us: int
+    until_us: float
+    grid: ActionGrid
+    static: Mask
+    audiences: tuple[tuple[Audience, Mask], ...]
+    categories: tuple[str, ...]
+    items: str
+    cold: bool
+
+    def fits(self, state: LiveState, model: EffectModel, frame: ItemFrame, now_us: int) -> bool:
+        """Whether it is about these, at this instant."""
+        same = self.state is state and self.model is model and self.frame is frame
+        return same and self.since_us <= now_us <= self.until_us
 
 
 class Predictor:
-    """Scores users against what is live; a plain class, wrapped by a deployment in app.py."""
+    """Scores users against what is live; a plain class, safe to use from several threads.
+
+    consents: asked where no request says whether the user agreed. replay_days: how long the item values of a
+    decision are kept.
+    """
 
     def __init__(
         self,
@@ -79,14 +80,17 @@ class Predictor:
         clock: Callable[[], datetime],
         min_margin: float,
         refresh_s: float = REFRESH_S,
+        replay_days: float = REPLAY_DAYS,
     ) -> None:
         self._workspace, self._clock, self._min_margin = workspace, clock, min_margin
         self.snapshot = Snapshot.load(workspace.snapshot)
+        self._frames, self._replay = FrameStore(workspace.frames), timedelta(days=replay_days)
         self.users = LiveUsers(reader, consents, self.snapshot)
-        self.items = ItemSnapshot(reader, self.snapshot, refresh_s)
-        self._model: EffectModel | None = None
+        self._lock = threading.Lock()
+        self._live: tuple[LiveState, EffectModel] | None = None
+        self._ready: Prepared | None = None
+        self.items = ItemSnapshot(reader, self.snapshot, refresh_s, self._follow_items)
         self._watcher = Watcher(ledger, self.snapshot.catalogue, self._adopt)
-        self._warm_up()
 
     def close(self) -> None:
         """Stop the threads that follow the ledger and the items."""
@@ -94,112 +98,113 @@ class Predictor:
         self.items.close()
 
     def _adopt(self, state: LiveState) -> None:
-        """Load the model that the version row names, if it is another one."""
-        version = state.versions.model
-        if version == NO_VERSION or (self._model is not None and self._model.version == version):
-            return
-        path = self._workspace.artifact("effect-model", version)
-        self._model = EffectModel.load(path, EFFECT_SCHEMA)
+        """Load the model that the version row names, if it is another one, warm it up, and only then use it.
 
-    def _warm_up(self) -> None:
-        if self._model is not None:
-            self.score([ScoreRequest(self.snapshot.users.user_ids[0], 0, self._clock())])
+        State and model change together, so that every answer is of exactly one model.
+        """
+        version = state.versions.model
+        if version == NO_VERSION:
+            return
+        model = self._live[1] if self._live else None
+        if model is None or model.version != version:
+            path = self._workspace.artifact("effect-model", version)
+            model = EffectModel.load(path, EFFECT_SCHEMA)
+        prepared = self._prepare(state, model, to_micros(self._clock()))
+        self._score(prepared, [ScoreRequest(self.snapshot.users.user_ids[0], 0, self._clock(), False)])
+        self._ready = prepared
+        self._live = (state, model)
+
+    def _follow_items(self) -> None:
+        """Prepare for changed items ahead of the next decision; forget those that no replay needs."""
+        if self._live is not None:
+            self._current(to_micros(self._clock()))
+        self._frames.prune(datetime.now(UTC) - self._replay)
 
     @property
     def model(self) -> EffectModel:
         """The champion; NoModelError while none is registered."""
-        if self._model is None:
+        if self._live is None:
             raise NoModelError("versions.model: no model is registered; run `qiance run` first")
-        return self._model
+        return self._live[1]
 
-    def _grid(self, model: EffectModel, now_us: int) -> GridPredictor:
-        items = self.items.values(now_us)
-        return GridPredictor(model, self.snapshot.catalogue, items, self.snapshot.categories)
-
-    def score(self, requests: Sequence[ScoreRequest]) -> list[Scored]:
-        """Scores of every live candidate for each request, in one pass over all of them."""
-        # As the watcher's thread left them: a champion that cannot be loaded must not stop scoring.
-        state, model = self._watcher.state, self.model
-        offered = state.actions[1:]
-        rows, read = self._read(requests, offered)
-        if not offered:
-            return [
-                self._scored(state, model, u, None, None, None, read.flags[u]) for u in range(len(requests))
-            ]
+    def score(self, requests: Sequence[ScoreRequest]) -> ScoredBatch:
+        """Scores of the live candidates for every request, in one pass over all of them."""
         # Items move by the hour, requests of one pass lie within milliseconds.
-        now_us = max(r.at_us for r in requests)
-        prediction, cost = self._grid(model, now_us).predict(rows, offered)
-        admissible = self._admissible(state, read.known)
-        return [
-            self._scored(
-                state, model, u, prediction, cost, admissible, (*read.flags[u], *self._item_flags(now_us))
-            )
-            for u in range(len(requests))
-        ]
+        return self._score(self._current(max(r.at_us for r in requests)), requests)
 
-    def _item_flags(self, now_us: int) -> tuple[str, ...]:
-        """What is wrong with the items of live actions: not read of late, or filled with defaults."""
-        rows = [self.snapshot.catalogue.index[a.item_id] for a in self._watcher.state.actions if a.item_id]
-        flags = ("item_snapshot",) if self.items.degraded else ()
-        return (*flags, "cold_start_item") if self.items.cold(now_us)[rows].any() else flags
+    def _current(self, now_us: int) -> Prepared:
+        _ = self.model  # says so where there is none
+        with self._lock:
+            assert self._live is not None
+            # As the watcher's thread left them: a champion that cannot be loaded must not stop scoring.
+            (state, model), frame, ready = self._live, self.items.frame, self._ready
+            if ready is None or not ready.fits(state, model, frame, now_us):
+                ready = self._ready = self._prepare(state, model, now_us)
+            return ready
 
-    def _read(self, requests: Sequence[ScoreRequest], offered: Sequence[Action]) -> tuple[UserRows, UserRead]:
-        """The rows to score, gaps filled with defaults, and what was read of each user."""
-        catalogue = self.snapshot.catalogue
+    def _prepare(self, state: LiveState, model: EffectModel, now_us: int) -> Prepared:
+        catalogue, offered = self.snapshot.catalogue, state.actions[1:]
+        frame, values = self.items.at(now_us)
+        rows = state.item_row[state.item_row >= 0]
         wanted = sorted({catalogue[a.item_id].category for a in offered if a.item_id is not None})
-        now_us = np.array([r.at_us for r in requests], dtype=np.int64)
-        read = self.users.read([r.user_id for r in requests], wanted, now_us)
-        rows = UserRows(
-            columns=read.filled,
-            user_category=read.user_category,
-            # How often a user was contacted is personal too; caps, which protect the user, are elsewhere.
-            contacts_7d=np.array(
-                [
-                    0.0 if NO_CONSENT in flags else float(r.contacts_7d)
-                    for r, flags in zip(requests, read.flags, strict=True)
-                ]
-            ),
+        return Prepared(
+            state=state,
+            model=model,
+            frame=frame,
+            since_us=now_us,
+            until_us=self.items.next_expiry(frame, now_us),
+            grid=ActionGrid(model, catalogue, offered, values, self.snapshot.categories),
+            static=floors(state, catalogue, self._min_margin) & self._in_stock(state, now_us),
+            audiences=_audiences(state),
+            categories=tuple(wanted),
+            items=self._keep(values),
+            cold=bool(self.items.cold(now_us)[rows].any()),
         )
-        return rows, read
 
-    def _admissible(self, state: LiveState, users: UserTable) -> NDArray[np.bool_]:
-        by_strategy = {
-            name: audience_mask(strategy.audience, users) for name, strategy in state.strategies.items()
-        }
-        offered = state.actions[1:]
-        mask = np.stack([by_strategy[a.strategy_id] for a in offered], axis=1)
-        floors = [clears_floor(a, self.snapshot.catalogue, self._min_margin) for a in offered]
-        return np.asarray(mask & np.array(floors)[None, :], dtype=np.bool_)
+    def _keep(self, values: Mapping[str, np.ndarray]) -> str:
+        """Content hash under which the item values can be found at a replay."""
+        try:
+            return self._frames.put(values)
+        except OSError as error:
+            logger.error("item values are not kept, so these decisions cannot be scored again: %s", error)
+            return ""
 
-    def _scored(
-        self,
-        state: LiveState,
-        model: EffectModel,
-        u: int,
-        prediction: GridPrediction | None,
-        cost: Floats | None,
-        admissible: NDArray[np.bool_] | None,
-        degraded: tuple[str, ...],
-    ) -> Scored:
-        size = len(state.actions)
-        value, spend, mask = np.zeros(size), np.zeros(size), np.ones(size, dtype=np.bool_)
-        effects: list[Effect | None] = [None] * size
-        if prediction is not None and cost is not None and admissible is not None:
-            one = np.zeros(prediction.click.shape[0], dtype=np.bool_)
-            one[u] = True
-            value[1:] = prediction.uplift()[u].mean(axis=1)
-            spend[1:], mask[1:] = cost[u], admissible[u]
-            effects[1:] = [prediction.summarise(a, one) for a in range(size - 1)]
-        return Scored(
-            serial=state.versions.serial,
-            action_ids=state.action_ids,
+    def _in_stock(self, state: LiveState, now_us: int) -> Mask:
+        """`[A]` False where the item's stock is known to be used up; most shops do not tell it."""
+        gone = self.items.present(now_us)["stock"] <= 0.0
+        return np.array([row < 0 or not gone[row] for row in state.item_row], dtype=np.bool_)
+
+    def _score(self, prepared: Prepared, requests: Sequence[ScoreRequest]) -> ScoredBatch:
+        rows, read = self._read(requests, prepared.categories)
+        shape = (len(requests), len(prepared.state.actions))
+        value, cost = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+        prediction = None
+        if shape[1] > 1:
+            scores = prepared.grid.score(rows)
+            value[:, 1:], prediction = scores.value, scores.prediction
+            np.maximum(scores.cost, 0.0, out=cost[:, 1:])
+        flags = ("item_snapshot",) if self.items.degraded else ()
+        flags = (*flags, "cold_start_item") if prepared.cold else flags
+        return ScoredBatch(
+            candidate_set=prepared.state.candidate_set,
             value=value,
-            cost=np.maximum(spend, 0.0),
-            admissible=mask,
-            effects=tuple(effects),
-            model_version=model.version,
-            degraded=degraded,
+            cost=cost,
+            admissible=_admitted(prepared, read.known),
+            prediction=prediction,
+            model_version=prepared.model.version,
+            items=prepared.items,
+            user_rows=tuple(user_row.pack_all(rows)),
+            degraded=tuple((*of_user, *flags) for of_user in read.flags),
         )
+
+    def _read(self, requests: Sequence[ScoreRequest], categories: Sequence[str]) -> tuple[UserRows, UserRead]:
+        """The rows to score, gaps filled with defaults, and what was read of each user."""
+        now_us = np.array([r.at_us for r in requests], dtype=np.int64)
+        personal = np.array([r.personal for r in requests], dtype=np.bool_)
+        read = self.users.read([r.user_id for r in requests], categories, now_us, personal)
+        # How often a user was contacted is personal too; caps, which protect the user, are elsewhere.
+        contacts = np.where(personal, [float(r.contacts_7d) for r in requests], 0.0)
+        return UserRows(read.filled, read.user_category, contacts), read
 
     def effects(
         self, user_ids: Sequence[str] | None, segment: str | None, action_ids: Sequence[str]
@@ -210,7 +215,7 @@ class Predictor:
         action that is not live, a segment that is none or empty, and more than `MAX_PAIRS` pairs.
         """
         state, model = self._watcher.state, self.model
-        index = state.index()
+        index = state.index
         unknown = [a for a in action_ids if a not in index or a == CONTROL]
         if unknown:
             raise ValueError(f"actions: {unknown[0]!r} is not a live action; see GET /v1/strategies")
@@ -222,11 +227,19 @@ class Predictor:
             raise ValueError(
                 f"user_ids: {len(user_ids)} users × {len(actions)} actions; at most {MAX_PAIRS} pairs"
             )
-        now = self._clock()
-        rows, read = self._read([ScoreRequest(user, 0, now) for user in user_ids], actions)
-        prediction, _ = self._grid(model, to_micros(now)).predict(rows, actions)
-        eye = np.eye(len(user_ids), dtype=np.bool_)
-        table = [[prediction.summarise(a, one) for a in range(len(actions))] for one in eye]
+        return self._effects_of(user_ids, actions, model)
+
+    def _effects_of(self, user_ids: Sequence[str], actions: Sequence[Action], model: EffectModel) -> Effects:
+        now, allowed = self._clock(), self.users.allowed(user_ids)
+        wanted = sorted({self.snapshot.catalogue[a.item_id].category for a in actions if a.item_id})
+        requests = [
+            ScoreRequest(u, 0, now, bool(agrees)) for u, agrees in zip(user_ids, allowed, strict=True)
+        ]
+        rows, read = self._read(requests, wanted)
+        _, items = self.items.at(to_micros(now))
+        grid = ActionGrid(model, self.snapshot.catalogue, actions, items, self.snapshot.categories)
+        prediction = grid.score(rows).prediction
+        table = [[prediction.of(u, a) for a in range(len(actions))] for u in range(len(user_ids))]
         pairs = zip(user_ids, read.flags, strict=True)
         return table, tuple(f"{flag}:{user}" for user, flags in pairs for flag in flags), model.version
 
@@ -257,3 +270,24 @@ class Predictor:
         )
         predictor = FramePredictor(items, self.snapshot.users, self.snapshot.user_category)
         return predictor.predict(user_ids, actions)
+
+
+def _audiences(state: LiveState) -> tuple[tuple[Audience, Mask], ...]:
+    """Each distinct rule that somebody may fail, with the columns `[A]` that it guards."""
+    by_rule: dict[tuple[tuple[str, str, float], ...], tuple[Audience, Mask]] = {}
+    for column, action in enumerate(state.actions):
+        strategy = state.strategies.get(action.strategy_id)
+        if strategy is None or not strategy.audience.conditions:
+            continue
+        empty = np.zeros(len(state.actions), dtype=np.bool_)
+        _, columns = by_rule.setdefault(strategy.audience.conditions, (strategy.audience, empty))
+        columns[column] = True
+    return tuple(by_rule.values())
+
+
+def _admitted(prepared: Prepared, users: UserTable) -> Mask:
+    """`[U, A]` margin floor, stock and audience admit the user."""
+    mask = np.repeat(prepared.static[None], len(users.user_ids), axis=0)
+    for audience, columns in prepared.audiences:
+        mask &= ~columns | audience_mask(audience, users)[:, None]
+    return mask

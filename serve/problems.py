@@ -77,14 +77,23 @@ def response(problem: Problem) -> JSONResponse:
 def _response(
     status: int, detail: str, errors: list[dict[str, str]], headers: Mapping[str, str] | None
 ) -> JSONResponse:
-    body = {
+    body = _document(status, detail, errors)
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+def document(problem: Problem) -> dict[str, Any]:
+    """The problem as the JSON object of RFC 9457."""
+    return _document(problem.status_code, str(problem.detail), problem.errors)
+
+
+def _document(status: int, detail: str, errors: list[dict[str, str]]) -> dict[str, Any]:
+    return {
         "type": "about:blank",
         "title": TITLES.get(status, "Error"),
         "status": status,
         "detail": detail,
         "errors": errors,
     }
-    return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
 def install(app: FastAPI, max_body_bytes: int) -> None:

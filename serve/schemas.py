@@ -34,6 +34,7 @@ Identifier = Annotated[str, StringConstraints(min_length=1, max_length=ID_LENGTH
 Moment = Annotated[AwareDatetime, AfterValidator(within_reach)]
 ContextValue = Annotated[float, Field(allow_inf_nan=False)] | bool | Annotated[str, Field(max_length=256)]
 MAX_EVENTS = 5_000
+MAX_DECISIONS = 1_000
 MAX_MINOR = 10**12
 MAX_MAJOR = 10**12
 
@@ -53,6 +54,9 @@ class DecisionRequest(Strict):
     n: int = Field(1, ge=1, description="Actions wanted")
     candidates: list[Identifier] | None = Field(None, description="Item ids to choose among; all if absent")
     context: dict[Identifier, ContextValue] = Field({}, max_length=64)
+    deadline_ms: Annotated[float, Field(gt=0, le=60_000, allow_inf_nan=False)] | None = Field(
+        None, description="Milliseconds after which the answer is of no use: then 503, and nothing is decided"
+    )
 
 
 class IntervalOut(BaseModel):
@@ -97,6 +101,18 @@ class DecisionResponse(BaseModel):
     degraded: list[str]
 
 
+class DecisionsRequest(Strict):
+    """Many decisions at once, each of its own."""
+
+    requests: list[DecisionRequest] = Field(min_length=1, max_length=MAX_DECISIONS)
+
+
+class DecisionsResponse(BaseModel):
+    """One entry per request, in order: a decision, or a problem (RFC 9457)."""
+
+    decisions: list[DecisionResponse | dict[str, Any]]
+
+
 class OutcomeEvent(Strict):
     """Something that happened after a decision."""
 
@@ -127,6 +143,7 @@ class OutcomesResponse(BaseModel):
     accepted: int
     duplicates: int
     rejected: list[RejectedOut]
+    degraded: list[str] = Field([], description="`ledger`: kept on a local disk, checked when it is back")
 
 
 class EffectsRequest(Strict):

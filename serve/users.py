@@ -84,9 +84,13 @@ class LiveUsers:
         self._category = {name: column for column, name in enumerate(snapshot.categories)}
         self._paused_until = 0.0
 
-    def read(self, user_ids: Sequence[str], categories: Sequence[str], now_us: Ints) -> UserRead:
-        """Features of `user_ids` at `now_us` `[U]`; of the categories only `categories` are read."""
-        allowed = self._consents(user_ids)
+    def read(
+        self, user_ids: Sequence[str], categories: Sequence[str], now_us: Ints, allowed: Bools
+    ) -> UserRead:
+        """Features of `user_ids` at `now_us` `[U]`; of the categories only `categories` are read.
+
+        allowed: `[U]` whether personal features of the user may be read.
+        """
         known, category, flags = self._empty(len(user_ids), len(self._snapshot.categories))
         places = np.flatnonzero(allowed).tolist()
         for place in np.flatnonzero(~allowed).tolist():

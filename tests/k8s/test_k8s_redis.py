@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from qiance.features.packed import RowLayout
+from qiance.features.partition import Partition
 from qiance.features.rows import RedisRows, Row, RowsUnavailableError, field_of, partition_of
 from qiance.privacy import online_eraser
 
@@ -157,7 +158,7 @@ def test_rows_are_written_kept_and_erased_as_a_pod_does_it(
         environment = _environment(render, port)
         assert online_eraser(repository, environment)("ann") == 1
         with closing(RedisRows(environment["QIANCE_REDIS"], "qiance", timeout_s=5.0)) as rows:
-            ann, bob = rows.get(["user_id=ann", "user_id=bob"])
+            ann, bob = map(Partition, rows.get(["user_id=ann", "user_id=bob"]))
         assert ann == {}
         unpacked = LAYOUT.unpack(bob[FIELD])
         assert unpacked is not None
@@ -182,7 +183,7 @@ def test_a_full_one_forgets_nobody_and_goes_on_reading_and_erasing(installed: Pa
             with pytest.raises(RowsUnavailableError, match="maxmemory"):
                 rows.put(more)
             written = client.dbsize()
-            assert rows.get(["user_id=first"])[0].keys() == {FIELD}
+            assert Partition(*rows.get(["user_id=first"])).keys() == {FIELD}
             assert client.info("stats")["evicted_keys"] == 0
             for number in range(20):
                 assert rows.delete(f"user_id=more{number}") == 1

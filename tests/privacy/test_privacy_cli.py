@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from qiance.cli.main import app
 from qiance.domain import Purpose
+from qiance.features.partition import Partition
 from qiance.features.rows import RedisRows, Row, RowsUnavailableError, partition_of
 from qiance.ledger import Ledger, load_or_create_key
 from qiance.privacy import online_eraser
@@ -155,7 +156,7 @@ def test_a_user_is_erased_from_redis(tmp_path: Path) -> None:
         (tmp_path / "feature_store.yaml").write_text(json.dumps(document))
         erase = online_eraser(tmp_path, {"REDIS_AT": f"127.0.0.1:{port}"})
         assert (erase(GONE), erase(GONE)) == (1, 0)
-        assert [len(found) for found in rows.get([row.partition for row in kept])] == [1, 0]
+        assert [len(Partition(p)) for p in rows.get([row.partition for row in kept])] == [1, 0]
         log = tmp_path / "appendonly.aof"
         deadline = time.monotonic() + 10.0
         while (found := GONE.encode() in log.read_bytes()) and time.monotonic() < deadline:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from qiance.artifacts.pacing import write_rule
 from qiance.decide.holdout import holdout
 from qiance.decide.pacing import EvenPace
 from qiance.decide.plan import KIND, PLAN_FILE, Plan
+from qiance.decide.rule import policy_probabilities
 from qiance.domain import (
     CONTROL_ACTION,
     Action,
@@ -27,6 +29,7 @@ from qiance.domain import (
     Catalogue,
     Channel,
     Creative,
+    Decision,
     Effect,
     Interval,
     Item,
@@ -36,6 +39,7 @@ from qiance.domain import (
     StrategyKind,
     StrategyState,
 )
+from qiance.evaluate.arrays import FloatArray
 from qiance.features.columns import EFFECT_SCHEMA, ActionColumns, assemble
 from qiance.features.online import OnlineReader
 from qiance.features.session import no_session
@@ -45,10 +49,16 @@ from qiance.market import CONTACT_COST, Market
 from qiance.market.simulate import ContactWindow, MarketLog, collect_log, uniform_over
 from qiance.workspace import Snapshot, Workspace
 from serve.args import AppArgs, LlmArgs
+from serve.assemble import Service
+from serve.engine import Engine
 from serve.feature_store import open_reader
 from serve.gateway import Gateway, build_api
+from serve.leases import LeaseBook
 from serve.live import Watcher
-from serve.predictor import Predictor, Scored, ScoreRequest
+from serve.outage import Outage
+from serve.predictor import Predictor
+from serve.scoring import Scorer
+from serve.spool import Spool
 from serve.users import LedgerConsents
 from training.effect.fit import TrainSettings, train_effect
 from training.effect.split import split_by_unit
@@ -285,6 +295,25 @@ class Counted:
         self.outcomes.append((accepted, duplicates, rejected))
 
 
+@dataclass(frozen=True)
+class Logged:
+    """A logged decision, with what follows from it."""
+
+    decision: Decision
+
+    @property
+    def probabilities(self) -> FloatArray:
+        """`[A]` probability of every candidate, 0 where it was not admissible."""
+        mask, score = self.decision.mask(), self.decision.score_row()
+        value = np.where(mask, score, 0.0)[None]
+        return policy_probabilities(value, np.zeros_like(value), mask[None], 0.0, self.decision.epsilon)[0]
+
+    @property
+    def possible(self) -> set[str]:
+        """Actions that could have been chosen."""
+        return {a for a, inside in zip(self.decision.candidates, self.decision.mask(), strict=True) if inside}
+
+
 @dataclass
 class Shop:
     """A gateway over a real predictor and a real ledger, asked over HTTP without sockets."""
@@ -292,6 +321,7 @@ class Shop:
     built: Built
     ledger: Ledger
     gateway: Gateway
+    service: Service
     predictor: Predictor
     metrics: Counted
     started: list[str]
@@ -331,14 +361,17 @@ class Shop:
         self.gateway.watcher.refresh()
         self.predictor._watcher.refresh()
 
+    def log(self, decision_id: str) -> Logged:
+        """One logged decision, unpacked."""
+        found = self.ledger.decision(decision_id)
+        assert found is not None
+        return Logged(found)
+
     def users(self, held: bool) -> list[str]:
         """Users of the shop that are (not) in the holdout."""
         args, ids = self.gateway.args, list(user_ids())
         mask = holdout(self.ledger.pseudonyms(ids), args.tenant, args.holdout)
         return [user for user, inside in zip(ids, mask, strict=True) if inside == held]
-
-
-Scorer = Callable[[ScoreRequest], Any]
 
 
 def open_predictor(
@@ -365,18 +398,33 @@ def open_shop(built: Built, folder: Path, scorer: Scorer | None = None, **args: 
     app_args = AppArgs(**{**given, **args})
     predictor = open_predictor(built, ledger, app_args)
     watcher = Watcher(ledger, built.snapshot.catalogue)
+    leases = LeaseBook(ledger, secrets.token_hex(4), app_args.leases.term_s)
+    outage = Outage(app_args, ledger, Spool(folder / "spool", app_args.spool_bytes))
+    service = Service(
+        Engine(app_args, ledger, watcher, scorer or predictor, leases, outage),
+        watcher,
+        outage,
+        leases,
+        predictor,
+    )
     metrics, started = Counted(), list[str]()
-
-    async def score(request: ScoreRequest) -> Scored:
-        return (await asyncio.to_thread(predictor.score, [request]))[0]
 
     async def effects(users: list[str] | None, segment: str | None, actions: list[str]) -> Any:
         return await asyncio.to_thread(predictor.effects, users, segment, actions)
 
-    gateway = Gateway(app_args, ledger, watcher, scorer or score, effects, started.append, metrics)
+    gateway = Gateway(
+        app_args,
+        ledger,
+        watcher,
+        service.engine,
+        outage,
+        effects,
+        started.append,
+        metrics,  # type: ignore[arg-type]
+    )
     try:
-        yield Shop(built, ledger, gateway, predictor, metrics, started)
+        yield Shop(built, ledger, gateway, service, predictor, metrics, started)
     finally:
-        watcher.close()
-        predictor.close()
+        gateway.decisions.close()
+        service.close()
         ledger.close()

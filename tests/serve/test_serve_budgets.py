@@ -10,14 +10,16 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from serve_cases import BRIEF, CAP, DAYS, START, Built, Shop, go_live, open_shop, strategy, write_plan
 
 from qiance.artifacts.pacing import ExportedPolicy
 from qiance.decide.pacing import LIMIT
-from qiance.domain import StrategyState
-from qiance.ledger import BudgetStatus
+from qiance.domain import Decision, StrategyState
+from qiance.ledger import BudgetStatus, Claim, Entry, Recorded
 from serve.pacer import TICK_S, Pacer
+from serve.scoring import ScoreRequest
 
 DAY = timedelta(days=1)
 NOW = START + timedelta(days=DAYS)
@@ -150,14 +152,20 @@ class Paced:
 
 def spend(shop: Shop, number: int, amount: int) -> None:
     """Book `amount` on the budget, by a decision that converted."""
-    from qiance.domain import Decision
-    from qiance.ledger import Reservation
-
+    state = shop.gateway.watcher.state
+    mask = np.array([action_id in ("control", "s0-email") for action_id in state.action_ids])
     decision = Decision(
-        f"spent{number}", "default", None, "p", "home", NOW, ("control", "s0-email"), (0.0, 1.0), (0.0, 1.0),
-        (0.5, 0.5), 1, False, "m", "p",
+        decision_id=f"spent{number}", tenant_id="default", request_id=None, pseudonym="p", surface="home",
+        decided_at=NOW, candidates=state.action_ids, candidate_set=state.candidate_set,
+        admissible=np.packbits(mask, bitorder="little").tobytes(),
+        scores=np.array([0.0, 1.0], dtype="<f4").tobytes(), chosen=state.index["s0-email"], propensity=0.5,
+        uniform=0.5, epsilon=1.0, shadow_price=0.0, channel="email", holdout=False, model_version="m",
+        policy_version="p",
     )  # fmt: skip
-    assert shop.ledger.record_decision(decision, Reservation(BRIEF, amount, NOW + 90 * DAY))
+    lease = shop.ledger.lease(BRIEF, amount, "test", 30.0)
+    assert lease is not None
+    claim = Claim(lease.lease_id, BRIEF, amount, 0, NOW + 90 * DAY)
+    assert shop.ledger.record_slates([(Entry(decision, claim),)], ()) == [Recorded.STORED]
     shop.ledger.settle(f"spent{number}", amount)
 
 
@@ -165,8 +173,10 @@ def test_the_pacer_gives_expired_reservations_back_less_the_contact(shop: Shop) 
     only(shop, 4, "mail", 10_000)
     pacer = Paced(shop).pacer
     decide_for(shop, "s4-display", shop.users(held=False)[0])
+    shop.service.leases.close()
     before = shop.ledger.budget("mail")
     assert before.reserved > 0
+    assert before.leased == 0
     pacer.tick(shop.gateway.args.now() + timedelta(hours=23))
     assert shop.ledger.budget("mail") == before
     pacer.tick(shop.gateway.args.now() + timedelta(hours=25))
@@ -181,6 +191,7 @@ def test_an_unused_offer_goes_back_to_its_budget(shop: Shop) -> None:
     user = next(u for u in shop.users(held=False) if recency[int(u[1:])] <= 10)
     decide_for(shop, "s5-email", user)
     contacts = shop.ledger.decision_outcomes()["action_id"].to_pylist()
+    shop.service.leases.close()
     pacer.tick(shop.gateway.args.now() + timedelta(hours=25))
     status = shop.ledger.budget("mail")
     assert (status.spent, status.reserved) == (
@@ -224,8 +235,11 @@ def test_a_moved_price_reaches_decisions(shop: Shop) -> None:
     assert row is not None
     found = shop.post("/v1/effects", {"user_ids": [user], "actions": list(row.candidates[1:])}).json()
     values = [0.0, *(pair["effect"]["uplift"]["value"] for pair in found["effects"])]
-    expected = [v - c * 0.5 / LIMIT for v, c in zip(values, row.costs, strict=True)]
-    assert row.scores == pytest.approx(expected, rel=1e-4, abs=1e-3)
+    costs = shop.predictor.score([ScoreRequest(user, 0, row.decided_at, True)]).cost[0]
+    expected = np.array([v - c * 0.5 / LIMIT for v, c in zip(values, costs, strict=True)])
+    mask = row.mask()
+    assert mask.sum() > 4
+    assert row.score_row()[mask] == pytest.approx(expected[mask], rel=1e-4, abs=1e-3)
 
 
 def test_every_tick_publishes_where_the_budget_stands(shop: Shop) -> None:

@@ -11,34 +11,47 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from serve_cases import BRIEF, DAYS, START, Built, Shop, action, catalogue, go_live, open_shop, strategy
+from serve_cases import (
+    BRIEF,
+    DAYS,
+    START,
+    Built,
+    Logged,
+    Shop,
+    action,
+    catalogue,
+    go_live,
+    open_shop,
+    strategy,
+)
 
 from qiance.decide.rule import replay
 from qiance.domain import Audience, Channel, Decision, StrategyState
+from serve.scoring import ScoreRequest
 
 NOW = START + timedelta(days=DAYS)
 
 
 def logged(shop: Shop, decision_id: str) -> Decision:
-    found = shop.ledger.decision(decision_id)
-    assert found is not None
-    return found
+    return shop.log(decision_id).decision
 
 
 def possible(decision: Decision) -> set[str]:
     """Actions that could have been chosen."""
-    return {a for a, p in zip(decision.candidates, decision.probabilities, strict=True) if p > 0}
+    return Logged(decision).possible
 
 
 def test_the_log_has_the_propensity_that_was_answered(shop: Shop) -> None:
     for user in shop.users(held=False)[:20]:
         answer = shop.decide(user)
         row = logged(shop, answer["decision_id"])
-        assert sum(row.probabilities) == pytest.approx(1.0, abs=1e-12)
+        chances = Logged(row).probabilities
+        assert chances.sum() == pytest.approx(1.0, abs=1e-12)
+        assert chances[row.chosen] == row.propensity
         assert answer["actions"][0]["propensity"] == row.propensity
         assert answer["actions"][0]["action_id"] == row.action_id
         share = shop.gateway.args.epsilon / len(possible(row))
-        assert min(p for p in row.probabilities if p) == pytest.approx(share)
+        assert chances[chances > 0].min() == pytest.approx(share)
         assert (row.model_version, row.policy_version) == (shop.built.model, shop.built.policy)
         assert (answer["model_version"], answer["degraded"]) == (row.model_version, [])
         assert row.pseudonym != user
@@ -47,8 +60,9 @@ def test_the_log_has_the_propensity_that_was_answered(shop: Shop) -> None:
 def test_the_choice_replays_from_the_log(shop: Shop) -> None:
     for user in shop.users(held=False)[:20]:
         row = logged(shop, shop.decide(user)["decision_id"])
-        admissible = [[p > 0 for p in row.probabilities]]
-        choice = replay([row.scores], admissible, shop.gateway.args.epsilon, [row.uniform])
+        mask = row.mask()
+        score = np.where(mask, row.score_row(), 0.0)
+        choice = replay([score], [mask], row.epsilon, [row.uniform])
         assert int(choice[0]) == row.chosen
 
 
@@ -61,8 +75,15 @@ def test_scores_are_the_effect_less_the_price_of_its_cost(shop: Shop) -> None:
     found = shop.post("/v1/effects", {"user_ids": [user], "actions": actions}).json()["effects"]
     uplift = {pair["action_id"]: pair["effect"]["uplift"]["value"] for pair in found}
     assert len(actions) == 8
-    for a, score, cost in zip(row.candidates, row.scores, row.costs, strict=True):
-        assert score == pytest.approx(uplift.get(a, 0.0) - 0.25 * cost, rel=1e-4, abs=1e-3)
+    scored = shop.predictor.score([ScoreRequest(user, 0, row.decided_at, True)])
+    scores, checked = row.score_row(), 0
+    for column, name in enumerate(row.candidates):
+        if row.mask()[column]:
+            expected = uplift.get(name, 0.0) - 0.25 * float(scored.cost[0, column])
+            assert scores[column] == pytest.approx(expected, rel=1e-4, abs=1e-3)
+            checked += 1
+    assert checked > 4
+    assert row.shadow_price == 0.25
 
 
 def test_the_holdout_gets_control_and_nobody_else_is_flagged(shop: Shop) -> None:
@@ -306,5 +327,6 @@ def test_words_that_lack_a_fact_are_left_out(shop: Shop) -> None:
     odd = action(item, Channel.EMAIL, 0.1, "odd")
     assert odd.creative is not None
     broken = replace(odd, creative=replace(odd.creative, headline="Only {stock} left"))
-    assert shop.gateway._words(odd) is not None
-    assert shop.gateway._words(broken) is None
+    state = shop.gateway.watcher.state
+    assert shop.gateway.writer.words(odd, state) is not None
+    assert shop.gateway.writer.words(broken, state) is None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from qiance.ledger.schema import to_micros
 from qiance.privacy import Eraser, erase_packed_sqlite
 from serve.feature_store import SessionPusher, open_reader
 from serve.people import PeopleService
-from serve.predictor import Predictor, ScoreRequest
+from serve.predictor import Predictor
+from serve.scoring import ScoreRequest
 from serve.users import PAUSE_S
 from tests.features.redis_server import RedisServer
 from training.featurise import apply_definitions, materialise
@@ -38,8 +39,28 @@ entity_key_serialization_version: 3
 """
 
 
+@dataclass(frozen=True)
+class One:
+    """Scores of one user, a row of the batch."""
+
+    value: Any
+    admissible: Any
+    degraded: tuple[str, ...]
+
+
+def score(predictor: Predictor, users: Sequence[tuple[str, int]], at: datetime = NOW) -> list[One]:
+    """Scores of (user, contacts), each read under the consent that the ledger has."""
+    allowed = predictor.users.allowed([user for user, _ in users])
+    requests = [
+        ScoreRequest(user, contacts, at, bool(agrees))
+        for (user, contacts), agrees in zip(users, allowed, strict=True)
+    ]
+    batch = predictor.score(requests)
+    return [One(batch.value[u], batch.admissible[u], batch.degraded[u]) for u in range(len(users))]
+
+
 def scored(predictor: Predictor, *users: str, at: Any = NOW) -> list[Any]:
-    return predictor.score([ScoreRequest(user, 0, at) for user in users])
+    return score(predictor, [(user, 0) for user in users], at)
 
 
 @pytest.fixture
@@ -62,8 +83,8 @@ def test_without_consent_a_user_is_scored_as_a_stranger(asked: Shop) -> None:
 
 def test_contacts_of_who_did_not_agree_do_not_count(asked: Shop) -> None:
     asked.ledger.set_consent("u1", {Purpose.PERSONALISATION: True}, "test")
-    requests = [ScoreRequest(user, contacts, NOW) for user in ("u1", "u2") for contacts in (0, 6)]
-    mine_rested, mine_tired, rested, tired = asked.predictor.score(requests)
+    users = [(user, contacts) for user in ("u1", "u2") for contacts in (0, 6)]
+    mine_rested, mine_tired, rested, tired = score(asked.predictor, users)
     assert not np.array_equal(mine_rested.value, mine_tired.value)
     np.testing.assert_array_equal(rested.value, tired.value)
 
@@ -108,25 +129,32 @@ def test_an_item_without_a_row_has_its_categorys_values_and_is_named(built: Buil
         (found,) = scored(predictor, "u1")
         assert found.degraded == ("cold_start_item",)
         assert np.isfinite(found.value).all()
-        values = predictor.items.values(to_micros(NOW))
+        _, values = predictor.items.at(to_micros(NOW))
         assert np.isfinite(values["price"]).all()
         predictor.close()
 
 
 def test_items_are_worked_out_once_and_yet_never_used_past_their_age(shop: Shop) -> None:
-    items, now = shop.predictor.items, to_micros(NOW)
-    first = items.values(now)
-    assert items.values(now + 1_000_000) is first
-    built_at = to_micros(shop.built.snapshot.as_of)
+    predictor, now = shop.predictor, to_micros(NOW)
+
+    def price(at: int) -> Any:
+        return predictor.items.at(at)[1]["price"]
+
+    first = predictor._current(now)
+    assert predictor._current(now + 1_000_000) is first
     ttl = shop.built.reader.views["item_state"].ttl_us
     assert ttl is not None
-    last = items.values(built_at + ttl)
-    np.testing.assert_array_equal(last["price"], first["price"])
-    after = items.values(built_at + ttl + 1)
-    assert not np.array_equal(after["price"], first["price"])
-    np.testing.assert_array_equal(items.values(now)["price"], first["price"])
-    assert items.refresh()
-    assert items.values(now) is not first
+    last = to_micros(shop.built.snapshot.as_of) + ttl
+    np.testing.assert_array_equal(price(last), price(now))
+    assert not np.array_equal(price(last + 1), price(now))
+    assert predictor._current(last) is first
+    after = predictor._current(last + 1)
+    assert after is not first
+    assert after.items != first.items
+    assert predictor._current(now).items == first.items
+    again = predictor._current(now)
+    assert predictor.items.refresh()
+    assert predictor._current(now) is again, "what is the same is not worked out anew"
 
 
 def on_redis(built: Built, folder: Path, server: RedisServer) -> OnlineReader:
@@ -262,7 +290,8 @@ def test_an_event_is_part_of_the_next_decision(visited: Visited) -> None:
     assert (answer["accepted"], answer["duplicates"], answer["visible"]) == (2, 1, True)
     assert row["status"] == "present"
     assert (row["values"]["session_views"], row["values"]["session_carts"]) == (2.0, 1.0)
-    read = visited.predictor.users.read(["u1"], [], np.array([to_micros(NOW + timedelta(seconds=5))]))
+    now_us = np.array([to_micros(NOW + timedelta(seconds=5))])
+    read = visited.predictor.users.read(["u1"], [], now_us, np.array([True]))
     assert read.known.columns["session_carts"].tolist() == [1.0]
     assert read.known.columns["session_items"].tolist() == [2.0]
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from serve_cases import (
+    BRIEF,
     Built,
     Counted,
+    Logged,
     Shop,
     action,
     catalogue,
@@ -28,9 +31,11 @@ from serve_cases import (
 from qiance.domain import Audience, Channel, Decision, StrategyState
 from qiance.ledger import NO_VERSION, LedgerUnavailableError
 from serve.args import AppArgs
+from serve.engine import DOWN_S
 from serve.live import Watcher
 from serve.metrics import MAX_SURFACES, OTHER, GatewayMetrics
-from serve.predictor import NoModelError, Scored, ScoreRequest
+from serve.predictor import Predictor
+from serve.scoring import NoModelError, ScoredBatch, ScoreRequest
 
 DECISION = {"user_id": "u0", "surface": "home"}
 
@@ -51,19 +56,27 @@ def decided(shop: Shop, user: str, **body: Any) -> tuple[dict[str, Any], Decisio
     return answer, row
 
 
-async def broken(_: ScoreRequest) -> Scored:
-    raise ConnectionError("the replica is gone")
+class Broken:
+    """A predictor whose replica is gone."""
+
+    def score(self, _: Sequence[ScoreRequest]) -> ScoredBatch:
+        raise ConnectionError("the replica is gone")
 
 
-async def silent(_: ScoreRequest) -> Scored:
-    await asyncio.sleep(3_600)
-    raise AssertionError
+class Nonsense:
+    """A predictor whose model predicts `bad`."""
+
+    def __init__(self, predictor: Predictor, bad: float) -> None:
+        self._predictor, self._bad = predictor, bad
+
+    def score(self, requests: Sequence[ScoreRequest]) -> ScoredBatch:
+        scored = self._predictor.score(requests)
+        return replace(scored, value=np.full_like(scored.value, self._bad))
 
 
-@pytest.mark.parametrize("scorer", [broken, silent])
-def test_without_a_predictor_the_strategies_means_decide(built: Built, tmp_path: Path, scorer: Any) -> None:
+def test_without_a_predictor_the_strategies_means_decide(built: Built, tmp_path: Path) -> None:
     """Only open audiences stay, as no rule can be checked; the margin floor holds all the same."""
-    with open_shop(built, tmp_path, scorer, request_timeout_s=0.2) as shop:
+    with open_shop(built, tmp_path, Broken()) as shop:
         cheap = action(catalogue()["i0"], Channel.EMAIL, 0.6, "s9")
         go_live(shop.ledger, [strategy(9, audience=Audience("everybody"), actions=(cheap,))])
         shop.refresh()
@@ -71,9 +84,8 @@ def test_without_a_predictor_the_strategies_means_decide(built: Built, tmp_path:
         answer, row = decided(shop, shop.users(held=False)[0])
         assert time.monotonic() - started < 2.0
         assert answer["degraded"] == ["predictor"]
-        open_to = {a for a, p in zip(row.candidates, row.probabilities, strict=True) if p > 0}
-        assert open_to == {"control", "s0-email", "s0-display", "s2-email", "s2-display"}
-        uplift = dict(zip(row.candidates, row.scores, strict=True))
+        assert Logged(row).possible == {"control", "s0-email", "s0-display", "s2-email", "s2-display"}
+        uplift = dict(zip(row.candidates, row.score_row(), strict=True))
         assert (uplift["s0-email"], uplift["s2-email"]) == (5.0, 7.0)
         assert decided(shop, shop.users(held=True)[0])[0]["actions"][0]["action_id"] == "control"
         assert shop.metrics.decisions[0][2] == ("predictor",)
@@ -82,15 +94,10 @@ def test_without_a_predictor_the_strategies_means_decide(built: Built, tmp_path:
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_model_that_predicts_nonsense_is_not_followed(built: Built, tmp_path: Path, bad: float) -> None:
     with open_shop(built, tmp_path) as shop:
-
-        async def nonsense(request: ScoreRequest) -> Scored:
-            scored = shop.predictor.score([request])[0]
-            return replace(scored, value=np.full_like(scored.value, bad))
-
-        shop.gateway.decisions._scorer = nonsense
+        shop.service.engine._scorer = Nonsense(shop.predictor, bad)
         answer, row = decided(shop, shop.users(held=False)[0])
         assert answer["degraded"] == ["predictor"]
-        assert np.isfinite(row.scores).all()
+        assert np.isfinite(row.score_row()[row.mask()]).all()
 
 
 @pytest.mark.parametrize(
@@ -111,37 +118,122 @@ def test_without_leave_to_act_everybody_gets_control(
     assert shop.decide(shop.users(held=False)[0])["degraded"] == []
 
 
-def test_without_a_ledger_nothing_is_spent_and_the_client_is_told_to_return(
-    shop: Shop, tmp_path: Path
-) -> None:
-    file, away = tmp_path / "ledger.db", tmp_path / "away.db"
+@contextmanager
+def ledger_down(shop: Shop, folder: Path) -> Iterator[None]:
+    """The ledger's file is not there."""
+    file, away = folder / "ledger.db", folder / "away.db"
     shop.ledger.engine.dispose()
     file.rename(away)
     file.mkdir()
-    bodies: dict[str, Any] = {
-        "/v1/decisions": DECISION,
-        "/v1/outcomes": {
-            "events": [
-                {"event_id": "e", "decision_id": "d", "type": "click", "occurred_at": "2025-05-01T00:00:00Z"}
-            ]
-        },
-        "/v1/effects": {"user_ids": ["u0"], "actions": ["s0-email"]},
-    }
-    for path, body in bodies.items():
-        response = shop.post(path, body)
-        assert response.status_code == 503, response.text
+    try:
+        yield
+    finally:
+        file.rmdir()
+        away.rename(file)
+
+
+def click(decision_id: str) -> dict[str, Any]:
+    return {
+        "event_id": f"click {decision_id}", "decision_id": decision_id, "type": "click",
+        "occurred_at": "2025-05-01T00:00:00Z",
+    }  # fmt: skip
+
+
+def test_without_a_ledger_everybody_gets_control_and_nothing_is_lost(shop: Shop, tmp_path: Path) -> None:
+    """Decisions and outcomes are on the disk, without the user's id, and in the ledger when it is back."""
+    user = shop.users(held=False)[0]
+    before = shop.decide(user)
+    spent = shop.ledger.budget(BRIEF)
+    with ledger_down(shop, tmp_path):
+        told = [
+            shop.decide(u, request_id=r) for u, r in ((user, "r1"), ("an unseen user", "r2"), (user, "r1"))
+        ]
+        assert all([a["action_id"] for a in d["actions"]] == ["control"] for d in told)
+        assert all(d["degraded"] == ["ledger"] for d in told)
+        assert told[0]["decision_id"] == told[2]["decision_id"] != told[1]["decision_id"]
+        events = [click(before["decision_id"]), click(told[0]["decision_id"]), click("made up")]
+        answer = shop.post("/v1/outcomes", {"events": events})
+        assert (answer.status_code, answer.json()["degraded"]) == (202, ["ledger"])
+        kept = b"".join(path.read_bytes() for path in (tmp_path / "spool").iterdir())
+        assert kept.count(b"\n") == 5
+        assert b"unseen" not in kept
+    assert eventually(lambda: not list((tmp_path / "spool").glob("*.jsonl")), 5.0)
+    rows = [shop.log(d["decision_id"]).decision for d in told]
+    assert [(row.action_id, row.degraded, row.propensity) for row in rows] == [
+        ("control", ("ledger",), 1.0)
+    ] * 3
+    assert rows[0].pseudonym == shop.ledger.pseudonym(user)
+    clicks = shop.ledger.decision_outcomes()
+    clicked = clicks.filter(pc.equal(clicks["click"], 1))["decision_id"].to_pylist()
+    assert set(clicked) == {before["decision_id"], told[0]["decision_id"]}
+    time.sleep(DOWN_S)
+    again = shop.decide(user, request_id="r1")
+    assert (again["decision_id"], again["degraded"]) == (told[0]["decision_id"], ["ledger", "repeated"])
+    assert shop.ledger.budget(BRIEF).spent == spent.spent
+
+
+def test_who_is_erased_during_an_outage_is_not_brought_back(shop: Shop, tmp_path: Path) -> None:
+    user = shop.users(held=False)[0]
+    shop.decide(user)
+    with ledger_down(shop, tmp_path):
+        told = shop.decide(user)
+        shop.service.outage._stop.set()
+        shop.service.outage._thread.join()
+    shop.ledger.begin_erasure(user, "test", "asked for it")
+    assert shop.service.outage.hand_over() == 1
+    assert shop.ledger.decision(told["decision_id"]) is None
+    assert shop.ledger.resolve([user]) == {}
+
+
+def test_a_full_spool_turns_clients_away(built: Built, tmp_path: Path) -> None:
+    with open_shop(built, tmp_path, spool_bytes=4_096) as shop:
+        shop.decide("u0")
+        with ledger_down(shop, tmp_path):
+            answers = [shop.post("/v1/decisions", DECISION) for _ in range(20)]
+            refused = [a for a in answers if a.status_code == 503]
+            assert 3 < len(refused) < 20
+            assert all(a.json()["degraded"] == ["ledger"] for a in answers if a.status_code == 200)
+            assert {a.headers["retry-after"] for a in refused} == {"2"}
+            assert refused[0].json()["detail"].startswith("ledger: does not answer, and what can be kept")
+            assert (
+                shop.post("/v1/outcomes", {"events": [click(c * 150) for c in "abcdefghijkl"]}).status_code
+                == 503
+            )
+        assert eventually(lambda: not list((tmp_path / "spool").glob("*.jsonl")), 5.0)
+        assert len(shop.ledger.decision_outcomes()) == 1 + len(answers) - len(refused)
+
+
+def test_a_torn_line_of_a_dead_replica_does_not_hold_up_the_rest(shop: Shop, tmp_path: Path) -> None:
+    with ledger_down(shop, tmp_path):
+        told = shop.decide("u0")
+        shop.service.outage.close()
+        (left,) = (tmp_path / "spool").glob("*.jsonl")
+        with left.open("ab") as file:
+            file.write(b'{"kind": "decision", "decision_id": "cut o')
+    with open_shop(shop.built, tmp_path):
+        assert eventually(lambda: not list((tmp_path / "spool").glob("*.jsonl")), 5.0)
+    assert shop.log(told["decision_id"]).decision.action_id == "control"
+
+
+def test_without_a_ledger_what_needs_it_says_when_to_return(shop: Shop, tmp_path: Path) -> None:
+    shop.decide("u0")
+    with ledger_down(shop, tmp_path):
+        response = shop.ask("GET", "/v1/strategies")
+        assert response.status_code == 503
         assert response.headers["retry-after"] == "1"
         assert response.headers["content-type"] == "application/problem+json"
         assert response.json()["detail"].startswith("ledger:")
-    assert shop.ask("GET", "/v1/strategies").status_code == 503
+        health(shop)
+    time.sleep(DOWN_S)
+    assert shop.decide("u0")["degraded"] == []
+
+
+def health(shop: Shop) -> None:
     assert shop.ask("GET", "/healthz").status_code == 200
     with pytest.raises(LedgerUnavailableError):
         shop.ledger.versions()
     shop.gateway.watcher._seen_at -= 60.0
     assert "ledger" in shop.ask("GET", "/healthz").json()["degraded"]
-    file.rmdir()
-    away.rename(file)
-    assert shop.decide("u0")["degraded"] == []
 
 
 def test_health_says_what_is_missing(shop: Shop) -> None:
@@ -176,6 +268,7 @@ def test_with_keys_every_call_needs_one_of_its_scope(shop: Shop, method: str, pa
         headers = {} if authorization is None else {"authorization": authorization}
         return shop.ask(method, path, headers=headers, **({"json": {}} if method == "POST" else {}))
 
+    assert eventually(lambda: ask(None).status_code == 401, 2.0), "the first key counts within a second or so"
     for header in (None, "", "Bearer", "Bearer ", "Bearer nonsense", f"Basic {right}", f"Bearer {right}x"):
         response = ask(header)
         assert response.status_code == 401, header
@@ -188,7 +281,7 @@ def test_with_keys_every_call_needs_one_of_its_scope(shop: Shop, method: str, pa
     for token in (right, admin):
         assert ask(f"Bearer {token}").status_code not in (401, 403)
     shop.ledger.revoke_key("right")
-    assert ask(f"Bearer {right}").status_code == 401
+    assert eventually(lambda: ask(f"Bearer {right}").status_code == 401, 2.0), "within a second or so"
     assert shop.ask("GET", "/healthz").status_code == 200
 
 
@@ -253,7 +346,7 @@ def test_without_a_model_the_predictor_says_so(built: Built, tmp_path: Path) -> 
     ledger.set_versions(model=NO_VERSION)
     predictor = open_predictor(built, ledger, AppArgs(workspace=built.workspace.root))
     with pytest.raises(NoModelError, match="no model is registered; run `qiance run` first"):
-        predictor.score([ScoreRequest("u0", 0, datetime.now(UTC))])
+        predictor.score([ScoreRequest("u0", 0, datetime.now(UTC), True)])
     predictor.close()
     ledger.close()
 

@@ -19,6 +19,7 @@ import pytest
 from qiance.data.store import write_parquet
 from qiance.domain import Catalogue, Item, Purpose
 from qiance.features.packed import RowLayout
+from qiance.features.partition import Partition
 from qiance.features.rows import Row, SqliteRows, field_of, partition_of
 from qiance.ledger import Ledger, Scope
 from qiance.privacy import Eraser, erase_packed_sqlite, workspace_lock
@@ -85,7 +86,7 @@ class People:
         return dict(answer.json())
 
     def online(self, user: str) -> int:
-        return len(self.publisher.rows.get([partition_of("user_id", user)])[0])
+        return len(Partition(*self.publisher.rows.get([partition_of("user_id", user)])))
 
 
 def event(number: int, user: str = "alice", **changes: Any) -> dict[str, Any]:
@@ -121,7 +122,8 @@ def people(tmp_path: Path) -> Iterator[People]:
         args=AppArgs(workspace=tmp_path),
         ledger=ledger,
         watcher=watcher,
-        scorer=_never,
+        engine=_Nothing(),  # type: ignore[arg-type]
+        outage=_Nothing(),  # type: ignore[arg-type]
         effects=_never,
         start_brief=lambda _: None,
         metrics=object(),  # type: ignore[arg-type]
@@ -131,6 +133,13 @@ def people(tmp_path: Path) -> Iterator[People]:
     watcher.close()
     publisher.rows.close()
     ledger.close()
+
+
+class _Nothing:
+    """Nothing is decided here."""
+
+    def decide(self, *_: Any) -> Any:
+        raise AssertionError("nothing is decided here")
 
 
 async def _never(*_: Any) -> Any:

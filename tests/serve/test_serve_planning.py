@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from serve_cases import BRIEF, DAYS, RECENT, START, USERS, Shop
 
+from qiance.ledger.codec import effect_to_dict
 from qiance.ledger.schema import to_micros
 from qiance.market import CONTACT_COST
 from qiance.strategy.audience import audience_mask
 from serve.args import LlmArgs
 from serve.generator.worker import BriefWorker
-from serve.predictor import ScoreRequest
+from serve.scoring import ScoreRequest
 
 NOW = START + timedelta(days=DAYS, hours=1)
 
@@ -44,23 +45,26 @@ def test_effects_come_per_user_and_action_users_first(shop: Shop) -> None:
 
 
 def test_effects_are_those_that_decisions_are_made_by(shop: Shop) -> None:
-    scored = shop.predictor.score([ScoreRequest("u3", 0, NOW)])[0]
-    body = {"user_ids": ["u3"], "actions": list(scored.action_ids[1:])}
+    scored = shop.predictor.score([ScoreRequest("u3", 0, NOW, True)])
+    body = {"user_ids": ["u3"], "actions": list(shop.gateway.watcher.state.action_ids[1:])}
     found = shop.post("/v1/effects", body).json()["effects"]
     uplift = [e["effect"]["uplift"]["value"] for e in found]
-    assert uplift == pytest.approx(scored.value[1:].tolist(), rel=1e-5)
+    assert uplift == pytest.approx(scored.value[0, 1:].tolist(), rel=1e-5)
+    shown = [effect_to_dict(e) for c in range(1, len(found) + 1) if (e := scored.effect(0, c)) is not None]
+    assert [e["effect"] for e in found] == shown
 
 
 def test_a_batch_scores_each_user_as_alone(shop: Shop) -> None:
-    requests = [ScoreRequest(f"u{n}", n % 3, NOW) for n in range(8)] + [ScoreRequest("stranger", 0, NOW)]
+    names = [*(f"u{n}" for n in range(8)), "stranger"]
+    requests = [ScoreRequest(name, n % 3, NOW, True) for n, name in enumerate(names)]
     together = shop.predictor.score(requests)
-    for request, scored in zip(requests, together, strict=True):
-        alone = shop.predictor.score([request])[0]
-        np.testing.assert_allclose(scored.value, alone.value, rtol=1e-4, atol=1e-3)
-        np.testing.assert_allclose(scored.cost, alone.cost, rtol=1e-4)
-        assert (scored.admissible == alone.admissible).all()
-        assert scored.degraded == alone.degraded
-    assert [s.degraded for s in together] == [()] * 8 + [("cold_start",)]
+    for row, request in enumerate(requests):
+        alone = shop.predictor.score([request])
+        np.testing.assert_allclose(together.value[row], alone.value[0], rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(together.cost[row], alone.cost[0], rtol=1e-4)
+        assert (together.admissible[row] == alone.admissible[0]).all()
+        assert together.degraded[row] == alone.degraded[0]
+    assert together.degraded == ((),) * 8 + (("cold_start",),)
 
 
 def test_the_online_store_has_what_the_snapshot_has(shop: Shop) -> None:
@@ -173,7 +177,8 @@ def test_strategies_are_listed_by_state_and_brief(shop: Shop) -> None:
 def test_the_interface_describes_itself(shop: Shop) -> None:
     paths = shop.ask("GET", "/openapi.json").json()["paths"]
     assert {
-        "/v1/decisions", "/v1/outcomes", "/v1/effects", "/v1/briefs", "/v1/briefs/{brief_id}",
+        "/v1/decisions", "/v1/decisions:batch", "/v1/outcomes", "/v1/effects", "/v1/briefs",
+        "/v1/briefs/{brief_id}",
         "/v1/strategies", "/v1/events", "/v1/users/{user_id}", "/v1/users/{user_id}/consent",
         "/v1/users/{user_id}/features", "/v1/erasures/{erasure_id}", "/healthz",
     } == set(paths)  # fmt: skip

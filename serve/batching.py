@@ -1,0 +1,130 @@
+"""Requests that arrive while others are worked on are worked on together: batches grow with the load alone.
+
+A batch is taken whenever a worker is free, and holds all that waits then. Nobody waits for company, so a
+lone request is never delayed; under load the cost of a pass and of a commit is shared by many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class OverloadedError(RuntimeError):
+    """More waits than can be answered in time; retry_after_s: when to ask again."""
+
+    def __init__(self, waiting: int, retry_after_s: int = 1) -> None:
+        super().__init__(f"{waiting} requests wait; try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class DeadlinePassedError(RuntimeError):
+    """The request waited until its answer was of no use."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting(Generic[T, R]):
+    item: T
+    future: asyncio.Future[R]
+    since: float
+    deadline: float
+
+
+class MicroBatcher(Generic[T, R]):
+    """Runs `work` in threads on batches of what was submitted; belongs to one event loop.
+
+    work: answers a batch, one result per item in order. max_batch: most items of a batch. max_waiting: most
+    items that wait; max_wait_s: while one has waited longer, no more is taken. workers: batches under way at
+    the same time, so that one is computed while another is written to disk.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Sequence[T]], Sequence[R]],
+        *,
+        max_batch: int,
+        max_waiting: int,
+        max_wait_s: float,
+        workers: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._work, self._clock = work, clock
+        self._max_batch, self._max_waiting, self._max_wait_s = max_batch, max_waiting, max_wait_s
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="qiance-decide")
+        self._idle = workers
+        self._queue: deque[_Waiting[T, R]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that no worker has taken yet."""
+        return len(self._queue)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a further request would be refused."""
+        if not self._queue:
+            return False
+        too_long = self._clock() - self._queue[0].since > self._max_wait_s
+        return too_long or len(self._queue) >= self._max_waiting
+
+    async def submit(self, item: T, timeout_s: float) -> R:
+        """The result for `item`.
+
+        Raises OverloadedError at once when too many wait, DeadlinePassedError after `timeout_s`. Cancelled,
+        it leaves the queue; what a worker has begun is finished.
+        """
+        if self.is_full:
+            raise OverloadedError(len(self._queue))
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        now = self._clock()
+        self._queue.append(_Waiting(item, future, now, now + timeout_s))
+        self._dispatch()
+        try:
+            return await asyncio.wait_for(future, timeout_s)
+        except TimeoutError:
+            raise DeadlinePassedError(f"no answer within {timeout_s:g} s") from None
+
+    def close(self) -> None:
+        """Let the workers finish, and end them."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _dispatch(self) -> None:
+        while self._idle and self._queue:
+            batch = self._take()
+            if batch:
+                self._idle -= 1
+                self._run(batch)
+
+    def _take(self) -> list[_Waiting[T, R]]:
+        """The next batch, without those that nobody waits for any more."""
+        batch: list[_Waiting[T, R]] = []
+        while self._queue and len(batch) < self._max_batch:
+            waiting = self._queue.popleft()
+            if not waiting.future.done() and waiting.deadline > self._clock():
+                batch.append(waiting)
+        return batch
+
+    def _run(self, batch: Sequence[_Waiting[T, R]]) -> None:
+        items = [waiting.item for waiting in batch]
+        call = asyncio.get_running_loop().run_in_executor(self._pool, self._work, items)
+        call.add_done_callback(lambda done: self._finish(batch, done))
+
+    def _finish(self, batch: Sequence[_Waiting[T, R]], done: asyncio.Future[Sequence[R]]) -> None:
+        self._idle += 1
+        error = done.exception()
+        for place, waiting in enumerate(batch):
+            if waiting.future.done():
+                continue
+            if error is not None:
+                waiting.future.set_exception(error)
+            else:
+                waiting.future.set_result(done.result()[place])
+        self._dispatch()

@@ -1,0 +1,74 @@
+"""What a scorer takes and gives: users × live candidates, in this process or in another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qiance.domain import Effect, GridPrediction
+from qiance.ledger.schema import to_micros
+
+Scores = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+class NoModelError(RuntimeError):
+    """No effect model is registered, so nothing can be predicted."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """One user to score at an instant.
+
+    contacts_7d: contacts in the last seven days. personal: whether personal features may be read.
+    """
+
+    user_id: str
+    contacts_7d: int
+    at: datetime
+    personal: bool
+
+    @property
+    def at_us(self) -> int:
+        return to_micros(self.at)
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """Scores of U users × A candidates; column 0 is control.
+
+    candidate_set: content hash of the candidates, in whose order the columns are.
+    value: `[U, A]` predicted incremental margin, minor units; cost: `[U, A]` expected use of the budget.
+    admissible: `[U, A]` audience, stock and margin floor admit the user.
+    prediction: of all columns but control's, None where nothing was predicted.
+    items: content hash of the item values, empty where they were not kept. user_rows, degraded: per user.
+    """
+
+    candidate_set: str
+    value: Scores
+    cost: Scores
+    admissible: Mask
+    prediction: GridPrediction | None
+    model_version: str
+    items: str
+    user_rows: tuple[bytes, ...]
+    degraded: tuple[tuple[str, ...], ...]
+
+    def effect(self, user: int, column: int) -> Effect | None:
+        """Predicted effect of the action in `column` on one user; None for control."""
+        if self.prediction is None or column == 0:
+            return None
+        return self.prediction.of(user, column - 1)
+
+
+class Scorer(Protocol):
+    """The predictor, wherever it runs."""
+
+    def score(self, requests: Sequence[ScoreRequest]) -> ScoredBatch:
+        """Scores of the live candidates for every request, in one pass; what it raises, the ladder takes."""
+        ...
