@@ -252,12 +252,14 @@ def run(job: Job) -> Result:
     generator.warm()
     gc.collect()
     gc.disable()  # a pause of the collector would count as the server's
-    start, cpu = time.perf_counter(), time.process_time()
-    complete = True
-    if job.phases:
-        complete = generator.open_loop(start)
-    else:
-        generator.closed_loop(start + job.closed_s)
+    start, cpu, complete = time.perf_counter(), time.process_time(), True
+    try:
+        if job.phases:
+            complete = generator.open_loop(start)
+        else:
+            generator.closed_loop(start + job.closed_s)
+    finally:
+        gc.enable()
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     generator.abandon()
     return Result(
