@@ -1,5 +1,6 @@
 """The ledger: decisions, outcomes, budgets, strategies, versions, users and API keys, never lost."""
 
+from qiance.ledger.decisions import new_decision_id
 from qiance.ledger.ledger import Ledger
 from qiance.ledger.pseudonyms import load_or_create_key
 from qiance.ledger.records import (
@@ -62,4 +63,5 @@ __all__ = [
     "StoredEvent",
     "Versions",
     "load_or_create_key",
+    "new_decision_id",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from qiance.domain import Cap, Decision, Purpose
 from qiance.ledger.asking import identifying, packed
 from qiance.ledger.consents import Consents
-from qiance.ledger.database import text_problem
+from qiance.ledger.database import cursor_of, text_problem
 from qiance.ledger.decisions import Decisions
 from qiance.ledger.records import Asker, Identified
 from qiance.ledger.schema import to_micros
@@ -67,11 +67,12 @@ class Askers(Decisions, Consents):
         request = asker.request_id if text_problem(asker.request_id) is None else None
         return [place, self._lookup(asker.user_id), request, to_micros(asker.at)]
 
-    def _ask(self, statement: Any, rows: Sequence[Sequence[Any]]) -> dict[int, Any]:
+    def _ask(self, statement: str, rows: Sequence[Sequence[Any]]) -> dict[int, Any]:
         """place → row of those that have a pseudonym."""
         with self.read() as connection:
-            result = connection.execute(statement, {"tenant": self.tenant, "rows": packed(rows)})
-            return {row[0]: row for row in result.fetchall() if row[1] is not None}
+            cursor = cursor_of(connection)
+            cursor.execute(statement, {"tenant": self.tenant, "rows": packed(rows)})
+            return {row[0]: row for row in cursor.fetchall() if row[1] is not None}
 
     def _identified(self, found: dict[int, Any]) -> list[Identified]:
         answered = [row[_FIRST_COUNT - 1] for row in found.values() if row[_FIRST_COUNT - 1] is not None]

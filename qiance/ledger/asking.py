@@ -11,9 +11,8 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import TextClause, text
-
 from qiance.domain import Cap, Channel, Purpose
+from qiance.ledger.database import native
 
 _MICROSECOND = timedelta(microseconds=1)
 _CALLS = {
@@ -35,7 +34,7 @@ def packed(rows: Sequence[Sequence[Any]]) -> str:
 
 
 @lru_cache(maxsize=256)
-def identifying(dialect: str, windows: tuple[Cap, ...]) -> TextClause:
+def identifying(dialect: str, windows: tuple[Cap, ...]) -> str:
     """Rows (place, pseudonym, consent per purpose, decision id of the request, contacts per window).
 
     rows: [place, lookup, request id, microseconds]; a window ends there, both ends included.
@@ -49,11 +48,11 @@ def identifying(dialect: str, windows: tuple[Cap, ...]) -> TextClause:
     ]
     asked = _rows(dialect, place="bigint", lookup="text", request="text", at="bigint")
     on = "p.tenant_id = :tenant AND p.lookup = a.lookup"
-    return text(f"SELECT {', '.join(columns)} FROM {asked} AS a LEFT JOIN pseudonyms AS p ON {on}")  # noqa: S608
+    return native(dialect, f"SELECT {', '.join(columns)} FROM {asked} AS a LEFT JOIN pseudonyms AS p ON {on}")  # noqa: S608
 
 
 @lru_cache(maxsize=256)
-def counting(dialect: str, caps: tuple[Cap, ...]) -> TextClause:
+def counting(dialect: str, caps: tuple[Cap, ...]) -> str:
     """Rows (place, contacts per cap in its `days` before and after).
 
     rows: [place, pseudonym, microseconds].
@@ -61,20 +60,21 @@ def counting(dialect: str, caps: tuple[Cap, ...]) -> TextClause:
     columns = ["a.place", *(_contacts(cap, "a.name", f"a.at + {_micros(cap)}") for cap in caps)]
     asked = _rows(dialect, place="bigint", name="text", at="bigint")
     # The name of the tenant is in every column; without caps nobody asks.
-    return text(f"SELECT {', '.join(columns)} FROM {asked} AS a")  # noqa: S608
+    return native(dialect, f"SELECT {', '.join(columns)} FROM {asked} AS a")  # noqa: S608
 
 
 @lru_cache(maxsize=4)
-def locking(dialect: str) -> TextClause:
+def locking(dialect: str) -> str:
     """The pseudonyms that are there, locked until the transaction ends: nobody else decides for these users.
 
     rows: [pseudonym]. SQLite's transaction holds the lock of the whole file.
     """
     lock = " FOR NO KEY UPDATE" if dialect == "postgresql" else ""
-    return text(
+    return native(
+        dialect,
         "SELECT p.pseudonym FROM pseudonyms AS p WHERE p.tenant_id = :tenant "  # noqa: S608
         f"AND p.pseudonym IN (SELECT a.name FROM {_rows(dialect, name='text')} AS a) "
-        f"ORDER BY p.pseudonym{lock}"
+        f"ORDER BY p.pseudonym{lock}",
     )
 
 

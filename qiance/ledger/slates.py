@@ -11,31 +11,30 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
-from sqlalchemy import Connection, TextClause, bindparam, select, text
+from sqlalchemy import Connection, bindparam, select
 
 from qiance.domain import Cap, Decision
 from qiance.ledger.asking import counting, locking, packed
 from qiance.ledger.budgets import OPEN, check_amount
-from qiance.ledger.database import checked
+from qiance.ledger.database import checked, cursor_of, native
 from qiance.ledger.decisions import Decisions, position_id
 from qiance.ledger.folding import Folding
 from qiance.ledger.leases import Leases
 from qiance.ledger.marks import PSEUDONYM
-from qiance.ledger.packing import Row, to_row
+from qiance.ledger.packing import Row, check_scores, to_row
 from qiance.ledger.records import Claim, LedgerUnavailableError, Recorded, Slate
 from qiance.ledger.schema import decisions, reservations, to_micros
 
 _MOST_ATTEMPTS = 20  # each but the first means that another replica logged one of our requests meanwhile
-_INSERT = {
-    table.name: text(
-        f"INSERT INTO {table.name} ({', '.join(names)}) "  # noqa: S608
-        f"VALUES ({', '.join(f':{name}' for name in names)}) ON CONFLICT DO NOTHING"
-    )
+_INSERTS = {
+    table.name: f"INSERT INTO {table.name} ({', '.join(names)}) "  # noqa: S608
+    f"VALUES ({', '.join(f':{name}' for name in names)}) ON CONFLICT DO NOTHING"
     for table in (decisions, reservations)
     for names in [[column.name for column in table.columns]]
 }
-_TAKE = text(
+_TAKE = (
     "UPDATE leases SET used = used + :more WHERE tenant_id = :tenant AND lease_id = :lease "
     "AND budget_id = :budget AND used + :more <= amount AND expires_at > :now"
 )
@@ -103,6 +102,7 @@ class Slates(Folding, Leases, Decisions):
         if not slates:
             return []
         rows = [self._slate_rows(slate) for slate in slates]
+        check_scores([entry.decision for slate in slates for entry in slate])
         for attempt in range(_MOST_ATTEMPTS):
             try:
                 with self.write() as connection:
@@ -134,12 +134,13 @@ class Slates(Folding, Leases, Decisions):
                 for entry in slates[place]
                 if entry.claim is not None
             }
-            self._take(connection, claims)
+            cursor = cursor_of(connection)
+            self._write_all(cursor, _TAKE, self._taken(claims))
             fresh = [row for place in stored for row in rows[place]]
             # In one order, so that two writers with the same requests wait instead of deadlocking.
             fresh.sort(key=lambda row: (row["request_id"] or "", row["decision_id"]))
-            _write_all(connection, _INSERT["decisions"], fresh)
-            _write_all(connection, _INSERT["reservations"], [self._held_row(*c) for c in claims.items()])
+            self._write_all(cursor, _INSERTS["decisions"], fresh)
+            self._write_all(cursor, _INSERTS["reservations"], [self._held_row(*c) for c in claims.items()])
             if erased:
                 late = [row["decision_id"] for row in fresh if row["pseudonym"] in erased]
                 self._fold(connection, late)
@@ -149,7 +150,9 @@ class Slates(Folding, Leases, Decisions):
         """Those of the users who were erased since they were looked up."""
         names = {slate[0].decision.pseudonym for slate in slates}
         asking = {"tenant": self.tenant, "rows": packed([[name] for name in names])}
-        present = {row[0] for row in connection.execute(locking(self.dialect), asking).fetchall()}
+        cursor = cursor_of(connection)
+        cursor.execute(locking(self.dialect), asking)
+        present = {row[0] for row in cursor.fetchall()}
         missing = names - present
         return self._marked(connection, PSEUDONYM, missing) if missing else set()
 
@@ -189,9 +192,9 @@ class Slates(Folding, Leases, Decisions):
         ]
         if not rows:
             return {}
-        asking = {"tenant": self.tenant, "rows": packed(rows)}
-        found = connection.execute(counting(self.dialect, caps), asking).fetchall()
-        return {row[0]: row[1:] for row in found}
+        cursor = cursor_of(connection)
+        cursor.execute(counting(self.dialect, caps), {"tenant": self.tenant, "rows": packed(rows)})
+        return {row[0]: row[1:] for row in cursor.fetchall()}
 
     def _admit(self, place: int, slate: Slate, caps: Sequence[Cap], seen: _Seen) -> Recorded:
         """What becomes of the slate, given those before it; notes what it adds."""
@@ -199,8 +202,9 @@ class Slates(Folding, Leases, Decisions):
             return Recorded.DUPLICATE
         first, contacts = slate[0].decision, [entry.decision for entry in slate if entry.decision.chosen]
         earlier = seen.fresh[first.pseudonym]
+        made = earlier + contacts
         counts = zip(caps, seen.contacts.get(place, ()), strict=False)
-        if any(n + _within(cap, earlier + contacts, first) > cap.contacts for cap, n in counts):
+        if any(n + _within(cap, made, first) > cap.contacts for cap, n in counts):
             return Recorded.OVER_CAP
         if not seen.take(slate):
             return Recorded.OVER_BUDGET
@@ -208,17 +212,16 @@ class Slates(Folding, Leases, Decisions):
         earlier += contacts
         return Recorded.STORED
 
-    def _take(self, connection: Connection, claims: Mapping[str, Claim]) -> None:
-        """Moves what is claimed out of the leases; `budgets.reserved` holds it before and after."""
+    def _taken(self, claims: Mapping[str, Claim]) -> list[Row]:
+        """What is claimed of each lease; `budgets.reserved` holds it before and after."""
         wanted = Counter[tuple[str, str]]()
         for claim in claims.values():
             wanted[claim.lease_id, claim.budget_id] += claim.amount
         now = to_micros(self._system_now())
-        changes = [
+        return [
             {"tenant": self.tenant, "lease": lease_id, "budget": budget_id, "more": amount, "now": now}
             for (lease_id, budget_id), amount in sorted(wanted.items())  # one order of locks for everybody
         ]
-        _write_all(connection, _TAKE, changes)
 
     def _held_row(self, decision_id: str, claim: Claim) -> Row:
         return {
@@ -231,6 +234,15 @@ class Slates(Folding, Leases, Decisions):
             "state": OPEN,
             "expires_at": to_micros(claim.expires_at),
         }
+
+    def _write_all(self, cursor: Any, sql: str, rows: Sequence[Row]) -> None:
+        """Writes every row, or says that one could not be."""
+        if len(rows) == 1:
+            cursor.execute(native(self.dialect, sql), rows[0])
+        elif rows:
+            cursor.executemany(native(self.dialect, sql), rows)
+        if rows and cursor.rowcount != len(rows):
+            raise _OtherwiseError
 
     def _slate_rows(self, slate: Slate) -> list[Row]:
         """The rows of a slate; ValueError for one that could not be replayed or read as one answer."""
@@ -264,15 +276,6 @@ class Slates(Folding, Leases, Decisions):
                 kept = self._sets(connection, [decision.candidate_set])[decision.candidate_set]
         if kept.ids != decision.candidates:
             raise ValueError(f"decision.candidates: are not those of the set {decision.candidate_set!r}")
-
-
-def _write_all(connection: Connection, statement: TextClause, rows: Sequence[Row]) -> None:
-    """Writes every row, or says that one could not be."""
-    if not rows:
-        return
-    result = connection.execute(statement, rows[0] if len(rows) == 1 else rows)
-    if result.rowcount != len(rows):
-        raise _OtherwiseError
 
 
 def _within(cap: Cap, made: Sequence[Decision], around: Decision) -> int:
