@@ -1,7 +1,7 @@
-"""Copies serve/config/kubernetes.yaml into the RayService, whose `serveConfigV2` is one opaque string.
+"""Copies each Serve configuration into its RayService, whose `serveConfigV2` is one opaque string.
 
-    python -m k8s.embed          # write k8s/base/rayservice.yaml
-    python -m k8s.embed --check  # exit 1 where it is out of date
+    python -m k8s.embed          # write k8s/base/rayservice.yaml and k8s/overlays/gpu/serve-config.yaml
+    python -m k8s.embed --check  # exit 1 where one is out of date
 
 Kustomize can neither read a file outside its folder nor patch inside a string, so the copy is made here and
 kept in the repository; a test compares the two.
@@ -15,8 +15,11 @@ import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = ROOT / "serve" / "config" / "kubernetes.yaml"
-MANIFEST = ROOT / "k8s" / "base" / "rayservice.yaml"
+# Configuration below serve/config → manifest below k8s.
+COPIES = {
+    "kubernetes.yaml": "base/rayservice.yaml",
+    "kubernetes-gpu.yaml": "overlays/gpu/serve-config.yaml",
+}
 KEY = "  serveConfigV2: |"
 INDENT = "    "
 
@@ -38,20 +41,30 @@ def embed(manifest: str, config: str) -> str:
     return "\n".join([*lines[:start], *block, *lines[end:]]) + "\n"
 
 
+def bring_up_to_date(config: Path, manifest: Path, check: bool) -> bool:
+    """Whether `manifest` was up to date; writes it where it was not, unless this is a check."""
+    before = manifest.read_text(encoding="utf-8")
+    after = embed(before, config.read_text(encoding="utf-8"))
+    if before == after:
+        return True
+    if check:
+        print(f"{manifest.relative_to(ROOT)} is out of date: run `python -m k8s.embed`", file=sys.stderr)
+    else:
+        manifest.write_text(after, encoding="utf-8")
+        print(f"wrote {manifest.relative_to(ROOT)}")
+    return False
+
+
 def main() -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Copy the Serve YAML into the RayService manifest.")
+    parser = argparse.ArgumentParser(description="Copy the Serve configurations into their manifests.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if out of date")
     check = parser.parse_args().check
-    before = MANIFEST.read_text(encoding="utf-8")
-    after = embed(before, CONFIG.read_text(encoding="utf-8"))
-    if check and before != after:
-        print(f"{MANIFEST.relative_to(ROOT)} is out of date: run `python -m k8s.embed`", file=sys.stderr)
-        return 1
-    if before != after:
-        MANIFEST.write_text(after, encoding="utf-8")
-        print(f"wrote {MANIFEST.relative_to(ROOT)}")
-    return 0
+    fresh = [
+        bring_up_to_date(ROOT / "serve" / "config" / config, ROOT / "k8s" / manifest, check)
+        for config, manifest in COPIES.items()
+    ]
+    return int(check and not all(fresh))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def render() -> Callable[[str], tuple[dict[str, Any], ...]]:
     return _render
 
 
-@pytest.fixture(scope="session", params=["base", "overlays/dev", "overlays/production"])
+@pytest.fixture(scope="session", params=["base", "overlays/dev", "overlays/production", "overlays/gpu"])
 def documents(request: pytest.FixtureRequest, render: Any) -> tuple[dict[str, Any], ...]:
     """The documents of each rendering in turn."""
     return render(request.param)  # type: ignore[no-any-return]

