@@ -81,6 +81,14 @@ class DataSettings(Section):
     )
 
 
+class FrequencyCap(Section):
+    contacts: Count = Field(description="most contacts of a user")
+    days: Positive = Field(le=366.0, description="in any so many days")
+    channel: Literal["email", "push", "display", "mailer"] | None = Field(
+        None, description="over this channel; null: over all together"
+    )
+
+
 class ServeSettings(Section):
     host: str = Field(
         "127.0.0.1", min_length=1, description="address to listen on; others than loopback need keys"
@@ -99,6 +107,19 @@ class ServeSettings(Section):
     max_n: Count = Field(20, description="most actions in one answer")
     max_candidates: Count = Field(1000, description="most candidates in one request")
     request_timeout_s: Positive = Field(5.0, description="seconds after which a request is given up")
+    topology: Literal["ingress", "deployment"] = Field(
+        "ingress", description="where the predictor runs: with the HTTP replica, or as a deployment of its own"
+    )
+    frequency_caps: tuple[FrequencyCap, ...] = Field(
+        (), description="limits of contacts per user, such as [{contacts: 3, days: 7, channel: email}]"
+    )
+    max_batch: Count = Field(32, description="most decisions of one pass and one commit")
+    max_waiting: Count = Field(64, description="most decisions that wait; more are refused with 503")
+    max_wait_ms: Positive = Field(250.0, description="while one has waited longer, further ones are refused")
+    lease_term_s: Positive = Field(
+        30.0, description="seconds after which the budget that a dead replica had leased goes back"
+    )
+    replay_days: Positive = Field(30.0, description="days for which `qiance replay` can score a decision again")
 
 
 class FeatureSettings(Section):
