@@ -96,13 +96,13 @@ def open_shop(size: Size, folder: Path = FOLDER) -> Shop:
     place = folder / _key(size)
     if not (place / "facts.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
+        _forget(size, folder)
         staging = Path(tempfile.mkdtemp(prefix=".shop-", dir=folder))
         try:
             # Imported here: training takes seconds to load, and a shop that is there needs none of it.
             from benchmarks.deciding.shop_build import build
 
             build(Shop(staging, size))
-            _forget(size, folder)
             staging.rename(place)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
