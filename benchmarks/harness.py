@@ -289,7 +289,9 @@ def _install(folder: Path, python: Path, requirements: Sequence[str]) -> str:
     uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if uv is None:
         return "uv was not found; run `make setup`"
-    install = [uv, "pip", "install", "--quiet", "--python", str(python), *_find_links(), *requirements]
+    # Compiled once here: where Python may not write bytecode, a peer would compile at every start.
+    options = ["--quiet", "--compile-bytecode", "--python", str(python), *_find_links()]
+    install = [uv, "pip", "install", *options, *requirements]
     for command in ([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], install):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:

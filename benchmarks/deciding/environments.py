@@ -14,7 +14,7 @@ PEERS = {
 # What the product's decision path imports; the rest comes with these.
 PRODUCT = (
     *("alembic", "cryptography", "fastapi", "feast", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml"),
-    *("sqlalchemy", "torch", "uvicorn"),
+    *("scipy", "sqlalchemy", "torch", "uvicorn"),
 )
 
 

@@ -1,7 +1,5 @@
 """BentoML: its adaptive batching before the product's engine, in one worker process."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -14,7 +12,7 @@ JOB = "QIANCE_BENCH_JOB"
 MAX_BATCH = 32
 
 
-@bentoml.service(name="decisions", workers=1, traffic={"timeout": 30})
+@bentoml.service(name="decisions", workers=1, traffic={"timeout": 30}, logging={"access": {"enabled": False}})
 class Decisions:
     """Decides batches."""
 
