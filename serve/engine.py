@@ -19,6 +19,7 @@ from qiance.ledger import (
     LedgerUnavailableError,
     Recorded,
     Slate,
+    new_decision_id,
 )
 from serve.answers import Answer
 from serve.args import AppArgs
@@ -27,7 +28,7 @@ from serve.live import LiveState, Watcher, floors
 from serve.outage import Outage
 from serve.problems import Problem
 from serve.scoring import ScoredBatch, Scorer, ScoreRequest
-from serve.slates import Call, Case, Drawer, Ints
+from serve.slates import Call, Case, Drawer, Ints, uniforms
 from serve.spool import SpoolFullError
 
 CONTACT_WINDOW = Cap(0, 7.0)  # counted for the model: contacts of the last seven days
@@ -97,7 +98,18 @@ class Engine:
         held = holdout([who.pseudonym for who in known], self._args.tenant, self._args.holdout)
         idle = held | bool({"no_policy", "killed"} & set(told))
         degraded = [(*told, *of_user) for of_user in scored.degraded]
-        return Case(calls, known, state, scored, held, idle, self._columns(state, scored), degraded)
+        return Case(
+            calls,
+            known,
+            state,
+            scored,
+            held,
+            idle,
+            self._columns(state, scored),
+            degraded,
+            [new_decision_id() for _ in calls],
+            uniforms(len(calls), max(call.request.n for call in calls)),
+        )
 
     def _score(
         self, calls: Sequence[Call], known: Sequence[Identified], state: LiveState

@@ -90,7 +90,7 @@ class Gateway:
 
         The name of the key, for the audit log.
         """
-        now = scope not in HOT or credentials is not None and not self._keys.known
+        now = scope not in HOT or (credentials is not None and not self._keys.known)
         if not await self._keys.any(now):
             client = request.client.host if request.client else ""
             if client in ("127.0.0.1", "::1", ""):

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -48,6 +49,10 @@ class LeaseBook:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="qiance-leases", daemon=True)
         self._thread.start()
+
+    def alone(self) -> AbstractContextManager[bool]:
+        """A context in which no other thread of this replica takes money."""
+        return self._lock
 
     def ensure(self, budget_id: str, amount: int) -> int:
         """Minor units that one action may cost now; a new slice is leased when `amount` is not there.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -22,7 +21,7 @@ from serve.schemas import DecisionRequest
 from serve.scoring import Mask, ScoredBatch
 
 Ints = NDArray[np.int64]
-_PATIENCE = 8  # draws of one position that lost their money to another thread before it is given up
+Floats = NDArray[np.float64]
 _PLENTY = 2**62
 
 
@@ -39,7 +38,8 @@ class Case:
     """What the answers of a batch are drawn from; U users, A candidates, in the order of `state`.
 
     held: `[U]` the user is in the holdout. idle: `[U]` nothing but control may be done, for whatever reason.
-    columns: `[A]` where in `scored` each candidate is. degraded: per user.
+    columns: `[A]` where in `scored` each candidate is. degraded, decision_ids: per user.
+    uniforms: `[U, P]` the number in [0, 1) that each position is drawn with, however often it is drawn.
     """
 
     calls: Sequence[Call]
@@ -50,13 +50,8 @@ class Case:
     idle: Mask
     columns: Ints
     degraded: Sequence[tuple[str, ...]]
-    decision_ids: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.decision_ids.extend(secrets.token_hex(16) for _ in self.calls)
-
-    def channel_of(self, column: int) -> str:
-        return self.state.channels[column]
+    decision_ids: Sequence[str]
+    uniforms: Floats
 
 
 class Drawer:
@@ -78,7 +73,7 @@ class Drawer:
         slates: list[list[Entry]] = [[] for _ in rows]
         going, position = np.arange(len(rows)), 0
         while len(going):
-            self._position(case, wanted, going, mask, contacts, slates)
+            self._position(case, position, wanted, going, mask, contacts, slates)
             position += 1
             going = np.array(
                 [
@@ -94,14 +89,9 @@ class Drawer:
 
     def control_only(self, case: Case, rows: Sequence[int]) -> list[Slate]:
         """Slates that do nothing, for users whose every other choice was taken from them."""
-        wanted = np.array(rows, dtype=np.int64)
         mask = _only_control(len(rows), len(case.state.actions))
-        decided = self._decide(case, wanted, mask)
-        packed = np.packbits(mask, axis=1, bitorder="little")
-        return [
-            (Entry(self._decision(case, row, 0, decided, n, mask[n], packed[n]), None),)
-            for n, row in enumerate(rows)
-        ]
+        drawn = _Drawn.of(self._decide(case, np.array(rows, dtype=np.int64), 0, mask), mask)
+        return [(Entry(self._decision(case, row, 0, drawn, n), None),) for n, row in enumerate(rows)]
 
     def _admissible(self, case: Case, wanted: Ints) -> Mask:
         """`[R, A]`: for this audience, in stock, on schedule, a candidate; control always."""
@@ -119,52 +109,51 @@ class Drawer:
     def _position(
         self,
         case: Case,
+        position: int,
         wanted: Ints,
         going: Ints,
         mask: Mask,
         contacts: Ints,
         slates: list[list[Entry]],
     ) -> None:
-        """Choose the next position of every slate in `going`, and take its money."""
-        for attempt in range(_PATIENCE + 1):
-            # Looked up before the draw: what a budget cannot pay is no choice, or propensities were wrong.
-            allowed = mask[going] & self._affordable(case.state) & self._uncapped(case.state, contacts[going])
-            if attempt == _PATIENCE:
-                allowed = _only_control(len(going), mask.shape[1])
-            decided = self._decide(case, wanted[going], allowed)
-            packed = np.packbits(allowed, axis=1, bitorder="little")
-            lost = []
-            for n, (row, column) in enumerate(zip(going.tolist(), decided.choice.tolist(), strict=True)):
-                user = int(wanted[row])
-                claim, paid = self._take(case, user, column)
-                if not paid:
-                    lost.append(row)
-                    continue
-                decision = self._decision(case, user, len(slates[row]), decided, n, allowed[n], packed[n])
+        """Choose the next position of every slate in `going`, and take its money.
+
+        What a budget cannot pay is no choice, or propensities were wrong: so it is looked up before each
+        draw, and nobody else takes money in between. All are drawn at once; whoever finds less money at his
+        turn than was assumed is drawn again with the same number, so that the draw decides nothing twice.
+        """
+        users = wanted[going]
+        open_ = mask[going] & self._uncapped(case.state, contacts[going])
+        with self._leases.alone():
+            left = self._left(case.state)
+            allowed = open_ & _pays(case.state, left)
+            drawn = _Drawn.of(self._decide(case, users, position, allowed), allowed)
+            for n, (row, user) in enumerate(zip(going.tolist(), users.tolist(), strict=True)):
+                one, place = drawn, n
+                if (now := self._left(case.state)) != left:
+                    again = open_[n : n + 1] & _pays(case.state, now)
+                    one, place = _Drawn.of(self._decide(case, users[n : n + 1], position, again), again), 0
+                column = int(one.decided.choice[place])
+                claim = self._take(case, user, column)
+                decision = self._decision(case, user, position, one, place)
                 slates[row].append(Entry(decision, claim))
                 mask[row, column] = column == 0
-                contacts[row] += self._counts(case.channel_of(column))
-            # Another thread took the money after we looked: drawn again, from what can be paid now.
-            going = np.array(lost, dtype=np.int64)
-            if not lost:
-                return
+                contacts[row] += self._counts(case.state.channels[column])
 
-    def _decide(self, case: Case, users: Ints, allowed: Mask) -> Decided:
+    def _decide(self, case: Case, users: Ints, position: int, allowed: Mask) -> Decided:
         scored, columns = case.scored, np.maximum(case.columns, 0)
-        uniforms = (np.frombuffer(os.urandom(8 * len(users)), dtype="<u8") >> 11) * 2.0**-53
         return decide(
             scored.value[users][:, columns],
             scored.cost[users][:, columns],
             allowed,
             case.state.versions.shadow_price,
             self._args.epsilon,
-            uniforms=uniforms,
+            uniforms=case.uniforms[users, position],
         )
 
-    def _affordable(self, state: LiveState) -> Mask:
-        """`[A]` whether its budget can pay each action now."""
-        left = [self._leases.ensure(name, state.needed[name]) for name in state.budgets]
-        return np.asarray(state.liability <= np.array([*left, _PLENTY])[state.budget_of])
+    def _left(self, state: LiveState) -> tuple[int, ...]:
+        """Per budget what one action may cost now; more than any costs counts as that."""
+        return tuple(min(self._leases.ensure(name, most), most) for name, most in state.needed.items())
 
     def _uncapped(self, state: LiveState, contacts: Ints) -> Mask:
         """`[R, A]` whether one contact more stays within every cap."""
@@ -179,28 +168,20 @@ class Drawer:
         """`[K]` 1 for each cap that a contact over `channel` counts towards."""
         return np.array([_counts(cap, channel) for cap in self._args.caps], dtype=np.int64)
 
-    def _take(self, case: Case, user: int, column: int) -> tuple[Claim | None, bool]:
-        """What the action sets aside, None if it costs nothing; and whether that could be had."""
+    def _take(self, case: Case, user: int, column: int) -> Claim | None:
+        """What the action sets aside; None if it costs nothing."""
         amount = int(case.state.liability[column])
         if amount == 0:
-            return None, True
+            return None
         action, expires = case.state.actions[column], case.calls[user].at + self._window
         budget = case.state.strategies[action.strategy_id].brief_id
         claim = self._leases.take(budget, amount, action.contact_cost, expires)
-        return claim, claim is not None
+        assert claim is not None, "only what can be paid is drawn, and nobody took from it since"
+        return claim
 
-    def _decision(
-        self,
-        case: Case,
-        user: int,
-        position: int,
-        decided: Decided,
-        n: int,
-        allowed: Mask,
-        packed: NDArray[np.uint8],
-    ) -> Decision:
-        request, state, column = case.calls[user].request, case.state, int(decided.choice[n])
-        name = case.decision_ids[user]
+    def _decision(self, case: Case, user: int, position: int, drawn: _Drawn, place: int) -> Decision:
+        request, state, decided = case.calls[user].request, case.state, drawn.decided
+        name, column = case.decision_ids[user], int(decided.choice[place])
         return Decision(
             decision_id=f"{name}.{position}" if position else name,
             tenant_id=self._args.tenant,
@@ -210,11 +191,11 @@ class Drawer:
             decided_at=case.calls[user].at,
             candidates=state.action_ids,
             candidate_set=state.candidate_set,
-            admissible=packed.tobytes(),
-            scores=decided.score[n][allowed].tobytes(),
+            admissible=drawn.packed[place].tobytes(),
+            scores=decided.score[place][drawn.allowed[place]].tobytes(),
             chosen=column,
-            propensity=float(decided.propensity[n]),
-            uniform=float(decided.uniforms[n]),
+            propensity=float(decided.propensity[place]),
+            uniform=float(decided.uniforms[place]),
             epsilon=self._args.epsilon,
             shadow_price=state.versions.shadow_price,
             channel=state.channels[column],
@@ -226,6 +207,30 @@ class Drawer:
             items=case.scored.items,
             user_row=case.scored.user_rows[user],
         )
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Choices with the masks `[n, A]` that they were made under, also as bits."""
+
+    decided: Decided
+    allowed: Mask
+    packed: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, decided: Decided, allowed: Mask) -> _Drawn:
+        return cls(decided, allowed, np.packbits(allowed, axis=1, bitorder="little"))
+
+
+def _pays(state: LiveState, left: Sequence[int]) -> Mask:
+    """`[A]` whether its budget has what each action may cost; `left` is in the order of `state.budgets`."""
+    return np.asarray(state.liability <= np.array([*left, _PLENTY])[state.budget_of])
+
+
+def uniforms(users: int, positions: int) -> Floats:
+    """`[users, positions]` numbers in [0, 1) with 53 random bits, from the system's source."""
+    bits = np.frombuffer(os.urandom(8 * users * positions), dtype="<u8") >> np.uint64(11)
+    return (bits.astype(np.float64) * 2.0**-53).reshape(users, positions)
 
 
 def _only_control(rows: int, actions: int) -> Mask:

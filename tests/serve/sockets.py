@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 from collections.abc import Iterable
@@ -36,6 +37,16 @@ def processes_of(folder: str, root: psutil.Process | None = None) -> list[psutil
         except psutil.Error:
             continue
     return list(found.values())
+
+
+def named(processes: Iterable[psutil.Process], word: str) -> list[psutil.Process]:
+    """Those with the word in their name or command line, as far as they still run."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if word in f"{process.name()} {' '.join(process.cmdline())}":
+                found.append(process)
+    return found
 
 
 def bound_by(processes: Iterable[psutil.Process]) -> list[Bound]:

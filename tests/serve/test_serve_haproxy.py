@@ -90,6 +90,15 @@ def test_haproxy_accepts_the_result(rendered: str, tmp_path: Path) -> None:
         assert f"Content-Length: {len(body)}".encode() in head
 
 
+def test_the_file_is_a_program_that_finds_haproxy_by_itself(rendered: str, tmp_path: Path) -> None:
+    """As in the image, where Ray starts it by its name."""
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(rendered)
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    done = subprocess.run([PROGRAM, "-c", "-f", config], env=environment, capture_output=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

