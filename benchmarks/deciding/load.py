@@ -25,6 +25,7 @@ from benchmarks.deciding.wire import Answer, Connection, Request, messages
 
 GIVEN_UP = "given up"
 SWEEP_S = 0.1
+IDLE_S = 3.0  # servers close idle connections, uvicorn after five seconds; a request must not meet that
 SAMPLES = 4
 LEAST_ANSWERS = 8  # of a closed loop
 
@@ -92,7 +93,7 @@ class Generator:
     def warm(self) -> None:
         """Open connections before the clock starts."""
         for _ in range(min(self._job.warm, self._job.connections)):
-            self._idle.append(self._open())
+            self._rest(self._open())
 
     def open_loop(self, start: float) -> bool:
         """All phases, from `start`; False if it gave up."""
@@ -195,16 +196,22 @@ class Generator:
                 self._answered(connection, answer)
 
     def _answered(self, connection: Connection, answer: Answer) -> None:
-        request, connection.request = connection.request, None
-        if request is not None:
-            request.status = answer.status
-            self._finish(request, problem_of(answer))
-            if len(self.samples) < SAMPLES or (request.problem and len(self.samples) < 2 * SAMPLES):
-                self.samples.append(answer.body.decode(errors="replace")[:2_000])
+        request = connection.request
+        if request is None:  # what nobody asked for: the server says that it closes the connection
+            self._lose(connection, "")
+            return
+        connection.request, request.status = None, answer.status
+        self._finish(request, problem_of(answer))
+        if len(self.samples) < SAMPLES or (request.problem and len(self.samples) < 2 * SAMPLES):
+            self.samples.append(answer.body.decode(errors="replace")[:2_000])
         if answer.stays:
-            self._idle.append(connection)
+            self._rest(connection)
         else:
             self._close(connection)
+
+    def _rest(self, connection: Connection) -> None:
+        connection.idle_since = time.perf_counter()
+        self._idle.append(connection)
 
     def _finish(self, request: Request, problem: str) -> None:
         request.ended, request.problem = time.perf_counter(), problem
@@ -225,7 +232,9 @@ class Generator:
         connection.sock.close()
 
     def _sweep(self, now: float) -> None:
-        """End what has waited longer than a client would."""
+        """End what has waited longer than a client would, and leave before the server hangs up."""
+        while self._idle and self._idle[0].idle_since < now - IDLE_S:
+            self._lose(self._idle[0], "")
         late = now - self._job.timeout_s
         for connection in list(self._all.values()):
             if connection.request is not None and connection.request.due < late:

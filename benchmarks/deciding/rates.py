@@ -101,15 +101,19 @@ class Prober:
     def _run(self, job: Job) -> Result:
         # Every run has serial numbers of its own: a repeated request id would be answered from the log.
         self._job = replace(self._job, nonce=self._job.nonce + 1)
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.deciding.load"],
-            input=json.dumps(asdict(job)),
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            timeout=120.0 + job.closed_s + sum(seconds for _, seconds in job.phases),
-            check=False,
-        )
+        patience = 120.0 + job.closed_s + sum(seconds for _, seconds in job.phases)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.deciding.load"],
+                input=json.dumps(asdict(job)),
+                capture_output=True,
+                text=True,
+                cwd=ROOT,
+                timeout=patience,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"the load generator did not end within {patience:.0f} s") from None
         if done.returncode != 0:
             raise RuntimeError(f"the load generator ended with {done.returncode}: {done.stderr[-2_000:]}")
         result = Result.from_dict(json.loads(done.stdout))

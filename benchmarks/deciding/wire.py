@@ -40,7 +40,7 @@ class Answer:
 class Connection:
     """One keep-alive connection with at most one request under way; it never blocks."""
 
-    __slots__ = ("_buffer", "_unsent", "request", "sock")
+    __slots__ = ("_buffer", "_unsent", "idle_since", "request", "sock")
 
     def __init__(self, host: str, port: int) -> None:
         self.sock = socket.socket()
@@ -48,6 +48,7 @@ class Connection:
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = self._unsent = b""
         self.request: Request | None = None
+        self.idle_since = 0.0
         code = self.sock.connect_ex((host, port))
         if code not in (0, errno.EINPROGRESS):
             self.sock.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -199,6 +200,31 @@ def test_the_closed_loop_keeps_as_many_under_way_as_asked() -> None:
 def test_a_connection_that_the_server_closes_is_opened_anew() -> None:
     phase = load(lambda _: (200, {"Connection": "close"}, GOOD), phases=[(40.0, 0.5)]).phases[0]
     assert phase.accepted == 20
+
+
+def test_a_server_may_hang_up_on_idle_connections_with_or_without_a_word() -> None:
+    """HAProxy answers 408 on a connection that nothing was asked on, others close it in silence."""
+    for word in (b"HTTP/1.1 408 Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", b""):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            thread = threading.Thread(target=_hang_up_on_all_but_one, args=(listener, word))
+            thread.start()
+            port = listener.getsockname()[1]
+            job = Job("127.0.0.1", port, "/", BODIES, 0, [(10.0, 1.0)], connections=4, warm=4)
+            result = run(job)
+            thread.join()
+        assert result.phases[0].accepted == 10
+        assert result.complete
+
+
+def _hang_up_on_all_but_one(listener: socket.socket, word: bytes) -> None:
+    """The last of four connections is served, as the generator uses it first."""
+    opened = [listener.accept()[0] for _ in range(4)]
+    for one in opened[:3]:
+        one.sendall(word)
+        one.close()
+    with opened[3] as served:
+        while served.recv(65_536):
+            served.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(GOOD), GOOD))
 
 
 @pytest.mark.parametrize(
