@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from qiance.artifacts.manifest import Artifact, ArtifactError, Manifest, load_manifest
 from qiance.artifacts.program import load_program
+from qiance.artifacts.runner import Program, Runner
+from qiance.features.grid import GridColumns
 from qiance.features.schema import Columns, Encoder, FeatureSchema
 
 if TYPE_CHECKING:
@@ -21,15 +23,20 @@ if TYPE_CHECKING:
 KIND = "effect-model"
 TASKS = ("click", "conversion", "sales", "margin")
 PROGRAM, ENCODER, INFO = "program.pt2", "encoder.json", "effect.json"
-# Rows per pass: bounds the memory of a pass over a large grid of users × actions.
-_CHUNK = 16_384
+# The same network over users × actions: what the actions give alone, and what they give with users.
+ACTIONS, PAIRS = "actions.pt2", "pairs.pt2"
+# Rows per pass: what a pass writes (some hundred floats a row) stays in the cache of a core. 32 users × 501
+# actions at once take 1.4 times as long as by fours.
+_CHUNK = 2_048
+# A GPU is filled by more rows, and this bounds its memory.
+_CUDA_CHUNK = 65_536
 
 Draws = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class EffectDraws:
-    """Predictions for n rows by H bootstrap heads, each `[n, H]` float32.
+    """Predictions for n rows by H bootstrap heads, each `[n, H]` float32; `[U, A, H]` of users × actions.
 
     click, conversion: probabilities within the outcome window.
     sales, margin: expected minor units per row (conversion included).
@@ -49,6 +56,7 @@ class EffectInfo:
     tasks: trained tasks, in the order of the program's last axis.
     heads: H. hidden: sizes of the trunk.
     entire_space: conversion is P(click) · P(conversion | click), else a head of its own.
+    grid: which columns of its input the programs for users × actions take apart, or None without them.
     width_scale: factor on the spread of the heads, so that 90 % intervals of group means cover over
         all tasks; width_scales: the factor that each task alone needs.
     """
@@ -59,6 +67,7 @@ class EffectInfo:
     entire_space: bool
     width_scale: float
     width_scales: Mapping[str, float]
+    grid: GridColumns | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -68,6 +77,7 @@ class EffectInfo:
             "entire_space": self.entire_space,
             "width_scale": self.width_scale,
             "width_scales": dict(self.width_scales),
+            "grid": None if self.grid is None else {"user": self.grid.user, "pair": self.grid.pair},
         }
 
     @classmethod
@@ -79,40 +89,61 @@ class EffectInfo:
             entire_space=bool(data["entire_space"]),
             width_scale=float(data["width_scale"]),
             width_scales={str(k): float(v) for k, v in data["width_scales"].items()},
+            grid=_grid_columns(data.get("grid")),
         )
+
+
+def _grid_columns(data: Mapping[str, Any] | None) -> GridColumns | None:
+    """None of models from before there were programs for users × actions."""
+    return None if data is None else GridColumns(tuple(data["user"]), tuple(data["pair"]))
 
 
 class EffectModel:
     """A loaded effect model; `predict` may be called from several threads."""
 
     def __init__(
-        self, artifact: Artifact, encoder: Encoder, info: EffectInfo, program: torch.nn.Module, threads: int
+        self,
+        artifact: Artifact,
+        encoder: Encoder,
+        info: EffectInfo,
+        runner: Runner,
+        programs: Mapping[str, Program],
     ) -> None:
         self.artifact = artifact
         self.encoder = encoder
         self.info = info
-        self._program = program
-        self._threads = threads
+        self._runner, self._programs = runner, programs
 
     @classmethod
-    def load(cls, path: Path, expect: FeatureSchema | None = None, threads: int = 1) -> EffectModel:
+    def load(
+        cls,
+        path: Path,
+        expect: FeatureSchema | None = None,
+        threads: int = 1,
+        device: str = "cpu",
+        dtype: str = "float32",
+        cuda_graphs: bool = False,
+    ) -> EffectModel:
         """Load and verify the artifact at `path`.
 
         expect: the schema that the caller will feed; a model of another one is refused.
-        threads: torch threads of a prediction, a setting of the whole process.
+        threads: torch threads of a prediction, in whichever thread it is asked for.
+        device: cpu or cuda. dtype: float32, or bfloat16 for the products alone. cuda_graphs: replay recorded
+        kernels, one recording per number of users and actions; on cuda only.
         Raises ArtifactError for a damaged artifact, another kind, or another schema, saying which
         feature differs.
         """
         manifest = load_manifest(path)
         if manifest.kind != KIND:
             raise ArtifactError(f"{path}: is of kind {manifest.kind!r}; an effect model is {KIND!r}")
-        if threads < 1:
-            raise ValueError(f"threads: {threads} is not positive")
+        runner = Runner(threads, device, dtype, cuda_graphs)
         encoder = _read_encoder(path, manifest)
         if expect is not None:
             _check_schema(path, expect, encoder.schema)
         info = EffectInfo.from_dict(json.loads((path / INFO).read_text(encoding="utf-8")))
-        return cls(Artifact(path, manifest), encoder, info, load_program(path / PROGRAM), threads)
+        names = (PROGRAM,) if info.grid is None else (PROGRAM, ACTIONS, PAIRS)
+        programs = {name: runner.place(load_program(path / name), record=name == PAIRS) for name in names}
+        return cls(Artifact(path, manifest), encoder, info, runner, programs)
 
     @property
     def schema(self) -> FeatureSchema:
@@ -145,24 +176,68 @@ class EffectModel:
 
     def predict_encoded(self, num: NDArray[np.float32], cat: NDArray[np.int64]) -> EffectDraws:
         """The same for rows already encoded: num `[n, Dn]`, cat `[n, Dc]`."""
-        n = len(num)
-        starts = range(0, n, _CHUNK) or range(1)
-        parts = [self._run(num[start : start + _CHUNK], cat[start : start + _CHUNK]) for start in starts]
-        output = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        by_task = {task: output[:, :, place] for place, task in enumerate(self.tasks)}
-        absent = np.full((n, self.heads), np.nan, dtype=np.float32)
+        parts = [
+            self._runner.run(self._programs[PROGRAM], num[rows], cat[rows])[0].transpose(2, 1, 0)
+            for rows in self._passes(len(num), 1)
+        ]
+        return self._draws([_joined(list(task), axis=1) for task in zip(*parts, strict=True)])
+
+    def prepare(
+        self, num: NDArray[np.float32], cat: NDArray[np.int64], columns: GridColumns
+    ) -> PreparedActions | None:
+        """What the model makes of A actions before it knows the user: num `[A, Dn]`, cat `[A, Dc]`.
+
+        columns: those of num that hang on the user, and are not read here. None where the artifact has no
+        programs for users × actions, or was exported for other columns: then `predict_encoded` has to do.
+        """
+        if columns != self.info.grid:
+            return None
+        tensors = self._runner.keep(self._programs[ACTIONS], num, cat)
+        return PreparedActions(self, tensors, len(num))
+
+    def predict_pairs(
+        self, tensors: tuple[torch.Tensor, ...], user: NDArray[np.float32], pair: NDArray[np.float32]
+    ) -> EffectDraws:
+        """See `PreparedActions.predict`."""
+        users, actions = pair.shape[1:]
+        shape = (self.heads, -1, actions)
+        parts = [
+            [
+                task.reshape(shape)
+                for task in self._runner.run(self._programs[PAIRS], *tensors, user[:, some], pair[:, some])
+            ]
+            for some in self._passes(users, actions)
+        ]
+        return self._draws([_joined(list(task), axis=1) for task in zip(*parts, strict=True)])
+
+    def _passes(self, count: int, rows: int) -> list[slice]:
+        """Of `count` things of `rows` rows each; one pass of nothing where there is nothing."""
+        size = max(1, (_CHUNK if self._runner.device == "cpu" else _CUDA_CHUNK) // max(rows, 1))
+        return [slice(start, min(start + size, count)) for start in range(0, max(count, 1), size)]
+
+    def _draws(self, outputs: Sequence[Draws]) -> EffectDraws:
+        """From `[H, ...]` per trained task: heads come last."""
+        by_task = {t: np.moveaxis(own, 0, -1) for t, own in zip(self.tasks, outputs, strict=True)}
+        absent = np.full((*outputs[0].shape[1:], self.heads), np.nan, dtype=np.float32)
         return EffectDraws(*(by_task.get(task, absent) for task in TASKS))
 
-    def _run(self, num: NDArray[np.float32], cat: NDArray[np.int64]) -> Draws:
-        """One pass: `[n, H, T]`."""
-        import torch
 
-        # OpenMP keeps this per calling thread, so it is looked at on every pass.
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
-        with torch.inference_mode():
-            output: torch.Tensor = self._program(torch.from_numpy(num), torch.from_numpy(cat))
-        return output.numpy()
+def _joined(parts: list[Draws], axis: int) -> Draws:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
+
+
+class PreparedActions:
+    """A actions as one model has them in memory, for users to be scored with."""
+
+    def __init__(self, model: EffectModel, tensors: tuple[torch.Tensor, ...], count: int) -> None:
+        self._model, self._tensors, self._count = model, tensors, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def predict(self, user: NDArray[np.float32], pair: NDArray[np.float32]) -> EffectDraws:
+        """Predictions `[U, A, H]` per task: user `[Du, U]`, pair `[Dp, U, A]`: see `GridColumns`."""
+        return self._model.predict_pairs(self._tensors, user, pair)
 
 
 def _read_encoder(path: Path, manifest: Manifest) -> Encoder:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qiance.decide.floors import discounted_price
 from qiance.domain import CONTROL_ACTION, Action, Catalogue, Effect, GridPrediction, UserTable
 from qiance.features.columns import ActionColumns
-from qiance.features.grid import EncodedGrid
+from qiance.features.grid import EncodedGrid, GridColumns
 from qiance.features.schema import Encoder
 from qiance.features.session import no_session
 from qiance.features.transforms import USER_CATEGORY_FEATURES, USER_FEATURES
@@ -23,7 +23,7 @@ Draws = NDArray[np.float32]
 
 
 class DrawnEffects(Protocol):
-    """Predictions per row and bootstrap head, `[n, H]` float32 each."""
+    """Predictions per row and bootstrap head, `[n, H]` float32 each, or `[U, A, H]`."""
 
     @property
     def click(self) -> Draws: ...
@@ -35,6 +35,24 @@ class DrawnEffects(Protocol):
     def margin(self) -> Draws: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """See `DrawnEffects`."""
+
+    click: Draws
+    conversion: Draws
+    sales: Draws
+    margin: Draws
+
+
+class PreparedGrid(Protocol):
+    """A actions that a model has worked out as far as it can without the user."""
+
+    def predict(self, user: Draws, pair: Draws) -> DrawnEffects:
+        """`[U, A, H]` each; user `[Du, U]` and pair `[Dp, U, A]` as `EncodedGrid` gives them."""
+        ...
+
+
 class EffectScorer(Protocol):
     """The effect model as this room needs it."""
 
@@ -44,7 +62,11 @@ class EffectScorer(Protocol):
     @property
     def encoder(self) -> Encoder: ...
 
-    def predict_encoded(self, num: NDArray[np.float32], cat: NDArray[np.int64]) -> DrawnEffects: ...
+    def predict_encoded(self, num: Draws, cat: NDArray[np.int64]) -> DrawnEffects: ...
+
+    def prepare(self, num: Draws, cat: NDArray[np.int64], columns: GridColumns) -> PreparedGrid | None:
+        """A actions for `PreparedGrid.predict`, or None where the model takes whole rows only."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -87,28 +109,33 @@ class ActionGrid:
             (*actions, CONTROL_ACTION), catalogue.index, [item.category for item in catalogue]
         )
         codes = {name: code for code, name in enumerate(categories)}
-        self._encoded = EncodedGrid(model.encoder, parts, item_values, codes)
+        encoded = self._encoded = EncodedGrid(model.encoder, parts, item_values, codes)
+        self._prepared = model.prepare(encoded.num, encoded.cat, encoded.columns) if encoded.columns else None
 
     def score(self, users: UserRows) -> GridScores:
         """Scores of every user × action in one pass."""
-        drawn = self.model.predict_encoded(*self._encoded.rows(users))
-        shape = (len(users), len(self._encoded), -1)
-        click, conversion, sales, margin = (
-            x.reshape(shape) for x in (drawn.click, drawn.conversion, drawn.sales, drawn.margin)
-        )
+        drawn = self._draw(users)
         prediction = GridPrediction(
-            click=click[:, :-1],
-            conversion=conversion[:, :-1],
-            sales=sales[:, :-1],
-            margin=margin[:, :-1],
-            control_margin=margin[:, -1],
+            click=drawn.click[:, :-1],
+            conversion=drawn.conversion[:, :-1],
+            sales=drawn.sales[:, :-1],
+            margin=drawn.margin[:, :-1],
+            control_margin=drawn.margin[:, -1],
             contact_cost=self.contact_cost,
             width_scale=self.model.width_scale,
         )
-        mean = margin.mean(axis=2)
+        mean = drawn.margin.mean(axis=2)
         value = mean[:, :-1] - mean[:, -1:] - self.contact_cost
-        cost = self.contact_cost + conversion[:, :-1].mean(axis=2) * self.discount
+        cost = self.contact_cost + prediction.conversion.mean(axis=2) * self.discount
         return GridScores(value, cost, prediction)
+
+    def _draw(self, users: UserRows) -> DrawnEffects:
+        """`[U, A + 1, H]` each, control last."""
+        if self._prepared is not None:
+            return self._prepared.predict(self._encoded.user(users), self._encoded.pair(users))
+        drawn = self.model.predict_encoded(*self._encoded.rows(users))
+        shape = (len(users), len(self._encoded), drawn.click.shape[1])
+        return Drawn(*(x.reshape(shape) for x in (drawn.click, drawn.conversion, drawn.sales, drawn.margin)))
 
 
 class GridPredictor:

@@ -213,7 +213,7 @@ class Encoder:
         mean, factor = self._scales[0][places], self._scales[1][places]
         missing = ~np.isfinite(values)
         scaled = (np.where(missing, mean, values) - mean) * factor
-        return np.clip(scaled, -_CLIP, _CLIP), missing
+        return scaled.clip(-_CLIP, _CLIP), missing
 
     @cached_property
     def _scales(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
-from qiance.artifacts.effect import EffectDraws
+from qiance.artifacts import EffectModel, write_artifact
+from qiance.artifacts.effect import KIND, TASKS, EffectDraws
 from qiance.decide.predictor import ActionGrid, GridPredictor, discount_of
 from qiance.domain import (
     Action,
@@ -18,9 +22,12 @@ from qiance.domain import (
     StrategyKind,
 )
 from qiance.features.columns import EFFECT_SCHEMA, ITEM_COLUMNS, USER_COLUMNS
+from qiance.features.grid import GridColumns
 from qiance.features.schema import Encoder, NumericCode
 from qiance.features.transforms import USER_CATEGORY_FEATURES
 from qiance.features.user_row import UserRows, pack_all, unpack
+from training.effect.export import effect_files
+from training.effect.network import EffectNetwork, NetworkConfig
 
 CATEGORIES = ("coffee", "cheese")
 CATALOGUE = Catalogue(
@@ -54,6 +61,9 @@ class Linear:
         self.factors = np.arange(1, heads + 1, dtype=np.float32) / heads
         self.weights = np.random.default_rng(0).normal(size=self.encoder.num_width).astype(np.float32)
         self.calls = 0
+
+    def prepare(self, num: np.ndarray, cat: np.ndarray, columns: GridColumns) -> None:
+        """It takes whole rows only, as models of before do."""
 
     def predict_encoded(self, num: np.ndarray, cat: np.ndarray) -> EffectDraws:
         self.calls += 1
@@ -145,3 +155,44 @@ def test_the_predictor_of_proposers_gives_the_same() -> None:
     assert cost.dtype == np.float64
     np.testing.assert_array_equal(cost, scores.cost)
     np.testing.assert_array_equal(prediction.margin, scores.prediction.margin)
+
+
+class Rows:
+    """A model that is made to score whole rows."""
+
+    def __init__(self, model: EffectModel) -> None:
+        self.width_scale, self.encoder = model.width_scale, model.encoder
+        self.predict_encoded = model.predict_encoded
+
+    def prepare(self, num: np.ndarray, cat: np.ndarray, columns: GridColumns) -> None:
+        """None, as of models of before."""
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_a_trained_model_scores_in_parts_what_it_scores_in_rows(tmp_path: Path, count: int) -> None:
+    code = Linear().encoder
+    rates = {"click": 0.1, "conversion": 0.02}
+    config = NetworkConfig(
+        code.num_width, code.cardinalities, TASKS, True, 4, (16, 8), rates, 900.0, 90.0, 50.0
+    )
+    torch.manual_seed(0)
+    num, cat = np.zeros((8, code.num_width), dtype=np.float32), np.zeros((8, 2), dtype=np.int64)
+    files = effect_files(EffectNetwork(config).eval(), code, num, cat, 1.0, {})
+    about = {"feature_service": EFFECT_SCHEMA.service, "schema_hash": EFFECT_SCHEMA.hash}
+    path = write_artifact(tmp_path, KIND, files, metrics={}, data_fingerprint="d", **about).path
+    model = EffectModel.load(path, EFFECT_SCHEMA)
+    actions = [action(n, depth=0.1 * (n % 3), cost=n) for n in range(600)]
+    parts = ActionGrid(model, CATALOGUE, actions, ITEMS, CATEGORIES).score(users(count))
+    rows = ActionGrid(Rows(model), CATALOGUE, actions, ITEMS, CATEGORIES).score(users(count))
+    for mine, theirs in (
+        (parts.value, rows.value),
+        (parts.cost, rows.cost),
+        (parts.prediction.sales, rows.prediction.sales),
+        (parts.prediction.control_margin, rows.prediction.control_margin),
+    ):
+        assert mine.shape == theirs.shape
+        assert mine.dtype == np.float32
+        assert np.abs(mine - theirs).max() <= 1e-5 * np.abs(theirs).max()
+    assert parts.effect(count - 1, 599).sales.value == pytest.approx(
+        float(parts.prediction.sales[count - 1, 599].mean())
+    )

@@ -10,14 +10,9 @@ from hypothesis import strategies as st
 
 from qiance.domain.prediction import interval_of
 from training.effect.linear import fit_linear, linear_prediction
-from training.effect.network import (
-    EffectNetwork,
-    NetworkConfig,
-    ServedNetwork,
-    losses,
-    mean_factor,
-)
+from training.effect.network import EffectNetwork, NetworkConfig, losses, mean_factor
 from training.effect.randomness import poisson_weights
+from training.effect.served import ServedNetwork
 from training.effect.split import split_by_time, split_by_unit
 from training.effect.width import coverage, fit_width, make_groups
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 import uuid
@@ -16,15 +15,17 @@ import pyarrow as pa
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from qiance.artifacts import Artifact, EffectInfo, export_program, load_program, write_artifact
-from qiance.artifacts.effect import ENCODER, INFO, KIND, PROGRAM
+from qiance.artifacts import Artifact, write_artifact
+from qiance.artifacts.effect import KIND
 from qiance.features.schema import Encoder, FeatureSchema
+from training.effect.export import effect_files
 from training.effect.labels import network_config, read_labels
 from training.effect.loop import train_here
-from training.effect.network import EffectNetwork, NetworkConfig, ServedNetwork
+from training.effect.network import EffectNetwork, NetworkConfig
 from training.effect.randomness import poisson_weights
 from training.effect.ray_run import run_ray_train, tell_epoch
 from training.effect.scores import task_scores
+from training.effect.served import ServedNetwork
 from training.effect.split import Mask, Split
 from training.effect.width import Width, coverage, fit_width, make_groups
 
@@ -138,10 +139,10 @@ def train_effect(
         # Only the best weights are kept, in the artifact.
         shutil.rmtree(run, ignore_errors=True)
     tell(0.9, "fitting interval widths and scoring the test rows")
-    served = _served(rows.config, state)
-    width, metrics = _judge(served, rows, split, chosen)
+    network = _network(rows.config, state)
+    width, metrics = _judge(ServedNetwork(network).eval(), rows, split, chosen)
     metrics |= _run_metrics(history, split, time.monotonic() - started)
-    artifact = _write(served, rows, width, metrics, out, data_fingerprint, parents)
+    artifact = _write(network, rows, width, metrics, out, data_fingerprint, parents)
     tell(1.0, f"effect model {artifact.version} written")
     return Trained(artifact, metrics, tuple(history))
 
@@ -195,10 +196,10 @@ def _loop_config(data: Path, config: NetworkConfig, settings: TrainSettings) -> 
     return {**asdict(settings), "data": str(data), "network": config.to_dict()}
 
 
-def _served(config: NetworkConfig, state: Mapping[str, torch.Tensor]) -> ServedNetwork:
+def _network(config: NetworkConfig, state: Mapping[str, torch.Tensor]) -> EffectNetwork:
     network = EffectNetwork(config)
     network.load_state_dict(state)
-    return ServedNetwork(network).eval()
+    return network.eval()
 
 
 @torch.inference_mode()
@@ -249,7 +250,7 @@ def _run_metrics(history: Sequence[Mapping[str, float]], split: Split, seconds: 
 
 
 def _write(
-    served: ServedNetwork,
+    network: EffectNetwork,
     rows: _Prepared,
     width: Width,
     metrics: Mapping[str, float],
@@ -257,37 +258,14 @@ def _write(
     data_fingerprint: str,
     parents: Sequence[str],
 ) -> Artifact:
-    config, encoder = rows.config, rows.encoder
-    info = EffectInfo(
-        config.tasks, config.heads, config.hidden, config.entire_space, width.scale, width.scales
-    )
+    schema = rows.encoder.schema
     return write_artifact(
         out,
         KIND,
-        {
-            PROGRAM: lambda path: _export(served, rows, path),
-            ENCODER: lambda path: _write_json(path, encoder.to_dict()),
-            INFO: lambda path: _write_json(path, info.to_dict()),
-        },
+        effect_files(network, rows.encoder, rows.num[:64], rows.cat[:64], width.scale, width.scales),
         metrics=metrics,
         parents=parents,
-        feature_service=encoder.schema.service,
-        schema_hash=encoder.schema.hash,
+        feature_service=schema.service,
+        schema_hash=schema.hash,
         data_fingerprint=data_fingerprint,
     )
-
-
-def _export(served: ServedNetwork, rows: _Prepared, path: Path) -> None:
-    """Export, and make sure that what was written predicts what was trained."""
-    num, cat = torch.from_numpy(rows.num[:64]), torch.from_numpy(rows.cat[:64])
-    export_program(served, {"num": num, "cat": cat}, path)
-    program = load_program(path)
-    with torch.inference_mode():
-        for n in (0, 1, len(num)):
-            torch.testing.assert_close(
-                program(num[:n], cat[:n]), served(num[:n], cat[:n]), rtol=1e-5, atol=1e-5
-            )
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, sort_keys=True, ensure_ascii=False), encoding="utf-8")

@@ -20,9 +20,9 @@ from torch.nn import functional
 
 TASKS = ("click", "conversion", "sales", "margin")
 # A head may not put the mean sales of a row further than e⁴ ≈ 55 times from the overall mean.
-_LOG_RANGE = 4.0
+LOG_RANGE = 4.0
 # Width of the hidden layer that each head has to itself: enough for heads to disagree off the data.
-_HEAD_WIDTH = 8
+HEAD_WIDTH = 8
 # Money is seen on few rows and has heavy tails: at equal weight the shared trunk learns its noise,
 # and click's normalised entropy on planted data rises from 0.887 to 0.902.
 _TASK_WEIGHT = {"click": 1.0, "conversion": 1.0, "sales": 0.03, "margin": 0.03}
@@ -77,9 +77,9 @@ class EffectNetwork(nn.Module):
         self.cross = nn.Linear(width, width)
         self.trunk = _trunk(width, config.hidden)
         joined = width + config.hidden[-1]
-        self.head_in = nn.Parameter(torch.empty(config.heads, joined, _HEAD_WIDTH))
-        self.head_in_bias = nn.Parameter(torch.zeros(config.heads, _HEAD_WIDTH))
-        self.head_out = nn.Parameter(torch.empty(config.heads, _HEAD_WIDTH, len(config.tasks)))
+        self.head_in = nn.Parameter(torch.empty(config.heads, joined, HEAD_WIDTH))
+        self.head_in_bias = nn.Parameter(torch.zeros(config.heads, HEAD_WIDTH))
+        self.head_out = nn.Parameter(torch.empty(config.heads, HEAD_WIDTH, len(config.tasks)))
         self.direct = nn.Parameter(torch.empty(config.heads, joined, len(config.tasks)))
         self.bias = nn.Parameter(_start_bias(config).expand(config.heads, -1).clone())
         self._initialise(joined)
@@ -88,7 +88,7 @@ class EffectNetwork(nn.Module):
         for weight in self.embeddings.parameters():
             nn.init.normal_(weight, std=0.05)
         nn.init.normal_(self.head_in, std=1 / math.sqrt(joined))
-        nn.init.normal_(self.head_out, std=0.3 / math.sqrt(_HEAD_WIDTH))
+        nn.init.normal_(self.head_out, std=0.3 / math.sqrt(HEAD_WIDTH))
         nn.init.normal_(self.direct, std=0.1 / math.sqrt(joined))
 
     def forward(self, num: Tensor, cat: Tensor) -> Tensor:
@@ -101,35 +101,9 @@ class EffectNetwork(nn.Module):
         return deep + torch.einsum("bd,hdt->bht", shared, self.direct) + self.bias
 
 
-class ServedNetwork(nn.Module):
-    """What is exported: probabilities for click and conversion, expected minor units per row for money."""
-
-    def __init__(self, network: EffectNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, num: Tensor, cat: Tensor) -> Tensor:
-        """num `[B, Dn]` float32, cat `[B, Dc]` int64 → `[B, H, T]`, tasks in the order of the config."""
-        config = self.network.config
-        raw = self.network(num, cat)
-        column = {task: raw[:, :, place] for place, task in enumerate(config.tasks)}
-        served = {}
-        if "click" in column:
-            served["click"] = torch.sigmoid(column["click"])
-        if "conversion" in column:
-            conversion = torch.sigmoid(column["conversion"])
-            served["conversion"] = conversion * served["click"] if config.entire_space else conversion
-        if "sales" in column:
-            served["sales"] = served["conversion"] * config.sales_scale * mean_factor(column["sales"])
-        if "margin" in column:
-            mean = config.margin_centre + config.margin_scale * column["margin"]
-            served["margin"] = served["conversion"] * mean
-        return torch.stack([served[task] for task in config.tasks], dim=2)
-
-
 def mean_factor(raw: Tensor) -> Tensor:
     """exp of a log mean kept within ±4, smoothly, so that an odd row cannot predict a fortune."""
-    return torch.exp(_LOG_RANGE * torch.tanh(raw / _LOG_RANGE))
+    return torch.exp(LOG_RANGE * torch.tanh(raw / LOG_RANGE))
 
 
 def losses(config: NetworkConfig, raw: Tensor, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:

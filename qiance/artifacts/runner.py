@@ -1,0 +1,142 @@
+"""Where and how exported programs run: device, precision, threads."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = ("cpu", "cuda")
+DTYPES = ("float32", "bfloat16")
+# Recordings that are kept: one per number of users and actions, each with the memory of its pass.
+_RECORDINGS = 32
+_WARM_UP = 3
+
+# A loaded program: tensors in, a tensor or a tuple of tensors out.
+Program = Callable[..., Any]
+
+
+class Runner:
+    """Runs programs on numpy arrays; safe to use from several threads.
+
+    Raises ValueError for settings that do not fit this machine.
+    """
+
+    def __init__(
+        self, threads: int = 1, device: str = "cpu", dtype: str = "float32", cuda_graphs: bool = False
+    ) -> None:
+        if threads < 1:
+            raise ValueError(f"threads: {threads} is not positive")
+        if device not in DEVICES:
+            raise ValueError(f"device: {device!r} is not one of {', '.join(DEVICES)}")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
+        if cuda_graphs and device != "cuda":
+            raise ValueError(f"cuda_graphs: needs device cuda, not {device!r}; leave it out")
+        if device == "cuda" and not _has_cuda():
+            raise ValueError("device: 'cuda' was asked for and torch sees no GPU; use 'cpu'")
+        self.device, self.dtype = device, dtype
+        self._threads, self._graphs = threads, cuda_graphs
+
+    def place(self, program: torch.nn.Module, *, record: bool = False) -> Program:
+        """Move a program here, its matrices in the precision asked for.
+
+        record: replay it as a CUDA graph where graphs were asked for; for programs called with few shapes.
+        """
+        program._apply(self._cast)  # type: ignore[no-untyped-call]
+        return _Recorded(program) if record and self._graphs else program
+
+    def run(self, program: Program, *inputs: Any) -> tuple[NDArray[np.float32], ...]:
+        """Call `program`: arrays and kept tensors in, float32 arrays out."""
+        return tuple(part.float().cpu().numpy() for part in self._call(program, inputs))
+
+    def keep(self, program: Program, *inputs: Any) -> tuple[torch.Tensor, ...]:
+        """The same, and what comes out stays on the device, for a later `run`."""
+        return self._call(program, inputs)
+
+    def _call(self, program: Program, inputs: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
+        import torch
+
+        # OpenMP keeps this per calling thread, so it is looked at on every pass.
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        with torch.inference_mode():
+            found = program(*map(self._tensor, inputs))
+        return found if isinstance(found, tuple) else (found,)
+
+    def _tensor(self, values: Any) -> torch.Tensor:
+        import torch
+
+        if isinstance(values, torch.Tensor):
+            return values
+        return self._cast(torch.from_numpy(values))
+
+    def _cast(self, values: torch.Tensor) -> torch.Tensor:
+        """To the device; matrices and vectors of floats to the precision asked for."""
+        import torch
+
+        if values.is_floating_point() and values.dim():
+            return values.to(self.device, getattr(torch, self.dtype))
+        return values.to(self.device)
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+@dataclass(frozen=True)
+class _Recording:
+    graph: Any
+    inputs: tuple[torch.Tensor, ...]
+    outputs: tuple[torch.Tensor, ...]
+
+
+class _Recorded:
+    """A program as CUDA graphs, one per shapes of its inputs; the oldest go first.
+
+    A recording has its own memory for inputs and outputs, so calls take turns.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._lock = threading.Lock()
+        self._recordings: OrderedDict[tuple[Any, ...], _Recording] = OrderedDict()
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        shapes = tuple(values.shape for values in inputs)
+        with self._lock:
+            recording = self._recordings.get(shapes)
+            if recording is None:
+                recording = self._recordings[shapes] = self._record(inputs)
+                if len(self._recordings) > _RECORDINGS:
+                    self._recordings.popitem(last=False)
+            for own, given in zip(recording.inputs, inputs, strict=True):
+                own.copy_(given)
+            recording.graph.replay()
+            return tuple(values.clone() for values in recording.outputs)
+
+    def _record(self, inputs: tuple[torch.Tensor, ...]) -> _Recording:
+        import torch
+
+        own = tuple(values.clone() for values in inputs)
+        # Libraries allocate on their first calls, which a recording may not do.
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                self._program(*own)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outputs = self._program(*own)
+        return _Recording(graph, own, outputs)

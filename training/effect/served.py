@@ -1,0 +1,175 @@
+"""What is exported of the effect model: the network as serving runs it.
+
+The same function as `EffectNetwork`, arranged for speed. A layer's rows are features and its columns are
+rows of data, so that every slice is contiguous; the cross layer and the first layer of the trunk are one
+product, and so are all heads. A decision scores few users with many actions: `ServedActions` runs what
+hangs on the actions alone, once per candidate set, and `ServedPairs` the rest.
+Shapes: N rows, D inputs of the network, F outputs of the first product, H heads, T tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.effect.network import HEAD_WIDTH, LOG_RANGE, EffectNetwork, NetworkConfig
+
+Tasks = tuple[Tensor, ...]
+
+
+class _Served(nn.Module):
+    """Weights rearranged. `order`: the inputs of the network, in the order in which `forward` joins them."""
+
+    first: Tensor
+    first_bias: Tensor
+    heads: Tensor
+    heads_bias: Tensor
+    heads_out: Tensor
+    log_sales: Tensor
+
+    def __init__(self, network: EffectNetwork, order: Sequence[int]) -> None:
+        super().__init__()
+        self.config = network.config
+        self.codes = len(network.embeddings)
+        layers = [layer for layer in network.trunk if isinstance(layer, nn.Linear)]
+        self.width, self.trunk = len(order), layers[0].out_features
+        chosen = torch.tensor(list(order))
+        with torch.no_grad():
+            for place, embedding in enumerate(network.embeddings):
+                self._keep(f"embedding_{place}", embedding.weight)
+            self._keep("first", torch.cat([network.cross.weight[chosen], layers[0].weight])[:, chosen])
+            bias = torch.cat([network.cross.bias[chosen], layers[0].bias])
+            self._keep("first_bias", bias[:, None])
+            self.deeper = len(layers) - 1
+            for place, layer in enumerate(layers[1:]):
+                self._keep(f"deeper_{place}", layer.weight)
+                self._keep(f"deeper_bias_{place}", layer.bias[:, None])
+            self._keep_heads(network, chosen)
+
+    def _keep(self, name: str, values: Tensor) -> None:
+        self.register_buffer(name, values.detach().contiguous().clone())
+
+    def _keep_heads(self, network: EffectNetwork, chosen: Tensor) -> None:
+        """One matrix: hidden units of all heads, then the direct outputs, task by task."""
+        scale, shift = _output_scales(self.config)
+        rows = torch.cat([chosen, torch.arange(self.width, network.head_in.shape[1])])
+        hidden = network.head_in[:, rows].permute(0, 2, 1).flatten(0, 1)
+        direct = (network.direct[:, rows] * scale).permute(2, 0, 1).flatten(0, 1)
+        bias = (network.bias * scale + shift).t().flatten()
+        self._keep("heads", torch.cat([hidden, direct]))
+        self._keep("heads_bias", torch.cat([network.head_in_bias.flatten(), bias])[:, None])
+        self._keep("log_sales", torch.tensor(math.log(self.config.sales_scale)))
+        self._keep("heads_out", (network.head_out * scale).transpose(1, 2))
+
+    def _embedded(self, cat: Tensor) -> list[Tensor]:
+        tables = (getattr(self, f"embedding_{place}") for place in range(self.codes))
+        return [functional.embedding(codes, table).t() for codes, table in zip(cat.t(), tables, strict=True)]
+
+    def _finish(self, crossed: Sequence[Tensor], trunk: Tensor) -> Tasks:
+        """crossed: outputs of the cross layer, D rows in all; trunk: what enters its ReLU, overwritten."""
+        heads, tasks = self.config.heads, len(self.config.tasks)
+        for place in range(self.deeper):
+            weight, bias = getattr(self, f"deeper_{place}"), getattr(self, f"deeper_bias_{place}")
+            trunk = torch.addmm(bias, weight, trunk.relu_())
+        shared = torch.cat([*crossed, trunk.relu_()])
+        inner = torch.addmm(self.heads_bias, self.heads, shared)
+        hidden, direct = inner.split([heads * HEAD_WIDTH, tasks * heads])
+        hidden = hidden.relu_().view(heads, HEAD_WIDTH, -1)
+        direct = direct.view(tasks, heads, -1).transpose(0, 1)
+        return self._outcomes(torch.baddbmm(direct, self.heads_out, hidden).float())
+
+    def _outcomes(self, raw: Tensor) -> Tasks:
+        """Per task `[H, N]` of `raw` `[H, T, N]`: probabilities, and expected minor units per row."""
+        outputs = dict(zip(self.config.tasks, raw.unbind(1), strict=True))
+        served = {t: torch.sigmoid(outputs[t]) for t in ("click", "conversion") if t in outputs}
+        if self.config.entire_space:
+            served["conversion"] = served["conversion"] * served["click"]
+        if "sales" in outputs:
+            log_mean = torch.add(self.log_sales, torch.tanh(outputs["sales"]), alpha=LOG_RANGE)
+            served["sales"] = served["conversion"] * torch.exp(log_mean)
+        if "margin" in outputs:
+            served["margin"] = served["conversion"] * outputs["margin"]
+        return tuple(served[task] for task in self.config.tasks)
+
+
+def _output_scales(config: NetworkConfig) -> tuple[Tensor, Tensor]:
+    """`[T]` each: put into the weights of the heads, they spare `_outcomes` the scales of money."""
+    scale = {"sales": 1 / LOG_RANGE, "margin": config.margin_scale}
+    shift = {"margin": config.margin_centre}
+    return (
+        torch.tensor([float(scale.get(task, 1.0)) for task in config.tasks]),
+        torch.tensor([float(shift.get(task, 0.0)) for task in config.tasks]),
+    )
+
+
+class ServedNetwork(_Served):
+    """The whole network over rows."""
+
+    def __init__(self, network: EffectNetwork) -> None:
+        super().__init__(network, range(network.cross.in_features))
+
+    def forward(self, num: Tensor, cat: Tensor) -> Tensor:
+        """num `[N, Dn]` float32, cat `[N, Dc]` int64 → `[N, H, T]`, tasks in the order of the config."""
+        x = torch.cat([num.t(), *self._embedded(cat)])
+        cross, trunk = torch.addmm(self.first_bias, self.first, x).split([self.width, self.trunk])
+        tasks = self._finish([torch.addcmul(x, x, cross)], trunk)
+        return torch.stack(tasks).permute(2, 1, 0)
+
+
+class _Split(_Served):
+    """The network over users × actions: inputs of the actions, then the user's, then those of both.
+
+    user, pair: which of the Dn columns hang on the user alone, and on user and action.
+    """
+
+    def __init__(self, network: EffectNetwork, user: Sequence[int], pair: Sequence[int]) -> None:
+        others = {*user, *pair}
+        action = [place for place in range(network.cross.in_features) if place not in others]
+        super().__init__(network, [*action, *user, *pair])
+        self.numbers = [place for place in action if place < network.config.num_width]
+        self.sizes = (len(action), len(user), len(pair))
+
+
+class ServedActions(_Split):
+    """The part that does not hang on the user."""
+
+    def forward(self, num: Tensor, cat: Tensor) -> tuple[Tensor, Tensor]:
+        """num `[A, Dn]`, cat `[A, Dc]` → their inputs `[Da, A]`, and the first product of these `[F, A]`."""
+        x = torch.cat([num.t()[self.numbers], *self._embedded(cat)])
+        return x, torch.addmm(self.first_bias, self.first[:, : self.sizes[0]], x)
+
+
+class ServedPairs(_Split):
+    """The part that hangs on the user."""
+
+    first_user: Tensor
+    first_pair: Tensor
+
+    def __init__(self, network: EffectNetwork, user: Sequence[int], pair: Sequence[int]) -> None:
+        super().__init__(network, user, pair)
+        actions, users, _ = self.sizes
+        self._keep("first_user", self.first[:, actions : actions + users])
+        self._keep("first_pair", self.first[:, actions + users :])
+        # The archive would hold these all the same.
+        for name in ("first", "first_bias", *(f"embedding_{place}" for place in range(self.codes))):
+            delattr(self, name)
+
+    def forward(self, action: Tensor, product: Tensor, user: Tensor, pair: Tensor) -> Tasks:
+        """action, product: of `ServedActions`; user `[Du, U]`; pair `[Dp, U, A]` → `[H, U·A]` per task."""
+        actions, users, pairs = self.sizes
+        rows = (user.shape[1], action.shape[1])
+        pair = pair.view(pairs, -1)
+        base = product.unsqueeze(1) + torch.mm(self.first_user, user).unsqueeze(2)
+        first = torch.addmm(base.view(self.width + self.trunk, -1), self.first_pair, pair)
+        of_action, of_user, of_pair, trunk = first.split([actions, users, pairs, self.trunk])
+        own, asked = action.unsqueeze(1), user.unsqueeze(2)
+        crossed = (
+            torch.addcmul(own, own, of_action.view(actions, *rows)).view(actions, -1),
+            torch.addcmul(asked, asked, of_user.view(users, *rows)).view(users, -1),
+            torch.addcmul(pair, pair, of_pair),
+        )
+        return self._finish(crossed, trunk)
