@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from qiance import __version__
 from qiance.cli import dashboards, data, embeddings, features, keys, strategies, users
-from qiance.settings import Settings, SettingsError, load_settings
+from qiance.settings import DEFAULT_WORKSPACE, Settings, SettingsError, load_settings
 
 app = typer.Typer(
     name="qiance",
@@ -129,6 +129,60 @@ def up(
     given = {"host": host, "port": port}
     settings = settings_of(config, {"serve": {k: v for k, v in given.items() if v is not None}})
     serve_latest(settings, runs, console, replay)
+
+
+@app.command("decide")
+def decide_many(
+    users: Annotated[Path, typer.Argument(help="Parquet or CSV file with a column user_id.")],
+    out: Annotated[Path, typer.Option(help="Parquet file of decisions to write.")],
+    campaign: Annotated[
+        str,
+        typer.Option(help="Name of this mailing: the same name again gives every user the same decision."),
+    ],
+    surface: Annotated[str, typer.Option(help="Where it is shown, as in POST /v1/decisions.")] = "email",
+    n: Annotated[int, typer.Option(min=1, help="Actions per user.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Engines at once; default: one per CPU, 0: one, without Ray."),
+    ] = None,
+    workspace: Annotated[
+        Path, typer.Option("--workspace", "-w", help="Folder of the run whose models decide.")
+    ] = DEFAULT_WORKSPACE,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Start the clock at the run's own campaign, if that is over.")
+    ] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Decide for a file of users by the same engine as the service: logged, within budgets and caps.
+
+    Stopped at any point, the same command with the same campaign goes on: who was decided for keeps his
+    decision. Work is spread over one machine by Ray, or over the cluster at RAY_ADDRESS, which must see
+    the same paths.
+    """
+    from qiance.cli.decide import decide_file
+
+    settings = settings_of(config)
+    decide_file(users, out, campaign, surface, n, settings, workspace, workers, replay, console)
+
+
+@app.command("replay")
+def replay_decision(
+    decision_id: Annotated[
+        str, typer.Argument(metavar="DECISION_ID", help="As an answer or the log has it.")
+    ],
+    config: ConfigOption = None,
+    workspace: Annotated[
+        Path, typer.Option("--workspace", "-w", help="Folder of the run that served the decision.")
+    ] = DEFAULT_WORKSPACE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make a logged decision again: choice and propensity from its scores, and the scores from the model.
+
+    Ends with 1 if something differs. A decision of an erased user is `erased`.
+    """
+    from qiance.cli.replay import replay_command
+
+    replay_command(decision_id, config, workspace, as_json)
 
 
 @app.command()
