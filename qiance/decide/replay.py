@@ -29,8 +29,8 @@ class Replayed:
 
     action_id, propensity: what follows from the logged scores and uniform; bit for bit, or they differ.
     unscored: why the scores could not be made again, empty where they were. difference: largest
-    |recomputed − logged| score, minor units; relative: the same in parts of the larger margin, with the action
-    or without it, that the score is the difference of, at least 1.
+    |recomputed − logged| score, minor units; relative: the same in parts of the larger margin, with the
+    action or without it, that the score is the difference of, at least 1.
     value, cost: of the logged choice, as recomputed; minor units.
     """
 
