@@ -69,10 +69,11 @@ class Runner:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         with torch.inference_mode():
-            found = program(*map(self._tensor, inputs))
+            found = program(*map(self.tensor, inputs))
         return found if isinstance(found, tuple) else (found,)
 
-    def _tensor(self, values: Any) -> torch.Tensor:
+    def tensor(self, values: Any) -> torch.Tensor:
+        """An array as the device has it; a tensor is taken to be there."""
         import torch
 
         if isinstance(values, torch.Tensor):

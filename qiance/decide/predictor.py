@@ -109,7 +109,7 @@ class ActionGrid:
             (*actions, CONTROL_ACTION), catalogue.index, [item.category for item in catalogue]
         )
         codes = {name: code for code, name in enumerate(categories)}
-        encoded = self._encoded = EncodedGrid(model.encoder, parts, item_values, codes)
+        encoded = self.encoded = EncodedGrid(model.encoder, parts, item_values, codes)
         self._prepared = model.prepare(encoded.num, encoded.cat, encoded.columns) if encoded.columns else None
 
     def score(self, users: UserRows) -> GridScores:
@@ -132,9 +132,9 @@ class ActionGrid:
     def _draw(self, users: UserRows) -> DrawnEffects:
         """`[U, A + 1, H]` each, control last."""
         if self._prepared is not None:
-            return self._prepared.predict(self._encoded.user(users), self._encoded.pair(users))
-        drawn = self.model.predict_encoded(*self._encoded.rows(users))
-        shape = (len(users), len(self._encoded), drawn.click.shape[1])
+            return self._prepared.predict(self.encoded.user(users), self.encoded.pair(users))
+        drawn = self.model.predict_encoded(*self.encoded.rows(users))
+        shape = (len(users), len(self.encoded), drawn.click.shape[1])
         return Drawn(*(x.reshape(shape) for x in (drawn.click, drawn.conversion, drawn.sales, drawn.margin)))
 
 
