@@ -61,12 +61,11 @@ def default_ray(port: int) -> Iterator[None]:
     import ray
     from ray import serve
 
-    folder = tempfile.mkdtemp(prefix="qiance-")
-    try:
+    with contextlib.ExitStack() as opened:
+        folder = tempfile.mkdtemp(prefix="qiance-")
+        opened.callback(shutil.rmtree, folder, ignore_errors=True)
+        opened.callback(ray.shutdown)
         ray.init(num_cpus=LOGICAL_CPUS, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+        opened.callback(serve.shutdown)
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         yield
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
