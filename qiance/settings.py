@@ -108,7 +108,7 @@ class ServeSettings(Section):
     max_candidates: Count = Field(1000, description="most candidates in one request")
     request_timeout_s: Positive = Field(5.0, description="seconds after which a request is given up")
     topology: Literal["ingress", "deployment"] = Field(
-        "ingress", description="where the predictor runs: with the HTTP replica, or as a deployment of its own"
+        "ingress", description="where the predictor runs: with the HTTP replica, or as its own deployment"
     )
     frequency_caps: tuple[FrequencyCap, ...] = Field(
         (), description="limits of contacts per user, such as [{contacts: 3, days: 7, channel: email}]"
@@ -119,7 +119,7 @@ class ServeSettings(Section):
     lease_term_s: Positive = Field(
         30.0, description="seconds after which the budget that a dead replica had leased goes back"
     )
-    replay_days: Positive = Field(30.0, description="days for which `qiance replay` can score a decision again")
+    replay_days: Positive = Field(30.0, description="days for which `qiance replay` can score again")
 
 
 class FeatureSettings(Section):

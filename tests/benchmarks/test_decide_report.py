@@ -91,7 +91,7 @@ def test_ratios_are_of_medians_and_of_the_closed_loop_where_the_limit_is_never_m
 def test_a_peer_that_could_not_be_had_is_no_number() -> None:
     everybody = [seen(c, 100.0) for c in EVERYBODY]
     everybody[-1] = Seen(contenders.BENTOML)
-    everybody[-1].fail("wheel at /home/me/x.whl from https://index.example/x\n  does not fit")
+    everybody[-1].fail("wheel at /srv/shop/x.whl from https://index.example/x\n  does not fit")
     assert everybody[-1].reason == "wheel at … from … does not fit"
     assert figures_of(everybody)["vs_bentoml"] is None
     assert peers_of(everybody)["bentoml"] is None

@@ -72,16 +72,7 @@ def brief_body(settings: Settings, starts: datetime, ends: datetime, n: int = 8)
         "ends": ends.isoformat(),
         "constraints": {
             "max_depth": settings.budget.max_depth,
-            "topology": serve.topology,
-        "frequency_caps": [cap.model_dump() for cap in serve.frequency_caps],
-        "batching": {
-            "max_batch": serve.max_batch,
-            "max_waiting": serve.max_waiting,
-            "max_wait_ms": serve.max_wait_ms,
-        },
-        "leases": {"term_s": serve.lease_term_s},
-        "replay_days": serve.replay_days,
-        "min_margin": settings.budget.min_margin,
+            "min_margin": settings.budget.min_margin,
         },
         "n": n,
     }
