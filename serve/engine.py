@@ -13,6 +13,7 @@ from qiance.domain import Action, Cap, Decision, Purpose
 from qiance.ledger import (
     NO_VERSION,
     Asker,
+    Assumed,
     Claim,
     Identified,
     Ledger,
@@ -149,7 +150,7 @@ class Engine:
         for attempt in range(_ATTEMPTS + 1):
             last = attempt == _ATTEMPTS
             slates = self._drawer.control_only(case, open_) if last else self._drawer.draw(case, open_)
-            recorded = self._record(slates)
+            recorded = self._record(slates, [self._assumed(case, row) for row in open_])
             again = []
             for row, slate, outcome in zip(open_, slates, recorded, strict=True):
                 if outcome is Recorded.STORED:
@@ -174,9 +175,12 @@ class Engine:
                 left.append(row)
         return left
 
-    def _record(self, slates: Sequence[Slate]) -> list[Recorded]:
+    def _assumed(self, case: Case, row: int) -> Assumed:
+        return Assumed(case.calls[row].request.n, case.known[row].contacts[1:])
+
+    def _record(self, slates: Sequence[Slate], assumed: Sequence[Assumed]) -> list[Recorded]:
         try:
-            recorded = self._ledger.record_slates(slates, self._args.caps)
+            recorded = self._ledger.record_slates(slates, self._args.caps, assumed)
         except BaseException:
             for claim in (claim for slate in slates for claim in _claims(slate)):
                 self._leases.give_back(claim)

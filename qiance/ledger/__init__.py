@@ -6,6 +6,7 @@ from qiance.ledger.pseudonyms import load_or_create_key
 from qiance.ledger.records import (
     ApiKey,
     Asker,
+    Assumed,
     AuditLine,
     BriefRecord,
     BudgetStatus,
@@ -37,6 +38,7 @@ __all__ = [
     "NO_VERSION",
     "ApiKey",
     "Asker",
+    "Assumed",
     "AuditLine",
     "BriefRecord",
     "BudgetStatus",

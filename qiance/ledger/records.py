@@ -80,6 +80,14 @@ Slate = tuple[Entry, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Assumed:
+    """What a slate was drawn on: the positions asked for, and the user's contacts per cap."""
+
+    positions: int
+    contacts: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Asker:
     """A user to decide for at `at`; request_id: the name of the request, if it has one."""
 

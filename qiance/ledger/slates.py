@@ -24,7 +24,7 @@ from qiance.ledger.folding import Folding
 from qiance.ledger.leases import Leases
 from qiance.ledger.marks import PSEUDONYM
 from qiance.ledger.packing import Row, check_scores, to_row
-from qiance.ledger.records import Claim, LedgerUnavailableError, Recorded, Slate
+from qiance.ledger.records import Assumed, Claim, LedgerUnavailableError, Recorded, Slate
 from qiance.ledger.schema import decisions, reservations, to_micros
 
 _MOST_ATTEMPTS = 20  # each but the first means that another replica logged one of our requests meanwhile
@@ -92,9 +92,13 @@ class _Seen:
 class Slates(Folding, Leases, Decisions):
     """Recording slates."""
 
-    def record_slates(self, slates: Sequence[Slate], caps: Sequence[Cap] = ()) -> list[Recorded]:
+    def record_slates(
+        self, slates: Sequence[Slate], caps: Sequence[Cap] = (), assumed: Sequence[Assumed] | None = None
+    ) -> list[Recorded]:
         """Logs a batch of answers in one transaction; what became of each, in order. Durable on return.
 
+        assumed: what each slate was drawn on. One for which a cap became tighter since is refused whatever
+        it chose: were only those refused that contact the user, control would be logged too often.
         Slates are taken in order, each seeing the earlier. A slate whose user was erased while it was made is
         stored and at once folded into the totals. Raises ValueError for a slate that could not be replayed
         (nothing of the batch is stored then), LedgerUnavailableError if the database does not answer.
@@ -106,7 +110,7 @@ class Slates(Folding, Leases, Decisions):
         for attempt in range(_MOST_ATTEMPTS):
             try:
                 with self.write() as connection:
-                    return self._record(connection, slates, rows, tuple(caps), look=attempt > 0)
+                    return self._record(connection, slates, rows, tuple(caps), assumed, look=attempt > 0)
             except _OtherwiseError:
                 continue
         raise LedgerUnavailableError("ledger: other replicas keep logging the same requests; try again")
@@ -117,6 +121,7 @@ class Slates(Folding, Leases, Decisions):
         slates: Sequence[Slate],
         rows: Sequence[Sequence[Row]],
         caps: tuple[Cap, ...],
+        assumed: Sequence[Assumed] | None,
         *,
         look: bool,
     ) -> list[Recorded]:
@@ -124,8 +129,12 @@ class Slates(Folding, Leases, Decisions):
         erased = self._lock_users(connection, slates)
         seen = self._look(connection, slates) if look else _Seen()
         if caps:
-            seen.contacts = self._count_contacts(connection, slates, caps)
-        results = [self._admit(place, slate, caps, seen) for place, slate in enumerate(slates)]
+            seen.contacts = self._count_contacts(connection, slates, caps, chosen_only=assumed is None)
+        told: Sequence[Assumed | None] = [None] * len(slates) if assumed is None else assumed
+        results = [
+            self._admit(place, slate, caps, seen, drawn_on)
+            for place, (slate, drawn_on) in enumerate(zip(slates, told, strict=True))
+        ]
         stored = [place for place, result in enumerate(results) if result is Recorded.STORED]
         if stored:
             claims = {
@@ -182,13 +191,17 @@ class Slates(Folding, Leases, Decisions):
         return left
 
     def _count_contacts(
-        self, connection: Connection, slates: Sequence[Slate], caps: tuple[Cap, ...]
+        self, connection: Connection, slates: Sequence[Slate], caps: tuple[Cap, ...], *, chosen_only: bool
     ) -> dict[int, Sequence[int]]:
-        """Place of each slate that contacts its user → contacts per cap, in its `days` before and after."""
+        """Place of each slate → contacts per cap, in its `days` before and after.
+
+        chosen_only: of those alone that contact their user; else also of those that might have.
+        """
         rows = [
             [place, slate[0].decision.pseudonym, to_micros(slate[0].decision.decided_at)]
             for place, slate in enumerate(slates)
             if any(entry.decision.chosen for entry in slate)
+            or (not chosen_only and _had_a_choice(slate[0].decision))
         ]
         if not rows:
             return {}
@@ -196,14 +209,22 @@ class Slates(Folding, Leases, Decisions):
         cursor.execute(counting(self.dialect, caps), {"tenant": self.tenant, "rows": packed(rows)})
         return {row[0]: row[1:] for row in cursor.fetchall()}
 
-    def _admit(self, place: int, slate: Slate, caps: Sequence[Cap], seen: _Seen) -> Recorded:
+    def _admit(
+        self, place: int, slate: Slate, caps: Sequence[Cap], seen: _Seen, assumed: Assumed | None
+    ) -> Recorded:
         """What becomes of the slate, given those before it; notes what it adds."""
         if seen.repeats(slate):
             return Recorded.DUPLICATE
         first, contacts = slate[0].decision, [entry.decision for entry in slate if entry.decision.chosen]
         earlier = seen.fresh[first.pseudonym]
         made = earlier + contacts
-        counts = zip(caps, seen.contacts.get(place, ()), strict=False)
+        counts = list(zip(caps, seen.contacts.get(place, ()), strict=False))
+        if assumed is not None and _had_a_choice(first):
+            now = [n + _within(cap, earlier, first) for cap, n in counts]
+            if any(
+                _tighter(*three, assumed.positions) for three in zip(caps, assumed.contacts, now, strict=True)
+            ):
+                return Recorded.OVER_CAP
         if any(n + _within(cap, made, first) > cap.contacts for cap, n in counts):
             return Recorded.OVER_CAP
         if not seen.take(slate):
@@ -276,6 +297,17 @@ class Slates(Folding, Leases, Decisions):
                 kept = self._sets(connection, [decision.candidate_set])[decision.candidate_set]
         if kept.ids != decision.candidates:
             raise ValueError(f"decision.candidates: are not those of the set {decision.candidate_set!r}")
+
+
+def _had_a_choice(decision: Decision) -> bool:
+    """Whether anything but control could have been drawn: more than one score of four bytes."""
+    return len(decision.scores) > 4
+
+
+def _tighter(cap: Cap, before: int, now: int, positions: int) -> bool:
+    """Whether the cap leaves fewer of `positions` open than it did."""
+    left = [min(max(cap.contacts - contacts, 0), positions) for contacts in (before, now)]
+    return left[1] < left[0]
 
 
 def _within(cap: Cap, made: Sequence[Decision], around: Decision) -> int:

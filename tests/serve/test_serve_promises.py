@@ -222,6 +222,26 @@ def test_frequency_caps_hold_over_replicas(built: Built, tmp_path: Path) -> None
     assert len(contacts) == 6
 
 
+def test_racing_for_the_last_contact_leaves_propensities_true(built: Built, tmp_path: Path) -> None:
+    """Were only those refused who drew a contact, too many who drew control would be left in the log."""
+    caps = [{"contacts": 1, "days": 7}]
+    with ExitStack() as stack:
+        made = [
+            stack.enter_context(open_shop(built, tmp_path, holdout=0.0, epsilon=1.0, frequency_caps=caps))
+            for _ in range(2)
+        ]
+        answers: list[Answer] = []
+        with ThreadPoolExecutor(8) as pool:
+            for user in user_ids()[:60]:
+                jobs = [pool.submit(made[n % 2].service.engine.decide, calls([user])) for n in range(8)]
+                answers += [result for job in jobs for result in job.result() if isinstance(result, Answer)]
+        rows = logged(made[0], answers)
+    free = [row for row in rows if len(row.possible) > 1]
+    assert len(free) > 60, "some raced"
+    expected, variance, chosen = expected_and_chosen(free)
+    assert abs(chosen[0] - expected[0]) < 4.5 * np.sqrt(variance[0])
+
+
 def test_a_capped_channel_is_no_choice_and_the_others_are(built: Built, tmp_path: Path) -> None:
     caps = [{"contacts": 1, "days": 7, "channel": "email"}]
     with open_shop(built, tmp_path, holdout=0.0, epsilon=1.0, frequency_caps=caps) as shop:
