@@ -217,9 +217,12 @@ class EffectModel:
 
     def _draws(self, outputs: Sequence[Draws]) -> EffectDraws:
         """From `[H, ...]` per trained task: heads come last."""
-        by_task = {t: np.moveaxis(own, 0, -1) for t, own in zip(self.tasks, outputs, strict=True)}
-        absent = np.full((*outputs[0].shape[1:], self.heads), np.nan, dtype=np.float32)
-        return EffectDraws(*(by_task.get(task, absent) for task in TASKS))
+        last = (*range(1, outputs[0].ndim), 0)
+        by_task = {task: own.transpose(last) for task, own in zip(self.tasks, outputs, strict=True)}
+        if len(by_task) < len(TASKS):
+            unknown = np.full(outputs[0].transpose(last).shape, np.nan, dtype=np.float32)
+            by_task = dict.fromkeys(TASKS, unknown) | by_task
+        return EffectDraws(*(by_task[task] for task in TASKS))
 
 
 def _joined(parts: list[Draws], axis: int) -> Draws:
