@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,8 @@ QUICK = Size(users=4_000, items=1_000, actions=500)
 FULL = Size(users=20_000, items=5_000, actions=500)
 EFFORT_SMOKE = Effort(0.5, 0.5, 1.0, 1, first=0.3, fineness=2.0, confirm_s=1.0, overload_s=0.0)
 EFFORT_QUICK = Effort(1.0, 1.0, 2.0, 5, first=0.8, fineness=1.1, confirm_s=4.0, overload_s=4.0)
-EFFORT_FULL = Effort(3.0, 3.0, 5.0, 7, first=0.8, fineness=1.04, confirm_s=20.0, overload_s=10.0)
+EFFORT_FULL = Effort(3.0, 3.0, 4.0, 6, first=0.8, fineness=1.04, confirm_s=20.0, overload_s=10.0)
+MOST_S = 28 * 60.0  # a further round is begun only if it should end before
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,17 +50,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     seen = [Seen(contender) for contender in who]
     limit = generator_limit(effort.closed_s)
     with tempfile.TemporaryDirectory(prefix="run-", dir=FOLDER) as folder:
-        for number in range(rounds):
-            for one in seen:
-                log(f"{one.contender.name}, round {number + 1} of {rounds}")
-                _round(one, shop, effort, Path(folder) / one.contender.name, last=number == rounds - 1)
-    absent = [Seen(c, reason="left out of --smoke") for c in EVERYBODY if c not in who]
-    protocol = Protocol(shop, effort, rounds, limit)
+        done = _rounds(seen, shop, effort, Path(folder), rounds)
+    absent = [
+        Seen(contender, reason="left out of --smoke") for contender in EVERYBODY if contender not in who
+    ]
     everybody = [*seen, *absent]
+    protocol = Protocol(shop, effort, done, limit)
     emit("decide", args, figures_of(everybody), peers_of(everybody), protocol.as_dict(everybody))
 
 
-def _round(seen: Seen, shop: Shop, effort: Effort, folder: Path, last: bool) -> None:
+def _rounds(seen: Sequence[Seen], shop: Shop, effort: Effort, folder: Path, rounds: int) -> int:
+    """Everybody in turn, as often as `rounds` says and the time allows; how often it was."""
+    started = time.monotonic()
+    for number in range(rounds):
+        if number and (time.monotonic() - started) * (number + 1) / number > MOST_S:
+            log(f"no round {number + 1}: it would not end in time")
+            return number
+        for one in seen:
+            log(f"{one.contender.name}, round {number + 1} of {rounds}")
+            _round(one, shop, effort, folder / one.contender.name)
+    return rounds
+
+
+def _round(seen: Seen, shop: Shop, effort: Effort, folder: Path) -> None:
     """Start the contender, measure it, end it; what cannot be had of a peer is noted with the reason."""
     python = None
     if seen.contender.environment and not seen.reason:
@@ -68,7 +82,7 @@ def _round(seen: Seen, shop: Shop, effort: Effort, folder: Path, last: bool) -> 
         return
     try:
         with standing(seen.contender, shop, folder, python) as stand:
-            _measure(seen, stand, effort, last)
+            _measure(seen, stand, effort)
     except (ServerError, RuntimeError) as error:
         if seen.contender.is_ours:
             raise
@@ -77,12 +91,12 @@ def _round(seen: Seen, shop: Shop, effort: Effort, folder: Path, last: bool) -> 
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _measure(seen: Seen, stand: Stand, effort: Effort, last: bool) -> None:
+def _measure(seen: Seen, stand: Stand, effort: Effort) -> None:
     empty, guess = stand.log(), seen.found[-1].rps if seen.found else None
     found = measure(stand.prober, effort, seen.contender.name, stand.server.cpu_s, guess)
     seen.found.append(found)
     seen.transport = stand.transport()
-    if seen.contender is contenders.QIANCE and last and effort.overload_s and found.rps is not None:
+    if seen.contender is contenders.QIANCE and seen.overload is None and effort.overload_s and found.rps:
         seen.overload = overload(stand.prober, found.rps, effort.overload_s)
     if seen.contender.durable:
         seen.check_log(stand.prober.accepted, empty, stand.log())
