@@ -15,6 +15,7 @@ from qiance.workspace import Snapshot, Workspace
 from serve.args import AppArgs
 from serve.engine import Engine
 from serve.feature_store import open_reader
+from serve.housekeeping import Checkpointer
 from serve.leases import LeaseBook
 from serve.live import Watcher
 from serve.outage import Outage
@@ -32,12 +33,14 @@ class Service:
     watcher: Watcher
     outage: Outage
     leases: LeaseBook
+    checkpointer: Checkpointer
     predictor: Predictor | None
 
     def close(self) -> None:
         """Give leased money back, and stop every thread."""
         self.leases.close()
         self.outage.close()
+        self.checkpointer.close()
         self.watcher.close()
         if self.predictor is not None:
             self.predictor.close()
@@ -79,7 +82,7 @@ def open_engine(args: AppArgs, ledger: Ledger, scorer: Scorer | None = None) -> 
     used = scorer or predictor
     assert used is not None, "one of the two is there"
     engine = Engine(args, ledger, watcher, used, leases, outage)
-    return Service(engine, watcher, outage, leases, predictor)
+    return Service(engine, watcher, outage, leases, Checkpointer(ledger), predictor)
 
 
 def _catalogue(args: AppArgs) -> Catalogue:

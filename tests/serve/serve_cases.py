@@ -53,6 +53,7 @@ from serve.assemble import Service
 from serve.engine import Engine
 from serve.feature_store import open_reader
 from serve.gateway import Gateway, build_api
+from serve.housekeeping import Checkpointer
 from serve.leases import LeaseBook
 from serve.live import Watcher
 from serve.outage import Outage
@@ -400,13 +401,8 @@ def open_shop(built: Built, folder: Path, scorer: Scorer | None = None, **args: 
     watcher = Watcher(ledger, built.snapshot.catalogue)
     leases = LeaseBook(ledger, secrets.token_hex(4), app_args.leases.term_s)
     outage = Outage(app_args, ledger, Spool(folder / "spool", app_args.spool_bytes))
-    service = Service(
-        Engine(app_args, ledger, watcher, scorer or predictor, leases, outage),
-        watcher,
-        outage,
-        leases,
-        predictor,
-    )
+    engine = Engine(app_args, ledger, watcher, scorer or predictor, leases, outage)
+    service = Service(engine, watcher, outage, leases, Checkpointer(ledger), predictor)
     metrics, started = Counted(), list[str]()
 
     async def effects(users: list[str] | None, segment: str | None, actions: list[str]) -> Any:

@@ -20,7 +20,7 @@ from serve.answers import Answer
 from serve.schemas import DecisionRequest
 from serve.slates import Call
 
-CALLS = 400
+CALLS = 640
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_everything_the_service_logged_replays(decided: tuple[Shop, Path, list[s
     shop, root, made = decided
     again = replayer(Workspace(root), shop.ledger)
     found = [again.replay(decision) for name in made if (decision := shop.ledger.decision(name))]
-    assert len(found) > CALLS, "positions too"
+    assert len(found) >= 1_000, "positions too"
     assert {what for one in found for what in one.differs} == set()
     assert all(one.unscored == "" for one in found)
     assert max(one.relative for one in found) <= 1e-5
