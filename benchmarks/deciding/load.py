@@ -4,7 +4,7 @@
 
 Open loop: request k of a phase is due at its start + k / rate, whatever became of those before, and its
 latency counts from then. What waits for a free connection, or for this process, waits on the clock. Closed
-loop: as many requests as there are connections are under way at any time.
+loop: as many requests as there are connections are under way at any time, refusals aside.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ GIVEN_UP = "given up"
 SWEEP_S = 0.1
 IDLE_S = 3.0  # servers close idle connections, uvicorn after five seconds; a request must not meet that
 SAMPLES = 4
-LEAST_ANSWERS = 8  # of a closed loop
+LEAST_DECISIONS = 8  # of a closed loop
+REFUSED_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Generator:
         self._sent, self._next_sweep = 0, 0.0
         self.done: list[Request] = []
         self.samples: list[str] = []
-        self.most_in_flight = 0
+        self.most_in_flight = self.accepted = 0
 
     @property
     def in_flight(self) -> int:
@@ -119,12 +120,23 @@ class Generator:
                 self._wait(start + sent / rate - time.perf_counter())
         return True
 
-    def closed_loop(self, end: float) -> None:
-        """Keep every connection busy until `end`, or until a slow server has answered some requests."""
-        while (now := time.perf_counter()) < end or len(self.done) < LEAST_ANSWERS:
-            for _ in range(self._job.connections - self.in_flight):
+    def closed_loop(self, start: float) -> None:
+        """Keep every connection busy for the job's time, and on until a slow server has decided a few times.
+
+        Who is refused asks again after a pause: a client that does not would only keep the server from work.
+        """
+        resting: deque[float] = deque()
+        seen, end, latest = 0, start + self._job.closed_s, start + self._job.closed_s + self._job.timeout_s
+        while (now := time.perf_counter()) < end or (self.accepted < LEAST_DECISIONS and now < latest):
+            for request in self.done[seen:]:
+                if request.status != 200:
+                    resting.append(now + REFUSED_S)
+            seen = len(self.done)
+            while resting and resting[0] <= now:
+                resting.popleft()
+            for _ in range(self._job.connections - self.in_flight - len(resting)):
                 self._offer(Request(0, now))
-            self._wait(min(SWEEP_S, max(end - now, 0.01)))
+            self._wait(0.01)
 
     def abandon(self) -> None:
         """Close everything; what was under way counts as given up."""
@@ -215,6 +227,7 @@ class Generator:
 
     def _finish(self, request: Request, problem: str) -> None:
         request.ended, request.problem = time.perf_counter(), problem
+        self.accepted += request.status == 200 and not problem
         self.done.append(request)
 
     def _lose(self, connection: Connection, problem: str) -> None:
@@ -266,7 +279,7 @@ def run(job: Job) -> Result:
         if job.phases:
             complete = generator.open_loop(start)
         else:
-            generator.closed_loop(start + job.closed_s)
+            generator.closed_loop(start)
     finally:
         gc.enable()
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu

@@ -197,6 +197,21 @@ def test_the_closed_loop_keeps_as_many_under_way_as_asked() -> None:
     assert 40 < phase.answered_per_s < 101
 
 
+def test_the_closed_loop_does_not_hammer_a_server_that_refuses_and_waits_for_its_first_decisions() -> None:
+    begun, asked = time.perf_counter(), [0]
+
+    def reply(_: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
+        asked[0] += 1
+        if time.perf_counter() - begun < 1.0:
+            return 503, {"Retry-After": "1"}, b"{}"
+        return 200, {}, GOOD
+
+    phase = load(reply, closed_s=0.2, connections=4, timeout_s=10.0).phases[0]
+    assert phase.accepted >= 8
+    assert 8 <= phase.refused <= 60
+    assert phase.seconds > 0.9
+
+
 def test_a_connection_that_the_server_closes_is_opened_anew() -> None:
     phase = load(lambda _: (200, {"Connection": "close"}, GOOD), phases=[(40.0, 0.5)]).phases[0]
     assert phase.accepted == 20
