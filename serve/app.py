@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,10 @@ from serve.people import PeopleService
 from serve.predictor import Effects
 from serve.profile import KnownRow
 from serve.scoring import ScoredBatch, ScoreRequest
+
+
+PATIENCE = 0.3  # part of a request's time that a predictor elsewhere may take
+PAUSE_S = 1.0  # how long one that did not answer is left alone
 
 
 @serve.deployment(name="Predictor")
@@ -51,14 +56,26 @@ class PredictorDeployment:
 
 
 class _RemoteScorer:
-    """The predictor deployment as the engine's `Scorer`: one call per batch, from a worker thread."""
+    """The predictor deployment as the engine's `Scorer`: one call per batch, from a worker thread.
+
+    A handle waits for a dead replica's successor. So the wait is a part of what a request may take, and the
+    deployment is then left alone for a while: the ladder's next step serves.
+    """
 
     def __init__(self, handle: DeploymentHandle, timeout_s: float) -> None:
-        self._handle, self._timeout_s = handle, timeout_s
+        self._handle, self._timeout_s, self._paused_until = handle, timeout_s, 0.0
 
     def score(self, requests: Sequence[ScoreRequest]) -> ScoredBatch:
         """See `Scorer`."""
-        found: ScoredBatch = self._handle.score.remote(list(requests)).result(timeout_s=self._timeout_s)
+        if time.monotonic() < self._paused_until:
+            raise TimeoutError(f"the predictor did not answer within {self._timeout_s:g} s a moment ago")
+        call = self._handle.score.remote(list(requests))
+        try:
+            found: ScoredBatch = call.result(timeout_s=self._timeout_s)
+        except TimeoutError:
+            call.cancel()
+            self._paused_until = time.monotonic() + PAUSE_S
+            raise
         return found
 
 
@@ -152,11 +169,14 @@ class GatewayDeployment:
         pacer: DeploymentHandle,  # bound so that it is deployed with the application
     ) -> None:
         self._args, ledger, workspace = args, open_ledger(args), Workspace(args.workspace)
-        remote = _RemoteScorer(predictor, args.request_timeout_s) if args.topology == "deployment" else None
+        wait_s = PATIENCE * args.request_timeout_s
+        remote = _RemoteScorer(predictor, wait_s) if args.topology == "deployment" else None
         self._service = open_engine(args, ledger, remote)
-        catalogue = self._service.watcher.catalogue
+        catalogue, own = self._service.watcher.catalogue, self._service.predictor
 
         async def effects(users: list[str] | None, segment: str | None, actions: list[str]) -> Effects:
+            if own is not None:
+                return await asyncio.to_thread(own.effects, users, segment, actions)
             try:
                 found: Effects = await predictor.effects.remote(users, segment, actions)
             except Exception as error:
@@ -164,6 +184,8 @@ class GatewayDeployment:
             return found
 
         async def profile(user_id: str) -> list[KnownRow]:
+            if own is not None:
+                return await asyncio.to_thread(own.describe, user_id)
             rows: list[KnownRow] = await predictor.describe.remote(user_id)
             return rows
 

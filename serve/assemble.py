@@ -9,17 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+from qiance.artifacts.effect import EffectModel
 from qiance.domain import Catalogue
+from qiance.features.columns import EFFECT_SCHEMA
 from qiance.ledger import Ledger, load_or_create_key
 from qiance.workspace import Snapshot, Workspace
-from serve.args import AppArgs
+from serve.args import AppArgs, PredictorArgs
 from serve.engine import Engine
 from serve.feature_store import open_reader
 from serve.housekeeping import Checkpointer
 from serve.leases import LeaseBook
 from serve.live import Watcher
 from serve.outage import Outage
-from serve.predictor import Predictor
+from serve.predictor import ModelLoader, Predictor
 from serve.scoring import Scorer
 from serve.spool import Spool
 from serve.users import LedgerConsents
@@ -69,6 +71,14 @@ def open_predictor(args: AppArgs, ledger: Ledger) -> Predictor:
         args.min_margin,
         args.features.refresh_s,
         args.replay_days,
+        _loader(args.predictor),
+    )
+
+
+def _loader(how: PredictorArgs) -> ModelLoader:
+    """Loads effect models onto the device, and in the way, that the arguments name."""
+    return lambda path: EffectModel.load(
+        path, EFFECT_SCHEMA, how.threads, how.device, how.dtype, how.cuda_graphs
     )
 
 

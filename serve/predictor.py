@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 
@@ -36,6 +37,12 @@ REPLAY_DAYS = 30.0
 STRANGER = ""  # no user has this id
 MAX_PAIRS = 5_000  # of one request for effects: some seconds of one core
 logger = logging.getLogger(__name__)
+ModelLoader = Callable[[Path], EffectModel]
+
+
+def load_model(path: Path) -> EffectModel:
+    """The effect model on the CPU, one thread a pass."""
+    return EffectModel.load(path, EFFECT_SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class Predictor:
     """Scores users against what is live; a plain class, safe to use from several threads.
 
     consents: asked where no request says whether the user agreed. replay_days: how long the item values of a
-    decision are kept.
+    decision are kept. load: how a model is loaded, and onto which device.
     """
 
     def __init__(
@@ -81,8 +88,10 @@ class Predictor:
         min_margin: float,
         refresh_s: float = REFRESH_S,
         replay_days: float = REPLAY_DAYS,
+        load: ModelLoader = load_model,
     ) -> None:
         self._workspace, self._clock, self._min_margin = workspace, clock, min_margin
+        self._load = load
         self.snapshot = Snapshot.load(workspace.snapshot)
         self._frames, self._replay = FrameStore(workspace.frames), timedelta(days=replay_days)
         self.users = LiveUsers(reader, consents, self.snapshot)
@@ -107,8 +116,7 @@ class Predictor:
             return
         model = self._live[1] if self._live else None
         if model is None or model.version != version:
-            path = self._workspace.artifact("effect-model", version)
-            model = EffectModel.load(path, EFFECT_SCHEMA)
+            model = self._load(self._workspace.artifact("effect-model", version))
         prepared = self._prepare(state, model, to_micros(self._clock()))
         self._score(prepared, [ScoreRequest(self.snapshot.users.user_ids[0], 0, self._clock(), False)])
         self._ready = prepared
