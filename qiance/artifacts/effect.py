@@ -25,8 +25,8 @@ TASKS = ("click", "conversion", "sales", "margin")
 PROGRAM, ENCODER, INFO = "program.pt2", "encoder.json", "effect.json"
 # The same network over users × actions: what the actions give alone, and what they give with users.
 ACTIONS, PAIRS = "actions.pt2", "pairs.pt2"
-# Rows per pass: what a pass writes (some hundred floats a row) stays in the cache of a core. 32 users × 501
-# actions at once take 1.4 times as long as by fours.
+# Rows per pass: few enough that what a pass writes (some hundred floats a row) stays near the core, enough
+# that the calls themselves do not count.
 _CHUNK = 2_048
 # A GPU is filled by more rows, and this bounds its memory.
 _CUDA_CHUNK = 65_536
