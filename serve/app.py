@@ -26,7 +26,6 @@ from serve.predictor import Effects
 from serve.profile import KnownRow
 from serve.scoring import ScoredBatch, ScoreRequest
 
-
 PATIENCE = 0.3  # part of a request's time that a predictor elsewhere may take
 PAUSE_S = 1.0  # how long one that did not answer is left alone
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import repeat
 
 import numpy as np
@@ -124,7 +124,7 @@ class Fetched:
     def matrix(self, view: str, others: Sequence[str]) -> Matrix:
         """A view with one further key, for each entity and each of `others`."""
         spec = self.views[view]
-        marks = [mark_of(field_of(view, [(spec.keys[1], other)])) for other in others]
+        marks = _marks(view, spec.keys[1], tuple(others))
         rows = [row for packed in self.partitions for row in cut([packed] * len(marks), marks)]
         block = _decode(spec, rows, np.repeat(self.now_us, len(marks)))
         shape = (len(self.partitions), len(marks))
@@ -172,6 +172,12 @@ class OnlineReader:
     def erase(self, key: str, name: str) -> int:
         """Remove all rows of one entity; how many there were."""
         return self._rows.delete(partition_of(key, name))
+
+
+@lru_cache(maxsize=64)
+def _marks(view: str, key: str, others: tuple[str, ...]) -> list[bytes]:
+    """Marks of the rows of a view with one further key; a reader asks for the same ones again and again."""
+    return [mark_of(field_of(view, [(key, other)])) for other in others]
 
 
 def _decode(spec: ViewSpec, rows: Sequence[bytes | None], now_us: Ints) -> Block:
