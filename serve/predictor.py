@@ -50,7 +50,7 @@ class Prepared:
     """What scoring needs besides the users, worked out once: it holds from `since_us` to `until_us`.
 
     static: `[A]` margin floor and stock admit the action. audiences: each rule with its columns `[A]`.
-    items: content hash of the item values. cold: some live item's values are defaults.
+    values: `[I]` per item feature; items: their content hash. cold: some live item's values are defaults.
     """
 
     state: LiveState
@@ -62,6 +62,7 @@ class Prepared:
     static: Mask
     audiences: tuple[tuple[Audience, Mask], ...]
     categories: tuple[str, ...]
+    values: Mapping[str, np.ndarray]
     items: str
     cold: bool
 
@@ -124,6 +125,8 @@ class Predictor:
 
     def _follow_items(self) -> None:
         """Prepare for changed items ahead of the next decision; forget those that no replay needs."""
+        if self._ready is not None:
+            self._keep(self._ready.values)  # used until now, so that it is kept from now on
         if self._live is not None:
             self._current(to_micros(self._clock()))
         self._frames.prune(datetime.now(UTC) - self._replay)
@@ -165,6 +168,7 @@ class Predictor:
             static=floors(state, catalogue, self._min_margin) & self._in_stock(state, now_us),
             audiences=_audiences(state),
             categories=tuple(wanted),
+            values=values,
             items=self._keep(values),
             cold=bool(self.items.cold(now_us)[rows].any()),
         )
