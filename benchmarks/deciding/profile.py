@@ -1,7 +1,7 @@
 """Where the time of a decision goes: CPU and wall time of each step of the engine, by size of batch.
 
-`python -m benchmarks.deciding.profile` prints the table of docs/performance.md. It measures the engine in its own
-process; transport and HTTP around it are in the benchmark `decide`.
+`python -m benchmarks.deciding.profile` prints the table of docs/performance.md. It measures the engine in its
+own process; transport and HTTP around it are in the benchmark `decide`.
 """
 
 from __future__ import annotations
