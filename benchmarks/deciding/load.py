@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import resource
 import select
 import sys
@@ -260,10 +261,15 @@ def problem_of(answer: Answer) -> str:
     """Why an answer counts as an error: a refusal is none if it says when to come again."""
     if answer.status == 200:
         whole = b'"degraded":[]' in answer.body or b'"degraded": []' in answer.body
-        return "" if whole else "degraded"
+        return "" if whole else f"degraded: {_degraded(answer.body)}"
     if answer.status in (429, 503):
         return "" if b"\r\nretry-after:" in answer.head else f"status {answer.status} without Retry-After"
     return f"status {answer.status}"
+
+
+def _degraded(body: bytes) -> str:
+    found = re.search(rb'"degraded":\s*\[([^\]]*)\]', body)
+    return found[1].decode(errors="replace").replace('"', "") if found else "no such field"
 
 
 def run(job: Job) -> Result:

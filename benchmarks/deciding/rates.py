@@ -91,12 +91,19 @@ class Prober:
 
     def closed(self, connections: int, seconds: float) -> Tally:
         """Closed loop."""
-        job = replace(self._job, closed_s=seconds, connections=connections, warm=connections, timeout_s=60.0)
-        tally = self._run(job).phases[0]
+        tally = self._closed(connections, seconds)
         problems = {problem: n for problem, n in tally.errors.items() if problem != GIVEN_UP}
         if problems or tally.accepted == 0:
             raise RuntimeError(f"the closed loop had errors: {problems}, {tally.accepted} decisions")
         return tally
+
+    def warm(self, seconds: float) -> None:
+        """A closed loop that does not count, until some decisions were made; they may be degraded at first."""
+        self._closed(8, seconds)
+
+    def _closed(self, connections: int, seconds: float) -> Tally:
+        job = replace(self._job, closed_s=seconds, connections=connections, warm=connections, timeout_s=60.0)
+        return self._run(job).phases[0]
 
     def _run(self, job: Job) -> Result:
         # Every run has serial numbers of its own: a repeated request id would be answered from the log.
@@ -128,7 +135,7 @@ def measure(
 
     cpu_s: CPU seconds of the server so far; guess: the rate that an earlier round found.
     """
-    prober.closed(8, effort.warm_s)
+    prober.warm(effort.warm_s)
     idle = prober.closed(1, effort.closed_s)
     slow = idle.p50_ms is None or idle.p50_ms > LIMIT_MS
     found = max(

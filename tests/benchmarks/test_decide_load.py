@@ -138,7 +138,7 @@ def test_what_became_of_a_request_is_told_apart() -> None:
     assert (phase.sent, phase.accepted, phase.refused) == (12, 6, 2)
     assert phase.errors == {
         "status 503 without Retry-After": 1,
-        "degraded": 1,
+        "degraded: predictor": 1,
         "status 500": 1,
         "closed before the answer": 1,
     }
