@@ -98,7 +98,7 @@ class Prober:
         return tally
 
     def warm(self, seconds: float) -> None:
-        """A closed loop that does not count, until some decisions were made; they may be degraded at first."""
+        """A closed loop that does not count, until some decisions were made; the first may be degraded."""
         self._closed(8, seconds)
 
     def _closed(self, connections: int, seconds: float) -> Tally:
