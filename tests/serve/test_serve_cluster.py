@@ -49,8 +49,12 @@ class Running:
         return processes_of(self.cluster._temp_dir)
 
 
-# Every topology and every transport; the third costs half a minute and repeats what the others show.
-WAYS = [("haproxy", "ingress"), ("haproxy", "deployment"), pytest.param(("plain", "ingress"), marks=SLOW)]
+# Every topology and transport; each costs a minute of starting, so the quick tests have the default alone.
+WAYS = [
+    ("haproxy", "ingress"),
+    pytest.param(("haproxy", "deployment"), marks=SLOW),
+    pytest.param(("plain", "ingress"), marks=SLOW),
+]
 
 
 @pytest.fixture(scope="module", params=WAYS, ids="-".join)

@@ -59,6 +59,11 @@ def score(predictor: Predictor, users: Sequence[tuple[str, int]], at: datetime =
     return [One(batch.value[u], batch.admissible[u], batch.degraded[u]) for u in range(len(users))]
 
 
+def same(one: Any, other: Any) -> None:
+    """Equal but for the order in which the users of a pass are added up."""
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+
+
 def scored(predictor: Predictor, *users: str, at: Any = NOW) -> list[Any]:
     return score(predictor, [(user, 0) for user in users], at)
 
@@ -76,25 +81,25 @@ def test_without_consent_a_user_is_scored_as_a_stranger(asked: Shop) -> None:
     known, refused, never_asked, stranger = scored(asked.predictor, "u1", "u2", "u3", "nobody")
     assert known.degraded == ()
     assert refused.degraded == never_asked.degraded == stranger.degraded == ("no_consent",)
-    np.testing.assert_array_equal(refused.value, stranger.value)
+    same(refused.value, stranger.value)
     np.testing.assert_array_equal(refused.admissible, stranger.admissible)
-    assert not np.array_equal(known.value, refused.value)
+    assert np.abs(known.value - refused.value).max() > 0.01
 
 
 def test_contacts_of_who_did_not_agree_do_not_count(asked: Shop) -> None:
     asked.ledger.set_consent("u1", {Purpose.PERSONALISATION: True}, "test")
     users = [(user, contacts) for user in ("u1", "u2") for contacts in (0, 6)]
     mine_rested, mine_tired, rested, tired = score(asked.predictor, users)
-    assert not np.array_equal(mine_rested.value, mine_tired.value)
-    np.testing.assert_array_equal(rested.value, tired.value)
+    assert np.abs(mine_rested.value - mine_tired.value).max() > 0.01
+    same(rested.value, tired.value)
 
 
 def test_planning_takes_who_withdrew_for_an_average_user(asked: Shop) -> None:
     asked.ledger.set_consent("u1", {Purpose.PERSONALISATION: True}, "test")
     actions = asked.predictor._watcher.state.actions[1:]
     found = asked.predictor.predict(["u1", "u2", "u3"], actions)
-    assert not np.array_equal(found.margin[0], found.margin[1])
-    np.testing.assert_array_equal(found.margin[1], found.margin[2])
+    assert np.abs(found.margin[0] - found.margin[1]).max() > 0.01
+    same(found.margin[1], found.margin[2])
 
 
 def test_consent_that_is_withdrawn_holds_from_the_next_decision_on(asked: Shop) -> None:
@@ -115,7 +120,7 @@ def test_what_is_too_old_is_not_used_and_that_is_told(shop: Shop) -> None:
     later = NOW + timedelta(days=130)
     old, old_stranger = scored(shop.predictor, "u1", "nobody", at=later)
     assert old.degraded == ("stale_features", "cold_start_item")
-    np.testing.assert_array_equal(old.value, old_stranger.value)
+    same(old.value, old_stranger.value)
     assert not np.array_equal(old.value, fresh.value)
 
 
