@@ -210,6 +210,7 @@ class GatewayDeployment:
             GatewayMetrics(),
             people,
         )
+        self.gateway.decisions.warm_up()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(lambda: self.gateway, self._args.max_body_bytes)

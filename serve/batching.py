@@ -7,6 +7,7 @@ lone request is never delayed; under load the cost of a pass and of a commit is 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -91,6 +92,17 @@ class MicroBatcher(Generic[T, R]):
             return await asyncio.wait_for(future, timeout_s)
         except TimeoutError:
             raise DeadlinePassedError(f"no answer within {timeout_s:g} s") from None
+
+    def warm_up(self, first: Callable[[], None]) -> None:
+        """Run `first` once in every worker, and wait for all: what a thread does first takes long."""
+        together = threading.Barrier(self._idle)  # or one worker would do the work of two
+
+        def run() -> None:
+            first()
+            together.wait()
+
+        for call in [self._pool.submit(run) for _ in range(self._idle)]:
+            call.result()
 
     def close(self) -> None:
         """Let the workers finish, and end them."""

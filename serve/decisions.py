@@ -61,6 +61,10 @@ class DecisionService:
             results += await asyncio.to_thread(self._engine.decide, calls[start : start + size])
         return results
 
+    def warm_up(self) -> None:
+        """Have every worker do once what is slow the first time; raises LedgerUnavailableError."""
+        self._batcher.warm_up(self._engine.warm_up)
+
     def close(self) -> None:
         """Let what is under way finish."""
         self._batcher.close()

@@ -28,13 +28,15 @@ from serve.leases import LeaseBook
 from serve.live import LiveState, Watcher, floors
 from serve.outage import Outage
 from serve.problems import Problem
-from serve.scoring import ScoredBatch, Scorer, ScoreRequest
+from serve.scoring import NoModelError, ScoredBatch, Scorer, ScoreRequest
 from serve.slates import Call, Case, Drawer, Ints, uniforms
 from serve.spool import SpoolFullError
 
 CONTACT_WINDOW = Cap(0, 7.0)  # counted for the model: contacts of the last seven days
 DOWN_S = 1.0  # how long a ledger that did not answer is left alone
 RETRY_AFTER_S = 2
+WARM_S = 30.0
+NOBODY = "nobody"
 _ATTEMPTS = 3  # of a slate that the ledger refuses before it does nothing
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,25 @@ class Engine:
             self._down_until = time.monotonic() + DOWN_S
             logger.warning("control only, since the ledger does not answer: %s", error)
             return self._without_ledger(calls)
+
+    def warm_up(self, patience_s: float = WARM_S) -> None:
+        """Open this thread's connections and score once, deciding nothing; nothing to do without a model.
+
+        A predictor elsewhere may not be up yet: it is tried again for `patience_s`.
+        """
+        deadline = time.monotonic() + patience_s
+        self._ledger.versions()
+        while True:
+            try:
+                self._scorer.score([ScoreRequest(NOBODY, 0, self._args.now(), False)])
+                return
+            except NoModelError:
+                return
+            except Exception as error:
+                if time.monotonic() > deadline:
+                    logger.warning("ready without having scored: %r", error)
+                    return
+                time.sleep(0.2)
 
     def _decide(self, calls: Sequence[Call]) -> list[Result]:
         if self._args.clock == "request":

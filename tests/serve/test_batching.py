@@ -154,3 +154,9 @@ def test_a_failure_is_told_to_all_of_its_batch_and_to_no_other() -> None:
         assert await service.submit(1, 1.0) == 2
 
     asyncio.run(run())
+
+
+def test_every_worker_is_warm_before_the_first_request() -> None:
+    seen: list[int] = []
+    batcher(Work(), workers=3).warm_up(lambda: seen.append(threading.get_ident()))
+    assert len(set(seen)) == len(seen) == 3
