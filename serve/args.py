@@ -54,7 +54,12 @@ class BatchArgs(BaseModel):
     max_wait_ms: float = Field(
         250.0, gt=0, description="While one has waited longer than this, further requests are refused"
     )
-    workers: int = Field(1, ge=1, le=8, description="Batches under way at once; more than one lose more to Python's lock than they gain")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=8,
+        description="Batches under way at once; more than one lose more to Python's lock than they gain",
+    )
 
 
 class CapArgs(BaseModel):
