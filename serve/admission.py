@@ -37,7 +37,7 @@ async def _until_disconnect(app: ASGIApp, scope: Scope, receive: Receive, send: 
         message = await receive()
         if message["type"] == "http.request" and not message.get("more_body", False):
             gone = asyncio.ensure_future(receive())
-            gone.add_done_callback(lambda done: hang_up(done))
+            gone.add_done_callback(hang_up)
         return message
 
     def hang_up(done: asyncio.Future[Message]) -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +16,7 @@ from pydantic import ValidationError
 from serve.answers import Answer, Writer
 from serve.args import AppArgs
 from serve.assemble import open_engine, open_ledger
+from serve.launch import LocalCluster
 from serve.problems import Problem
 from serve.schemas import DecisionRequest
 from serve.slates import Call
@@ -165,7 +162,7 @@ def _stream(
         finally:
             worker.close()
         return
-    with _ray(workers, address):
+    with LocalCluster(address=address, proxy="plain"):
         import ray
 
         # The context is of the process: a bar of ours is enough.
@@ -184,29 +181,6 @@ def _stream(
             )
         )
         yield (table.cast(OUTPUT) for table in decided.iter_batches(batch_format="pyarrow", batch_size=batch))
-
-
-@contextmanager
-def _ray(workers: int, address: str | None) -> Iterator[None]:
-    """The cluster at `address`, one that this process has joined, or one of our own for the time."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    folder = tempfile.mkdtemp(prefix="qiance-")
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    local = {
-        "num_cpus": max(workers + 1, os.cpu_count() or 1),
-        "include_dashboard": False,
-        "_temp_dir": folder,
-    }
-    try:
-        ray.init(**quiet, **({"address": address} if address else local))
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _dataset(users: Path) -> Any:

@@ -6,7 +6,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,7 @@ class Outage:
             "lookup": lookup,
             "surface": call.request.surface,
             "at": call.at.isoformat(),
+            "kept_at": datetime.now(UTC).isoformat(),
             "model_version": state.versions.model,
             "policy_version": state.versions.policy,
             "serial": state.versions.serial,
@@ -103,9 +104,10 @@ class Outage:
 
     def _replay(self, entries: Sequence[dict[str, Any]]) -> None:
         made = [e for e in entries if e["kind"] == "decision"]
-        pseudonyms = self._ledger.pseudonyms_of([e["lookup"] for e in made])
+        kept_at = [datetime.fromisoformat(e["kept_at"]) for e in made]
+        pseudonyms = self._ledger.pseudonyms_of([e["lookup"] for e in made], kept_at)
         control = self._ledger.put_candidates([CONTROL_ACTION])
-        # Who was erased meanwhile has no pseudonym, and leaves nothing.
+        # Who was erased meanwhile leaves nothing, also if he has come back since.
         decisions = [
             self._decision(entry, name, control)
             for entry, name in zip(made, pseudonyms, strict=True)

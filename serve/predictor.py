@@ -134,9 +134,13 @@ class Predictor:
     @property
     def model(self) -> EffectModel:
         """The champion; NoModelError while none is registered."""
-        if self._live is None:
+        return self._serving()[1]
+
+    def _serving(self) -> tuple[LiveState, EffectModel]:
+        live = self._live
+        if live is None:
             raise NoModelError("versions.model: no model is registered; run `qiance run` first")
-        return self._live[1]
+        return live
 
     def score(self, requests: Sequence[ScoreRequest]) -> ScoredBatch:
         """Scores of the live candidates for every request, in one pass over all of them."""
@@ -144,11 +148,9 @@ class Predictor:
         return self._score(self._current(max(r.at_us for r in requests)), requests)
 
     def _current(self, now_us: int) -> Prepared:
-        _ = self.model  # says so where there is none
         with self._lock:
-            assert self._live is not None
             # As the watcher's thread left them: a champion that cannot be loaded must not stop scoring.
-            (state, model), frame, ready = self._live, self.items.frame, self._ready
+            (state, model), frame, ready = self._serving(), self.items.frame, self._ready
             if ready is None or not ready.fits(state, model, frame, now_us):
                 ready = self._ready = self._prepare(state, model, now_us)
             return ready
@@ -251,7 +253,7 @@ class Predictor:
         _, items = self.items.at(to_micros(now))
         grid = ActionGrid(model, self.snapshot.catalogue, actions, items, self.snapshot.categories)
         prediction = grid.score(rows).prediction
-        table = [[prediction.of(u, a) for a in range(len(actions))] for u in range(len(user_ids))]
+        table = [[prediction.effect_on(u, a) for a in range(len(actions))] for u in range(len(user_ids))]
         pairs = zip(user_ids, read.flags, strict=True)
         return table, tuple(f"{flag}:{user}" for user, flags in pairs for flag in flags), model.version
 

@@ -63,7 +63,7 @@ class ScoredBatch:
         """Predicted effect of the action in `column` on one user; None for control."""
         if self.prediction is None or column == 0:
             return None
-        return self.prediction.of(user, column - 1)
+        return self.prediction.effect_on(user, column - 1)
 
 
 class Scorer(Protocol):

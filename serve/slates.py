@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from qiance.decide.rule import Decided, decide
 from qiance.domain import Cap, Decision
 from qiance.ledger import Claim, Entry, Identified, Slate
+from qiance.ledger.decisions import position_id
 from qiance.ledger.schema import to_micros
 from serve.args import AppArgs
 from serve.leases import LeaseBook
@@ -71,7 +72,17 @@ class Drawer:
         contacts = np.array([case.known[row].contacts[1:] for row in rows], dtype=np.int64)
         contacts = contacts.reshape(len(rows), len(self._args.caps))
         slates: list[list[Entry]] = [[] for _ in rows]
-        going, position = np.arange(len(rows)), 0
+        try:
+            self._fill(case, wanted, mask, contacts, slates)
+        except BaseException:  # what was taken until then would be lost to everybody
+            for claim in (entry.claim for slate in slates for entry in slate if entry.claim is not None):
+                self._leases.give_back(claim)
+            raise
+        return [tuple(slate) for slate in slates]
+
+    def _fill(self, case: Case, wanted: Ints, mask: Mask, contacts: Ints, slates: list[list[Entry]]) -> None:
+        """Position after position, while a slate goes on."""
+        going, position = np.arange(len(wanted)), 0
         while len(going):
             self._position(case, position, wanted, going, mask, contacts, slates)
             position += 1
@@ -79,13 +90,12 @@ class Drawer:
                 [
                     n
                     for n in going.tolist()
-                    if position < case.calls[rows[n]].request.n
+                    if position < case.calls[wanted[n]].request.n
                     and slates[n][-1].decision.chosen != 0
                     and mask[n, 1:].any()
                 ],
                 dtype=np.int64,
             )
-        return [tuple(slate) for slate in slates]
 
     def control_only(self, case: Case, rows: Sequence[int]) -> list[Slate]:
         """Slates that do nothing, for users whose every other choice was taken from them."""
@@ -183,7 +193,7 @@ class Drawer:
         request, state, decided = case.calls[user].request, case.state, drawn.decided
         name, column = case.decision_ids[user], int(decided.choice[place])
         return Decision(
-            decision_id=f"{name}.{position}" if position else name,
+            decision_id=position_id(name, position),
             tenant_id=self._args.tenant,
             request_id=None if position else request.request_id,
             pseudonym=case.known[user].pseudonym,

@@ -30,7 +30,6 @@ def decide_file(
     console: Console,
 ) -> None:
     """Decides for every user in the file; see `serve.offline.decide_users`."""
-    from serve.loopback import prepare
     from serve.offline import Campaign, decide_users
 
     if not workspace.is_dir():
@@ -45,8 +44,6 @@ def decide_file(
         ledger.close()
         args["clock_offset_s"] = offset.total_seconds()
     address = os.environ.get("RAY_ADDRESS")
-    if address is None:
-        prepare(os.environ)
     with Stages(Console(stderr=True)).stage("Decide") as stage:
         counts = decide_users(
             users,

@@ -15,9 +15,6 @@ from qiance.domain.action import Action, Effect, Interval
 Draws = NDArray[np.float32]
 # What the fields of `Effect` can be: rates, sales, and margins.
 _BOUNDS = ((0.0, 0.0, 0.0, -np.inf, -np.inf), (1.0, 1.0, np.inf, np.inf, np.inf))
-# Bounds of ctr, cvr, sales, margin, uplift.
-_LEAST = np.array([0.0, 0.0, 0.0, -np.inf, -np.inf])
-_MOST = np.array([1.0, 1.0, np.inf, np.inf, np.inf])
 
 
 @dataclass(frozen=True)
@@ -43,20 +40,6 @@ class GridPrediction:
         """Incremental margin over control after contact cost, minor units, `[U, A, H]`."""
         net = self.margin - self.contact_cost[None, :, None]
         return (net - self.control_margin[:, None, :]).astype(np.float32)
-
-    def of(self, user: int, action: int, confidence: float = 0.9) -> Effect:
-        """Effect of action number `action` on user number `user`: `summarise` for one, without its masks."""
-        cost = self.contact_cost[action]
-        click, conversion, sales, margin = (
-            draws[user, action] for draws in (self.click, self.conversion, self.sales, self.margin)
-        )
-        parts = np.stack([click, conversion, sales, margin - cost, margin - cost - self.control_margin[user]])
-        value = parts.mean(axis=1, dtype=np.float32)
-        spread = parts.std(axis=1, ddof=1) if parts.shape[1] > 1 else np.zeros(len(parts))
-        half = _student_quantile(confidence, max(parts.shape[1] - 1, 1)) * self.width_scale * spread
-        low, high = np.maximum(value - half, _LEAST), np.minimum(value + half, _MOST)
-        triples = zip(np.clip(value, _LEAST, _MOST).tolist(), low.tolist(), high.tolist(), strict=True)
-        return Effect(*(Interval(*three) for three in triples))
 
     def summarise(
         self, action: int, mask: NDArray[np.bool_] | None = None, confidence: float = 0.9

@@ -185,6 +185,19 @@ def test_who_is_erased_during_an_outage_is_not_brought_back(shop: Shop, tmp_path
     assert shop.ledger.resolve([user]) == {}
 
 
+def test_nor_if_he_comes_back_before_the_ledger_is_told(shop: Shop, tmp_path: Path) -> None:
+    user = shop.users(held=False)[0]
+    shop.decide(user)
+    with ledger_down(shop, tmp_path):
+        told = shop.decide(user)
+        shop.service.outage._stop.set()
+        shop.service.outage._thread.join()
+    shop.ledger.begin_erasure(user, "test", "asked for it")
+    shop.ledger.pseudonym(user)
+    assert shop.service.outage.hand_over() == 1
+    assert shop.ledger.decision(told["decision_id"]) is None
+
+
 def test_a_full_spool_turns_clients_away(built: Built, tmp_path: Path) -> None:
     with open_shop(built, tmp_path, spool_bytes=4_096) as shop:
         shop.decide("u0")

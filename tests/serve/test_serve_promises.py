@@ -34,6 +34,7 @@ from serve_cases import (
 from qiance.decide.floors import discounted_price
 from qiance.domain import Audience, Channel, Decision, StrategyState
 from qiance.evaluate.arrays import FloatArray
+from qiance.ledger import LedgerUnavailableError
 from qiance.market import Market
 from serve.answers import Answer
 from serve.schemas import DecisionRequest
@@ -197,6 +198,28 @@ def test_eight_clients_of_three_replicas_never_pass_a_budget(built: Built, tmp_p
                 break
             deadline.wait(0.1)
         assert status.reserved - status.leased == spent_by(crowd.answers, cost) == cap
+
+
+def test_a_ledger_that_fails_within_a_draw_costs_no_money(built: Built, tmp_path: Path) -> None:
+    """What the first of a batch took goes back when money cannot be looked up for the next."""
+    with open_shop(built, tmp_path, holdout=0.0, epsilon=1.0) as shop:
+        leases, calls_left = shop.service.leases, [12]
+        decide_many(shop, ["u0"])
+        ensure, slices = leases.ensure, list(leases._all.values())
+        before = [one.left for one in slices]
+
+        def failing(budget_id: str, amount: int) -> int:
+            calls_left[0] -= 1
+            if calls_left[0] < 0:
+                raise LedgerUnavailableError("ledger: gone")
+            return ensure(budget_id, amount)
+
+        leases.ensure = failing  # type: ignore[method-assign]
+        results = shop.service.engine.decide(calls(user_ids()[:30]))
+        assert all(isinstance(r, Answer) and r.degraded == ("ledger",) for r in results)
+        assert calls_left[0] < 0
+        assert [one.left for one in slices] == before
+        assert [one.pending for one in slices] == [0] * len(slices)
 
 
 def test_frequency_caps_hold_over_replicas(built: Built, tmp_path: Path) -> None:
