@@ -29,6 +29,15 @@ class Answer:
     holdout: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An answer as its client gets it: JSON, and what is counted of it."""
+
+    body: bytes
+    holdout: bool
+    degraded: tuple[str, ...]
+
+
 class Writer:
     """Answers as JSON; the part of an action that is the same for every user is worked out once."""
 

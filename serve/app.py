@@ -1,6 +1,7 @@
 """The Ray Serve application: thin deployments over plain classes. Scaling lives in the Serve YAML."""
 
 import asyncio
+import gc
 import os
 import threading
 import time
@@ -13,13 +14,17 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from qiance.domain import Action, GridPrediction
+from qiance.ledger import Ledger
 from qiance.market.responses import CONTACT_COST
 from qiance.privacy import Eraser, online_eraser
 from qiance.workspace import Workspace
 from serve.args import AppArgs, LlmArgs
-from serve.assemble import clock_of, open_engine, open_ledger, open_predictor
+from serve.assemble import clock_of, open_engine, open_ledger, open_predictor, read_catalogue
+from serve.desk import Clerk, Desk, ThreadDesk
+from serve.desk_process import ProcessDesk
 from serve.feature_store import SessionPusher
 from serve.gateway import Gateway, build_api
+from serve.live import Watcher
 from serve.metrics import GatewayMetrics, PacerMetrics
 from serve.people import PeopleService
 from serve.predictor import Effects
@@ -155,6 +160,16 @@ class PacerDeployment:
             raise RuntimeError("the pacing thread has ended")
 
 
+def _open_desk(args: AppArgs, ledger: Ledger, predictor: DeploymentHandle) -> Desk:
+    """In a process of its own; in a thread here where it must hold a handle."""
+    if args.topology == "ingress":
+        return ProcessDesk(args)
+    remote = _RemoteScorer(predictor, PATIENCE * args.request_timeout_s)
+    desk = ThreadDesk(Clerk(args, open_engine(args, ledger, remote)), args.batching.workers)
+    desk.warm_up()
+    return desk
+
+
 @serve.deployment(name="Gateway")
 @serve.ingress()
 class GatewayDeployment:
@@ -168,14 +183,11 @@ class GatewayDeployment:
         pacer: DeploymentHandle,  # bound so that it is deployed with the application
     ) -> None:
         self._args, ledger, workspace = args, open_ledger(args), Workspace(args.workspace)
-        wait_s = PATIENCE * args.request_timeout_s
-        remote = _RemoteScorer(predictor, wait_s) if args.topology == "deployment" else None
-        self._service = open_engine(args, ledger, remote)
-        catalogue, own = self._service.watcher.catalogue, self._service.predictor
+        self._desk = _open_desk(args, ledger, predictor)
+        self._watcher = Watcher(ledger, read_catalogue(args))
+        catalogue = self._watcher.catalogue
 
         async def effects(users: list[str] | None, segment: str | None, actions: list[str]) -> Effects:
-            if own is not None:
-                return await asyncio.to_thread(own.effects, users, segment, actions)
             try:
                 found: Effects = await predictor.effects.remote(users, segment, actions)
             except Exception as error:
@@ -183,8 +195,6 @@ class GatewayDeployment:
             return found
 
         async def profile(user_id: str) -> list[KnownRow]:
-            if own is not None:
-                return await asyncio.to_thread(own.describe, user_id)
             rows: list[KnownRow] = await predictor.describe.remote(user_id)
             return rows
 
@@ -202,24 +212,24 @@ class GatewayDeployment:
         self.gateway = Gateway(
             args,
             ledger,
-            self._service.watcher,
-            self._service.engine,
-            self._service.outage,
+            self._watcher,
+            self._desk,
             effects,
             lambda brief_id: generator.run.remote(brief_id) and None,
             GatewayMetrics(),
             people,
         )
-        self.gateway.decisions.warm_up()
+        gc.collect()
+        gc.freeze()  # what is loaded by now lives as long as the replica: no later collection looks at it
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(lambda: self.gateway, self._args.max_body_bytes)
 
     def __del__(self) -> None:
         # Called by Ray when the replica is drained: what it leased goes back now, not after the term.
-        if (gateway := getattr(self, "gateway", None)) is not None:
-            gateway.decisions.close()
-            self._service.close()
+        for part in ("_desk", "_watcher"):
+            if (opened := getattr(self, part, None)) is not None:
+                opened.close()
 
 
 def build(args: dict[str, Any]) -> Application:

@@ -85,7 +85,7 @@ def _loader(how: PredictorArgs) -> ModelLoader:
 def open_engine(args: AppArgs, ledger: Ledger, scorer: Scorer | None = None) -> Service:
     """An engine that scores in this process, or by `scorer`; ready to decide when this returns."""
     predictor = open_predictor(args, ledger) if scorer is None else None
-    catalogue = predictor.snapshot.catalogue if predictor else _catalogue(args)
+    catalogue = predictor.snapshot.catalogue if predictor else read_catalogue(args)
     watcher = Watcher(ledger, catalogue)
     leases = LeaseBook(ledger, _holder(), args.leases.term_s)
     outage = Outage(args, ledger, Spool(Workspace(args.workspace).spool, args.spool_bytes))
@@ -95,7 +95,8 @@ def open_engine(args: AppArgs, ledger: Ledger, scorer: Scorer | None = None) -> 
     return Service(engine, watcher, outage, leases, Checkpointer(ledger), predictor)
 
 
-def _catalogue(args: AppArgs) -> Catalogue:
+def read_catalogue(args: AppArgs) -> Catalogue:
+    """The catalogue as of the workspace's snapshot."""
     return Snapshot.load(Workspace(args.workspace).snapshot).catalogue
 
 

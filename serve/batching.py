@@ -7,11 +7,9 @@ lone request is never delayed; under load the cost of a pass and of a commit is 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -40,7 +38,7 @@ class _Waiting(Generic[T, R]):
 
 
 class MicroBatcher(Generic[T, R]):
-    """Runs `work` in threads on batches of what was submitted; belongs to one event loop.
+    """Has `work` done on batches of what was submitted; belongs to one event loop.
 
     work: answers a batch, one result per item in order. max_batch: most items of a batch. max_waiting: most
     items that wait; max_wait_s: while one has waited longer, no more is taken. workers: batches under way at
@@ -49,7 +47,7 @@ class MicroBatcher(Generic[T, R]):
 
     def __init__(
         self,
-        work: Callable[[Sequence[T]], Sequence[R]],
+        work: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
         *,
         max_batch: int,
         max_waiting: int,
@@ -59,7 +57,6 @@ class MicroBatcher(Generic[T, R]):
     ) -> None:
         self._work, self._clock = work, clock
         self._max_batch, self._max_waiting, self._max_wait_s = max_batch, max_waiting, max_wait_s
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="qiance-decide")
         self._idle = workers
         self._queue: deque[_Waiting[T, R]] = deque()
 
@@ -93,21 +90,6 @@ class MicroBatcher(Generic[T, R]):
         except TimeoutError:
             raise DeadlinePassedError(f"no answer within {timeout_s:g} s") from None
 
-    def warm_up(self, first: Callable[[], None]) -> None:
-        """Run `first` once in every worker, and wait for all: what a thread does first takes long."""
-        together = threading.Barrier(self._idle)  # or one worker would do the work of two
-
-        def run() -> None:
-            first()
-            together.wait()
-
-        for call in [self._pool.submit(run) for _ in range(self._idle)]:
-            call.result()
-
-    def close(self) -> None:
-        """Let the workers finish, and end them."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
     def _dispatch(self) -> None:
         while self._idle and self._queue:
             batch = self._take()
@@ -125,12 +107,12 @@ class MicroBatcher(Generic[T, R]):
         return batch
 
     def _run(self, batch: Sequence[_Waiting[T, R]]) -> None:
-        items = [waiting.item for waiting in batch]
-        call = asyncio.get_running_loop().run_in_executor(self._pool, self._work, items)
+        call = asyncio.ensure_future(self._work([waiting.item for waiting in batch]))
         call.add_done_callback(lambda done: self._finish(batch, done))
 
     def _finish(self, batch: Sequence[_Waiting[T, R]], done: asyncio.Future[Sequence[R]]) -> None:
         self._idle += 1
+        self._dispatch()  # first, so that nobody idles while these are answered
         error = done.exception()
         for place, waiting in enumerate(batch):
             if waiting.future.done():
@@ -139,4 +121,3 @@ class MicroBatcher(Generic[T, R]):
                 waiting.future.set_exception(error)
             else:
                 waiting.future.set_result(done.result()[place])
-        self._dispatch()

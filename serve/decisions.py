@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from datetime import datetime
 
-from serve.answers import Answer
+from serve.answers import Written
 from serve.args import AppArgs
 from serve.batching import DeadlinePassedError, MicroBatcher, OverloadedError
-from serve.engine import Engine, Result
+from serve.desk import Desk, DeskLostError, Reply
 from serve.live import Watcher
 from serve.problems import Problem, invalid
 from serve.schemas import DecisionRequest, within_reach
@@ -19,13 +18,13 @@ RETRY_AFTER_S = 1
 
 
 class DecisionService:
-    """Checks requests and lets them wait for the engine, within bounds."""
+    """Checks requests and lets them wait for the desk, within bounds."""
 
-    def __init__(self, engine: Engine, watcher: Watcher, args: AppArgs) -> None:
-        self._engine, self._watcher, self._args = engine, watcher, args
+    def __init__(self, desk: Desk, watcher: Watcher, args: AppArgs) -> None:
+        self._desk, self._watcher, self._args = desk, watcher, args
         limits = args.batching
-        self._batcher: MicroBatcher[Call, Result] = MicroBatcher(
-            engine.decide,
+        self._batcher: MicroBatcher[Call, Reply] = MicroBatcher(
+            desk.decide,
             max_batch=limits.max_batch,
             max_waiting=limits.max_waiting,
             max_wait_s=limits.max_wait_ms / 1_000.0,
@@ -37,7 +36,7 @@ class DecisionService:
         """Whether a further request would be refused: known before its body is read."""
         return self._batcher.is_full
 
-    async def decide(self, request: DecisionRequest) -> Answer:
+    async def decide(self, request: DecisionRequest) -> Written:
         """The answer to `request`; raises Problem for what the client must mend, or ask again."""
         call = self._call(request)
         timeout_s = self._args.request_timeout_s
@@ -49,29 +48,29 @@ class DecisionService:
             raise overloaded() from None
         except DeadlinePassedError as error:
             raise Problem(503, f"decision: {error}; try again", retry_after=RETRY_AFTER_S) from None
+        except DeskLostError as error:
+            raise lost(error) from None
         if isinstance(result, Problem):
             raise result
         return result
 
-    async def decide_all(self, requests: Sequence[DecisionRequest]) -> list[Result]:
-        """Answers for many users, past the queue: bulk work fills batches of its own, one after the other."""
+    async def decide_all(self, requests: Sequence[DecisionRequest]) -> list[Reply]:
+        """Answers for many users, past the queue: bulk work fills batches of its own, one after the other.
+
+        A single request waits for one of them at most.
+        """
         calls = [self._call(request, f"requests.{n}.") for n, request in enumerate(requests)]
-        size, results = self._args.batching.max_batch, list[Result]()
+        size, results = self._args.batching.max_batch, list[Reply]()
         for start in range(0, len(calls), size):
-            results += await asyncio.to_thread(self._engine.decide, calls[start : start + size])
+            try:
+                results += await self._desk.decide(calls[start : start + size])
+            except DeskLostError as error:
+                raise lost(error) from None
         return results
-
-    def warm_up(self) -> None:
-        """Have every worker do once what is slow the first time; raises LedgerUnavailableError."""
-        self._batcher.warm_up(self._engine.warm_up)
-
-    def close(self) -> None:
-        """Let what is under way finish."""
-        self._batcher.close()
 
     def _call(self, request: DecisionRequest, at: str = "") -> Call:
         self._check(request, at)
-        return Call(request, self._now(request, at))
+        return Call.of(request, self._now(request, at))
 
     def _now(self, request: DecisionRequest, at: str) -> datetime:
         if self._args.clock == "system":
@@ -99,6 +98,11 @@ class DecisionService:
             for item in request.candidates:
                 if item not in self._watcher.catalogue.index:
                     raise invalid(field, item, "is not in the catalogue")
+
+
+def lost(error: DeskLostError) -> Problem:
+    """What is answered when the engine ended: whether it was done is not known, so the ids matter."""
+    return Problem(503, f"engine: {error}; try again with the same ids", retry_after=RETRY_AFTER_S)
 
 
 def overloaded() -> Problem:

@@ -84,7 +84,8 @@ class Engine:
         self._ledger.versions()
         while True:
             try:
-                self._scorer.score([ScoreRequest(NOBODY, 0, self._args.now(), False)])
+                scored = self._scorer.score([ScoreRequest(NOBODY, 0, self._args.now(), False)])
+                scored.effect(0, scored.value.shape[1] - 1)
                 return
             except NoModelError:
                 return
@@ -111,7 +112,7 @@ class Engine:
         ]
 
     def _identify(self, calls: Sequence[Call]) -> list[Identified]:
-        askers = [Asker(call.request.user_id, call.request.request_id, call.at) for call in calls]
+        askers = [Asker(call.user_id, call.request_id, call.at) for call in calls]
         return self._ledger.identify(askers, self._windows)
 
     def _case(self, calls: list[Call], known: list[Identified]) -> Case:
@@ -130,7 +131,7 @@ class Engine:
             self._columns(state, scored),
             degraded,
             [new_decision_id() for _ in calls],
-            uniforms(len(calls), max(call.request.n for call in calls)),
+            uniforms(len(calls), max(call.n for call in calls)),
         )
 
     def _score(
@@ -140,7 +141,7 @@ class Engine:
         if state.versions.policy == NO_VERSION or state.versions.killed:
             return self._means(state, len(calls)), ("killed" if state.versions.killed else "no_policy",)
         requests = [
-            ScoreRequest(call.request.user_id, who.contacts[0], call.at, self._agrees(who))
+            ScoreRequest(call.user_id, who.contacts[0], call.at, self._agrees(who))
             for call, who in zip(calls, known, strict=True)
         ]
         try:
@@ -197,7 +198,7 @@ class Engine:
         return left
 
     def _assumed(self, case: Case, row: int) -> Assumed:
-        return Assumed(case.calls[row].request.n, case.known[row].contacts[1:])
+        return Assumed(case.calls[row].n, case.known[row].contacts[1:])
 
     def _record(self, slates: Sequence[Slate], assumed: Sequence[Assumed]) -> list[Recorded]:
         try:

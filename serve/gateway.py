@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request, Response
-from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from qiance import __version__
@@ -15,15 +14,14 @@ from qiance.domain import Outcome, OutcomeType, StrategyState
 from qiance.ledger import NO_VERSION, Ledger, LedgerUnavailableError, Scope
 from serve import problems
 from serve.admission import Admission
-from serve.answers import Writer
 from serve.args import AppArgs
 from serve.briefs import new_brief
-from serve.decisions import DecisionService
-from serve.engine import Engine
+from serve.decisions import DecisionService, lost
+from serve.desk import Desk, DeskLostError
 from serve.keys import KeyCache
 from serve.live import Watcher
 from serve.metrics import GatewayMetrics
-from serve.outage import Outage, record_and_settle
+from serve.outage import record_and_settle
 from serve.people import PeopleService, add_people
 from serve.predictor import Effects
 from serve.problems import Problem, echo, invalid
@@ -62,17 +60,15 @@ class Gateway:
         args: AppArgs,
         ledger: Ledger,
         watcher: Watcher,
-        engine: Engine,
-        outage: Outage,
+        desk: Desk,
         effects: Callable[[list[str] | None, str | None, list[str]], Awaitable[Effects]],
         start_brief: Callable[[str], None],
         metrics: GatewayMetrics,
         people: PeopleService | None = None,
     ) -> None:
         self.args, self.ledger, self.watcher, self.metrics = args, ledger, watcher, metrics
-        self.decisions = DecisionService(engine, watcher, args)
-        self.writer = Writer(watcher.catalogue, args.currency)
-        self._keys, self._outage = KeyCache(ledger), outage
+        self.decisions = DecisionService(desk, watcher, args)
+        self._keys, self.desk = KeyCache(ledger), desk
         self.effects, self.start_brief = effects, start_brief
         self._people = people
 
@@ -111,21 +107,21 @@ class Gateway:
         started = time.perf_counter()
         answer = await self.decisions.decide(body)
         self.metrics.decided(body.surface, answer.holdout, answer.degraded, time.perf_counter() - started)
-        return Response(self.writer.body(answer, self.watcher.state), media_type="application/json")
+        return Response(answer.body, media_type="application/json")
 
     async def decide_all(self, body: DecisionsRequest) -> Response:
         """One decision or problem per request, in order."""
         started = time.perf_counter()
-        found: list[dict[str, Any]] = []
+        found: list[bytes] = []
         results = await self.decisions.decide_all(body.requests)
         each = (time.perf_counter() - started) / len(results)
         for request, result in zip(body.requests, results, strict=True):
             if isinstance(result, Problem):
-                found.append(problems.document(result))
+                found.append(bytes(problems.response(result).body))
                 continue
             self.metrics.decided(request.surface, result.holdout, result.degraded, each)
-            found.append(self.writer.document(result, self.watcher.state))
-        return JSONResponse({"decisions": found})
+            found.append(result.body)
+        return Response(b'{"decisions":[%b]}' % b",".join(found), media_type="application/json")
 
     async def record(self, body: OutcomesRequest) -> OutcomesResponse:
         """Store events durably, then settle what conversions used of their budgets."""
@@ -148,7 +144,9 @@ class Gateway:
         """Outcomes go to the local disk while the ledger is down; they are checked when it is back."""
         logger.warning("outcomes are kept here, since the ledger does not answer: %s", error)
         try:
-            await asyncio.to_thread(self._outage.keep, events)
+            await self.desk.keep(events)
+        except DeskLostError as ended:
+            raise lost(ended) from None
         except SpoolFullError:
             raise Problem(
                 503, "ledger: does not answer, and what can be kept here is full", retry_after=RETRY_AFTER_S
@@ -201,6 +199,7 @@ class Gateway:
         versions = self.watcher.state.versions
         missing = [n for n, v in (("model", versions.model), ("policy", versions.policy)) if v == NO_VERSION]
         degraded = missing + (["ledger"] if self.watcher.age_s > 5.0 else [])
+        degraded += [] if self.desk.is_up else ["engine"]
         return Health(
             status="degraded" if degraded else "ready",
             model_version=versions.model,

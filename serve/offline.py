@@ -99,7 +99,7 @@ class DecideUsers:
         # A keyed hash, since a request id stands in the log and must not name the user.
         request_id = self._ledger.lookup(f"{campaign.name}\x1f{campaign.surface}\x1f{user}")
         request = DecisionRequest(request_id=request_id, user_id=user, surface=campaign.surface, n=campaign.n)
-        return Call(request, self._args.now())
+        return Call.of(request, self._args.now())
 
     def _rows(self, user: str, result: Answer | Problem) -> list[dict[str, Any]]:
         if isinstance(result, Problem):

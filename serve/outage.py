@@ -46,7 +46,7 @@ class Outage:
         answers, entries = [], []
         answered = dict(self._answered)
         for call in calls:
-            lookup, request_id = self._ledger.lookup(call.request.user_id), call.request.request_id
+            lookup, request_id = self._ledger.lookup(call.user_id), call.request_id
             before = answered.get(request_id) if request_id else None
             answer = before[1] if before is not None and before[0] == lookup else _control(state)
             if before is None or before[1] is not answer:
@@ -92,9 +92,9 @@ class Outage:
         return {
             "kind": "decision",
             "decision_id": answer.decision_id,
-            "request_id": call.request.request_id,
+            "request_id": call.request_id,
             "lookup": lookup,
-            "surface": call.request.surface,
+            "surface": call.surface,
             "at": call.at.isoformat(),
             "kept_at": datetime.now(UTC).isoformat(),
             "model_version": state.versions.model,

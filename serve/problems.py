@@ -49,7 +49,7 @@ class Problem(HTTPException):
         if status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         super().__init__(status, detail, headers)
-        self.errors = errors or []
+        self.errors, self.retry_after = errors or [], retry_after
 
 
 def invalid(field: str, value: object, detail: str) -> Problem:
@@ -79,11 +79,6 @@ def _response(
 ) -> JSONResponse:
     body = _document(status, detail, errors)
     return JSONResponse(body, status, headers, media_type="application/problem+json")
-
-
-def document(problem: Problem) -> dict[str, Any]:
-    """The problem as the JSON object of RFC 9457."""
-    return _document(problem.status_code, str(problem.detail), problem.errors)
 
 
 def _document(status: int, detail: str, errors: list[dict[str, str]]) -> dict[str, Any]:

@@ -28,10 +28,20 @@ _PLENTY = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request, and the instant that it is about."""
+    """A request as it was found good, and the instant that it is about."""
 
-    request: DecisionRequest
+    user_id: str
+    surface: str
     at: datetime
+    request_id: str | None
+    n: int
+    candidates: tuple[str, ...] | None
+
+    @classmethod
+    def of(cls, request: DecisionRequest, at: datetime) -> Call:
+        """The call that `request` makes at `at`."""
+        candidates = None if request.candidates is None else tuple(request.candidates)
+        return cls(request.user_id, request.surface, at, request.request_id, request.n, candidates)
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,7 @@ class Drawer:
                 [
                     n
                     for n in going.tolist()
-                    if position < case.calls[wanted[n]].request.n
+                    if position < case.calls[wanted[n]].n
                     and slates[n][-1].decision.chosen != 0
                     and mask[n, 1:].any()
                 ],
@@ -110,7 +120,7 @@ class Drawer:
         mask = case.scored.admissible[wanted][:, case.columns] & (case.columns >= 0)
         mask &= state.in_schedule(at_us) & ~case.idle[wanted][:, None]
         for n, row in enumerate(wanted.tolist()):
-            candidates = case.calls[row].request.candidates
+            candidates = case.calls[row].candidates
             if candidates is not None:
                 mask[n] &= np.isin(state.item_row, state.rows_of(candidates))
         mask[:, 0] = True
@@ -190,15 +200,15 @@ class Drawer:
         return claim
 
     def _decision(self, case: Case, user: int, position: int, drawn: _Drawn, place: int) -> Decision:
-        request, state, decided = case.calls[user].request, case.state, drawn.decided
+        call, state, decided = case.calls[user], case.state, drawn.decided
         name, column = case.decision_ids[user], int(decided.choice[place])
         return Decision(
             decision_id=position_id(name, position),
             tenant_id=self._args.tenant,
-            request_id=None if position else request.request_id,
+            request_id=None if position else call.request_id,
             pseudonym=case.known[user].pseudonym,
-            surface=request.surface,
-            decided_at=case.calls[user].at,
+            surface=call.surface,
+            decided_at=call.at,
             candidates=state.action_ids,
             candidate_set=state.candidate_set,
             admissible=drawn.packed[place].tobytes(),

@@ -99,7 +99,7 @@ def _rows(
             if number == 3:  # the first are warm-up
                 steps.clear()
             picked = rng.integers(len(users), size=size)
-            calls = [Call(DecisionRequest(user_id=users[n], surface="home"), args.now()) for n in picked]
+            calls = [Call.of(DecisionRequest(user_id=users[n], surface="home"), args.now()) for n in picked]
             with steps.step("engine, all of the above"):
                 answers = engine.decide(calls)
             with steps.step("write the answer as JSON"):

@@ -85,10 +85,11 @@ def _half_width(draws: NDArray[np.floating], scale: float, confidence: float) ->
 
 @lru_cache(maxsize=64)
 def _student_quantile(confidence: float, degrees: int) -> float:
-    # Imported here: scipy.stats takes a second, and most processes that know the domain never need it.
-    from scipy import stats
+    # Imported here, and not scipy.stats, which takes a second: most processes that know the domain never
+    # need it.
+    from scipy.special import stdtrit
 
-    return float(stats.t.ppf(0.5 + confidence / 2, degrees))
+    return float(stdtrit(degrees, 0.5 + confidence / 2))
 
 
 class EffectPredictor(Protocol):

@@ -50,6 +50,7 @@ from qiance.market.simulate import ContactWindow, MarketLog, collect_log, unifor
 from qiance.workspace import Snapshot, Workspace
 from serve.args import AppArgs, LlmArgs
 from serve.assemble import Service
+from serve.desk import Clerk, ThreadDesk
 from serve.engine import Engine
 from serve.feature_store import open_reader
 from serve.gateway import Gateway, build_api
@@ -412,8 +413,7 @@ def open_shop(built: Built, folder: Path, scorer: Scorer | None = None, **args: 
         app_args,
         ledger,
         watcher,
-        service.engine,
-        outage,
+        ThreadDesk(Clerk(app_args, service), app_args.batching.workers),
         effects,
         started.append,
         metrics,  # type: ignore[arg-type]
@@ -421,6 +421,5 @@ def open_shop(built: Built, folder: Path, scorer: Scorer | None = None, **args: 
     try:
         yield Shop(built, ledger, gateway, service, predictor, metrics, started)
     finally:
-        gateway.decisions.close()
-        service.close()
+        gateway.desk.close()
         ledger.close()

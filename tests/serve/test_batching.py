@@ -30,7 +30,11 @@ class Work:
 
 def batcher(work: Callable[[Sequence[int]], Sequence[int]], **limits: Any) -> MicroBatcher[int, int]:
     given = {"max_batch": 4, "max_waiting": 6, "max_wait_s": 10.0, "workers": 1, **limits}
-    return MicroBatcher(work, **given)
+
+    async def in_a_thread(items: Sequence[int]) -> Sequence[int]:
+        return await asyncio.to_thread(work, items)
+
+    return MicroBatcher(in_a_thread, **given)
 
 
 async def submit(to: MicroBatcher[int, int], count: int, timeout_s: float = 5.0) -> list[asyncio.Task[int]]:
@@ -154,9 +158,3 @@ def test_a_failure_is_told_to_all_of_its_batch_and_to_no_other() -> None:
         assert await service.submit(1, 1.0) == 2
 
     asyncio.run(run())
-
-
-def test_every_worker_is_warm_before_the_first_request() -> None:
-    seen: list[int] = []
-    batcher(Work(), workers=3).warm_up(lambda: seen.append(threading.get_ident()))
-    assert len(set(seen)) == len(seen) == 3

@@ -122,8 +122,7 @@ def people(tmp_path: Path) -> Iterator[People]:
         args=AppArgs(workspace=tmp_path),
         ledger=ledger,
         watcher=watcher,
-        engine=_Nothing(),  # type: ignore[arg-type]
-        outage=_Nothing(),  # type: ignore[arg-type]
+        desk=_Nothing(),  # type: ignore[arg-type]
         effects=_never,
         start_brief=lambda _: None,
         metrics=object(),  # type: ignore[arg-type]

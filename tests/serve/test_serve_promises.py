@@ -45,7 +45,7 @@ EVERYBODY = Audience("everybody")
 
 
 def calls(users: Sequence[str], n: int = 1) -> list[Call]:
-    return [Call(DecisionRequest(user_id=user, surface="home", n=n), NOW) for user in users]
+    return [Call.of(DecisionRequest(user_id=user, surface="home", n=n), NOW) for user in users]
 
 
 def decide_many(shop: Shop, users: Sequence[str], batch: int = 500) -> list[Answer]:
@@ -276,7 +276,7 @@ def test_a_capped_channel_is_no_choice_and_the_others_are(built: Built, tmp_path
             assert any(name.endswith("-display") for name in row.possible)
             assert row.probabilities[row.decision.chosen] == row.decision.propensity
         assert any(name.endswith("-email") for name in seen[first].possible)
-        later = Call(DecisionRequest(user_id=user, surface="home"), NOW + timedelta(days=8))
+        later = Call.of(DecisionRequest(user_id=user, surface="home"), NOW + timedelta(days=8))
         (answer,) = shop.service.engine.decide([later])
         assert isinstance(answer, Answer)
         assert any(name.endswith("-email") for name in shop.log(answer.decision_id).possible)
@@ -402,7 +402,7 @@ def test_who_is_refused_learns_it_before_the_body_is_read(built: Built, tmp_path
             assert gate.wait(10.0)
             return decide(batch)
 
-        shop.gateway.decisions._batcher._work = slow
+        shop.service.engine.decide = slow  # type: ignore[method-assign]
 
         async def rush() -> list[Any]:
             body = {"json": {"user_id": "u0", "surface": "home"}}

@@ -31,7 +31,9 @@ def decided(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         random, users = np.random.default_rng(0), list(user_ids())
         at = shop.gateway.args.now()
         calls = [
-            Call(DecisionRequest(user_id=str(random.choice([*users, "stranger"])), surface="home", n=2), at)
+            Call.of(
+                DecisionRequest(user_id=str(random.choice([*users, "stranger"])), surface="home", n=2), at
+            )
             for _ in range(CALLS)
         ]
         answers = [

@@ -1,0 +1,112 @@
+"""The desk of decisions: calls in, written answers out. Here on threads of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Protocol
+
+from qiance.domain import Outcome
+from serve.answers import Writer, Written
+from serve.args import AppArgs
+from serve.assemble import Service
+from serve.problems import Problem
+from serve.slates import Call
+
+Reply = Written | Problem
+
+
+class DeskLostError(RuntimeError):
+    """The desk ended before it had answered: what was asked may be done or not, ask again."""
+
+
+class Desk(Protocol):
+    """Whoever decides for the gateway, on whatever side of a process boundary."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it can be asked now."""
+        ...
+
+    async def decide(self, calls: Sequence[Call]) -> Sequence[Reply]:
+        """One durable answer per call, or what is wrong with it; raises DeskLostError."""
+        ...
+
+    async def keep(self, outcomes: Sequence[Outcome]) -> None:
+        """Outcomes on the local disk, while the ledger is down; raises SpoolFullError, DeskLostError."""
+        ...
+
+    def close(self) -> None:
+        """Finish what is under way, and give leased money back."""
+        ...
+
+
+class Clerk:
+    """Decides and writes in the calling thread; safe to use from several."""
+
+    def __init__(self, args: AppArgs, service: Service) -> None:
+        self._service = service
+        self._writer = Writer(service.watcher.catalogue, args.currency)
+
+    def decide(self, calls: Sequence[Call]) -> list[Reply]:
+        """See `Desk`."""
+        results, state = self._service.engine.decide(calls), self._service.watcher.state
+        return [
+            result
+            if isinstance(result, Problem)
+            else Written(self._writer.body(result, state), result.holdout, result.degraded)
+            for result in results
+        ]
+
+    def keep(self, outcomes: Sequence[Outcome]) -> None:
+        """See `Desk`."""
+        self._service.outage.keep(outcomes)
+
+    def warm_up(self) -> None:
+        """Do once what is slow the first time; raises LedgerUnavailableError."""
+        self._service.engine.warm_up()
+
+    def close(self) -> None:
+        """Close what it stands on."""
+        self._service.close()
+
+
+def warm_up(clerk: Clerk, pool: Executor, workers: int) -> None:
+    """Have each of the `workers` threads of `pool` do once what is slow the first time."""
+    together = threading.Barrier(workers)  # or one thread would do the work of two
+
+    def run() -> None:
+        clerk.warm_up()
+        together.wait()
+
+    for call in [pool.submit(run) for _ in range(workers)]:
+        call.result()
+
+
+class ThreadDesk:
+    """A clerk in threads of this process; `workers` batches are under way at once."""
+
+    is_up = True
+
+    def __init__(self, clerk: Clerk, workers: int) -> None:
+        self._clerk, self._workers = clerk, workers
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="qiance-decide")
+
+    async def decide(self, calls: Sequence[Call]) -> Sequence[Reply]:
+        """See `Desk`."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._clerk.decide, calls)
+
+    async def keep(self, outcomes: Sequence[Outcome]) -> None:
+        """See `Desk`."""
+        await asyncio.to_thread(self._clerk.keep, outcomes)
+
+    def warm_up(self) -> None:
+        """Make it ready, before it is first asked; raises LedgerUnavailableError."""
+        warm_up(self._clerk, self._pool, self._workers)
+
+    def close(self) -> None:
+        """See `Desk`."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._clerk.close()

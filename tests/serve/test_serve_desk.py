@@ -1,0 +1,203 @@
+"""The process beside the gateway: it answers as the engine does, ends with us, is replaced when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from qiance.domain import Outcome, OutcomeType
+from serve import wire
+from serve.answers import Written
+from serve.args import AppArgs
+from serve.desk import Clerk, DeskLostError, ThreadDesk
+from serve.desk_process import DeskStartError, ProcessDesk
+from serve.problems import Problem
+from serve.slates import Call
+from serve.spool import SpoolFullError
+from tests.serve.serve_cases import Built, open_shop
+
+AT = datetime(2026, 5, 4, 10, 0, tzinfo=UTC)
+PATIENCE_S = 60.0
+
+
+def wait_until(holds: Callable[[], bool], why: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline, why
+        time.sleep(0.05)
+
+
+def call(user: str, at: datetime, request_id: str | None = None, n: int = 1) -> Call:
+    return Call(user, "home", at, request_id, n, None)
+
+
+class Beside:
+    """A desk in a process of its own, and the shop whose ledger it uses."""
+
+    def __init__(self, desk: ProcessDesk, args: AppArgs, ledger: Any) -> None:
+        self.desk, self.args, self.ledger = desk, args, ledger
+
+    def child(self) -> psutil.Process:
+        found = [p for p in psutil.Process().children() if "serve.desk_main" in p.cmdline()]
+        assert len(found) == 1
+        return found[0]
+
+    def is_another_than(self, before: psutil.Process) -> Callable[[], bool]:
+        return lambda: not before.is_running() and self.desk.is_up
+
+    def leased(self) -> int:
+        with self.ledger.engine.connect() as connection:
+            return int(connection.exec_driver_sql("SELECT count(*) FROM leases").scalar_one())
+
+
+@pytest.fixture
+def beside(built: Built, tmp_path: Path) -> Iterator[Beside]:
+    with open_shop(built, tmp_path) as shop:
+        url = str(shop.ledger.engine.url)
+        args = shop.gateway.args.model_copy(update={"ledger_url": url})
+        desk = ProcessDesk(args)
+        try:
+            yield Beside(desk, args, shop.ledger)
+        finally:
+            desk.close()
+
+
+def test_it_answers_as_the_engine_here_does(beside: Beside) -> None:
+    now = beside.args.now()
+
+    async def run() -> tuple[Any, Any]:
+        asked = [call(f"u{n}", now, f"r{n}", 2) for n in range(40)]
+        first = await asyncio.gather(*(beside.desk.decide(asked[n : n + 8]) for n in range(0, 40, 8)))
+        again = await beside.desk.decide([*asked, call("u1", now, "r0")])
+        return [one for part in first for one in part], again
+
+    first, again = asyncio.run(run())
+    ids = [one.body.split(b'"')[3] for one in first]
+    assert len(set(ids)) == 40
+    assert [one.body.split(b'"')[3] for one in again[:40]] == ids
+    assert {one.degraded[-1] for one in again[:40]} == {"repeated"}
+    assert again[40].status_code == 409, "a Problem keeps what it says"
+    assert str(again[40].detail).startswith("request_id: was used for another user")
+    assert beside.ledger.decision(ids[7].decode()).request_id == "r7"
+
+
+def test_one_that_is_killed_is_replaced_and_what_it_leased_is_not_lost(beside: Beside) -> None:
+    before = beside.child()
+
+    async def run() -> Any:
+        await beside.desk.decide([call("u1", beside.args.now())])
+        before.kill()
+        with pytest.raises(DeskLostError):
+            await beside.desk.decide([call("u2", beside.args.now())])
+        await asyncio.to_thread(wait_until, beside.is_another_than(before), "no other process came")
+        return await beside.desk.decide([call("u3", beside.args.now(), "after")])
+
+    (answer,) = asyncio.run(run())
+    assert isinstance(answer, Written)
+    assert beside.child().pid != before.pid
+
+
+def test_closed_it_gives_its_leases_back_and_ends(beside: Beside) -> None:
+    child = beside.child()
+
+    async def run() -> None:
+        for n in range(30):
+            await beside.desk.decide([call(f"u{n}", beside.args.now())])
+
+    asyncio.run(run())
+    assert beside.leased() > 0
+    beside.desk.close()
+    assert not child.is_running()
+    assert beside.leased() == 0
+
+
+def test_outcomes_are_kept_until_the_spool_is_full(built: Built, tmp_path: Path) -> None:
+    outcomes = [Outcome(f"e{n}", f"d{n}", OutcomeType.CLICK, AT) for n in range(20)]
+    with open_shop(built, tmp_path) as shop:
+        args = shop.gateway.args.model_copy(
+            update={"ledger_url": str(shop.ledger.engine.url), "spool_bytes": 4_096}
+        )
+        desk = ProcessDesk(args)
+
+        async def run() -> None:
+            await desk.keep(outcomes[:2])
+            with pytest.raises(SpoolFullError, match="all it may"):
+                await desk.keep(outcomes * 10)
+            await desk.keep(outcomes[2:4])
+
+        try:
+            asyncio.run(run())
+        finally:
+            desk.close()
+
+
+def test_it_ends_when_who_started_it_is_killed(beside: Beside) -> None:
+    script = (
+        "import sys, time; from serve.args import AppArgs; from serve.desk_process import ProcessDesk\n"
+        "desk = ProcessDesk(AppArgs.model_validate_json(sys.argv[1])); print('up', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, beside.args.model_dump_json()], stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    with parent.stdout:
+        assert parent.stdout.readline() == b"up\n"
+    (child,) = psutil.Process(parent.pid).children()
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "it outlived us")
+
+
+def test_one_that_cannot_start_says_why(built: Built, tmp_path: Path) -> None:
+    args = AppArgs(workspace=tmp_path / "nowhere", ledger_url=f"sqlite:///{tmp_path / 'ledger.db'}")
+    with pytest.raises(DeskStartError, match=r"did not start: .*nowhere"):
+        ProcessDesk(args)
+
+
+def test_every_thread_is_warm_before_the_first_request() -> None:
+    seen: list[int] = []
+
+    class Warm(Clerk):
+        def __init__(self) -> None: ...
+
+        def warm_up(self) -> None:
+            seen.append(threading.get_ident())
+
+        def close(self) -> None: ...
+
+    desk = ThreadDesk(Warm(), 3)
+    desk.warm_up()
+    desk.close()
+    assert len(set(seen)) == len(seen) == 3
+
+
+def test_what_goes_over_the_wire_comes_back_as_it_was() -> None:
+    calls = [Call("ü", "home", AT + timedelta(microseconds=1), None, 3, ("i1",)), call("u", AT, "r")]
+    replies = [Written(b'{"a":1}', True, ("predictor", "x")), Problem(503, "full", retry_after=2)]
+    outcomes = [Outcome("e", "d", OutcomeType.REFUND, AT, -5)]
+    unpacker = wire.unpacker()
+    sent = (wire.from_calls(calls), wire.from_replies(replies), wire.from_outcomes(outcomes))
+    for byte in wire.pack(sent):  # however it is cut
+        unpacker.feed(bytes([byte]))
+    ((found_calls, found_replies, found_outcomes),) = unpacker
+    assert wire.to_calls(found_calls) == calls
+    assert wire.to_outcomes(found_outcomes) == outcomes
+    written, problem = wire.to_replies(found_replies)
+    assert written == replies[0]
+    assert isinstance(problem, Problem)
+    assert (problem.status_code, problem.detail, problem.headers) == (503, "full", {"Retry-After": "2"})
+    with pytest.raises(RuntimeError, match="KeyError: 'x'"):
+        raise wire.to_error(wire.from_error(KeyError("x")))
