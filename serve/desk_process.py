@@ -89,7 +89,7 @@ class ProcessDesk:
         self._args, self._closing = args, threading.Event()
         self._child: _Child | None = _start(args)
         self._wired: tuple[_Child, _Wire] | None = None
-        self._wiring = asyncio.Lock()
+        self._lock, self._wiring = threading.Lock(), asyncio.Lock()
         self._thread = threading.Thread(target=self._follow, name="qiance-desk", daemon=True)
         self._thread.start()
 
@@ -108,12 +108,13 @@ class ProcessDesk:
 
     def close(self) -> None:
         """See `Desk`."""
-        self._closing.set()
+        with self._lock:
+            self._closing.set()
         if (child := self._child) is not None:
             with contextlib.suppress(OSError):
                 child.channel.shutdown(socket.SHUT_WR)
             _end(child.process, STOP_S)
-        self._thread.join(timeout=STOP_S)
+        self._thread.join(timeout=START_S)
 
     async def _wire(self) -> _Wire:
         child = self._child
@@ -138,10 +139,19 @@ class ProcessDesk:
                 logger.error("the engine's process ended with %d; another starts", code)
                 self._child = None
             try:
-                self._child = _start(self._args)
+                self._adopt(_start(self._args))
             except DeskStartError as error:
                 logger.error("%s", error)
                 self._closing.wait(PAUSE_S)
+
+    def _adopt(self, child: _Child) -> None:
+        """Ask it from now on; or end it, where we were closed while it started."""
+        with self._lock:
+            if not self._closing.is_set():
+                self._child = child
+                return
+        child.channel.close()
+        _end(child.process, STOP_S)
 
 
 def _start(args: AppArgs) -> _Child:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from qiance.decide.holdout import holdout
-from qiance.domain import Action, Cap, Decision, Purpose
+from qiance.domain import Action, Cap, Decision, Effect, Purpose
 from qiance.ledger import (
     NO_VERSION,
     Asker,
@@ -85,7 +85,7 @@ class Engine:
         while True:
             try:
                 scored = self._scorer.score([ScoreRequest(NOBODY, 0, self._args.now(), False)])
-                scored.effect(0, scored.value.shape[1] - 1)
+                scored.effects([0], [scored.value.shape[1] - 1])
                 return
             except NoModelError:
                 return
@@ -173,13 +173,14 @@ class Engine:
             last = attempt == _ATTEMPTS
             slates = self._drawer.control_only(case, open_) if last else self._drawer.draw(case, open_)
             recorded = self._record(slates, [self._assumed(case, row) for row in open_])
-            again = []
-            for row, slate, outcome in zip(open_, slates, recorded, strict=True):
-                if outcome is Recorded.STORED:
-                    results[row] = self._answer(case, row, slate)
-                else:
-                    again.append(row)
-            open_ = self._look_again(case, again, results)
+            stored = [n for n, outcome in enumerate(recorded) if outcome is Recorded.STORED]
+            done = [open_[n] for n in stored]
+            for row, answer in zip(done, _answers(case, done, [slates[n] for n in stored]), strict=True):
+                results[row] = answer
+            left = [
+                row for row, outcome in zip(open_, recorded, strict=True) if outcome is not Recorded.STORED
+            ]
+            open_ = self._look_again(case, left, results)
             if not open_:
                 break
         return [result if result is not None else _lost() for result in results]
@@ -216,22 +217,6 @@ class Engine:
                     if outcome is Recorded.OVER_BUDGET:
                         self._leases.lost(claim.lease_id)
         return recorded
-
-    def _answer(self, case: Case, row: int, slate: Slate) -> Answer:
-        picks = []
-        for entry in slate:
-            chosen = entry.decision.chosen
-            effect = case.scored.effect(row, int(case.columns[chosen]))
-            picks.append((case.state.actions[chosen], entry.decision.propensity, effect))
-        first = slate[0].decision
-        return Answer(
-            first.decision_id,
-            tuple(picks),
-            first.model_version,
-            first.policy_version,
-            first.degraded,
-            first.holdout,
-        )
 
     def _stored(self, who: Identified) -> Answer:
         """The answer given before, also where its strategies are no longer live."""
@@ -283,6 +268,22 @@ class Engine:
             logger.error("%s", error)
             detail = "ledger: does not answer, and what can be kept here is full; try again"
             return [Problem(503, detail, retry_after=RETRY_AFTER_S) for _ in calls]
+
+
+def _answers(case: Case, rows: Sequence[int], slates: Sequence[Slate]) -> list[Answer]:
+    """What the clients of `rows` are told; the effects of all of it are worked out at once."""
+    of_row = [row for row, slate in zip(rows, slates, strict=True) for _ in slate]
+    chosen = [entry.decision.chosen for slate in slates for entry in slate]
+    effects = iter(case.scored.effects(of_row, case.columns[chosen].tolist()))
+    return [_answer(case.state, slate, effects) for slate in slates]
+
+
+def _answer(state: LiveState, slate: Slate, effects: Iterator[Effect | None]) -> Answer:
+    picks = tuple((state.actions[e.decision.chosen], e.decision.propensity, next(effects)) for e in slate)
+    first = slate[0].decision
+    return Answer(
+        first.decision_id, picks, first.model_version, first.policy_version, first.degraded, first.holdout
+    )
 
 
 def _checked(result: Result, who: Identified, call: Call) -> Result:

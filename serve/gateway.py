@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPAuthorizationCredentials
 
 from qiance import __version__
 from qiance.domain import Outcome, OutcomeType, StrategyState
@@ -44,12 +44,11 @@ from serve.schemas import (
     strategy_out,
 )
 from serve.spool import SpoolFullError
-from serve.strict_json import StrictRoute
+from serve.strict_json import BEARER, HotRoute, StrictRoute
 
 logger = logging.getLogger(__name__)
 RETRY_AFTER_S = 1
 HOT = (Scope.DECIDE, Scope.OUTCOMES)  # asked so often that what a key may do is looked up once a second
-bearer = HTTPBearer(auto_error=False, description="An API key made by `qiance keys create`")
 
 
 class Gateway:
@@ -229,18 +228,25 @@ def build_api(gateway_of: Callable[[], Gateway], max_body_bytes: int) -> FastAPI
 
     def allow(scope: Scope) -> Any:
         async def check(
-            request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+            request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
         ) -> str:
             return await gateway_of().authorise(request, credentials, scope)
 
         return Depends(check)
 
-    @app.post(
-        "/v1/decisions", dependencies=[allow(Scope.DECIDE)], tags=["live"], response_model=DecisionResponse
-    )
     async def decisions(body: DecisionRequest) -> Response:
         """What to do for a user; logged before it is answered."""
         return await gateway_of().decide(body)
+
+    app.router.add_api_route(
+        "/v1/decisions",
+        decisions,
+        methods=["POST"],
+        dependencies=[allow(Scope.DECIDE)],
+        tags=["live"],
+        response_model=DecisionResponse,
+        route_class_override=HotRoute,
+    )
 
     @app.post(
         "/v1/decisions:batch",

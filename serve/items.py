@@ -10,15 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qiance.domain import Catalogue
 from qiance.features.defaults import Defaults
-from qiance.features.online import OnlineReader, Status
+from qiance.features.online import Fetched, OnlineReader, Status
 from qiance.features.rows import RowsUnavailableError
 from qiance.features.transforms import ITEM_FEATURES, ITEM_POPULARITY_FEATURES
 from qiance.workspace import Snapshot
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+PIECE = 256  # items read at once, some milliseconds
+PAUSE_S = 0.01
 logger = logging.getLogger(__name__)
 VIEWS: Mapping[str, tuple[str, ...]] = {
     "item_state": ITEM_FEATURES,
@@ -57,10 +58,12 @@ class ItemSnapshot:
         refresh_s: float,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self._reader, self._catalogue, self._refresh_s = reader, snapshot.catalogue, refresh_s
+        self._reader, self._refresh_s = reader, refresh_s
         self._on_change = on_change
         self._category = [item.category for item in snapshot.catalogue]
         self._defaults = Defaults.learn(snapshot.item, self._category)
+        self._ids = [item.item_id for item in snapshot.catalogue]
+        self._packed: list[bytes] = []
         self.degraded = False
         self.frame = self._first(snapshot)
         self._stop = threading.Event()
@@ -91,12 +94,15 @@ class ItemSnapshot:
     def refresh(self) -> bool:
         """Read the store now; whether it answered."""
         try:
-            fresh, self.degraded = _read(self._reader, self._catalogue), False
+            packed, self.degraded = self._fetch(PAUSE_S), False
         except RowsUnavailableError as error:
             if not self.degraded:
                 logger.warning("items stay as last read: %s", error)
             self.degraded = True
             return False
+        if packed == self._packed:  # most often nothing has changed, and nothing need be decoded
+            return True
+        self._packed, fresh = packed, self._decoded(packed)
         if not fresh.equals(self.frame):
             self.frame = fresh
             self._on_change()
@@ -127,12 +133,36 @@ class ItemSnapshot:
     def _first(self, snapshot: Snapshot) -> ItemFrame:
         """From the store; if it is down, from the file that the features were built with."""
         try:
-            return _read(self._reader, snapshot.catalogue)
+            self._packed = self._fetch(0.0)
+            return self._decoded(self._packed)
         except RowsUnavailableError as error:
             logger.warning("items are read from the file of the run: %s", error)
             self.degraded = True
             at = np.full(len(snapshot.catalogue), int(snapshot.as_of.timestamp() * 1e6), dtype=np.int64)
             return ItemFrame(snapshot.item, dict.fromkeys(VIEWS, at))
+
+    def _fetch(self, pause_s: float) -> list[bytes]:
+        """Every item as the store packs it, in the order of the catalogue.
+
+        In pieces with pauses, so that decisions are never held up for long by the reading of thousands.
+        """
+        packed: list[bytes] = []
+        for start in range(0, len(self._ids), PIECE):
+            if start and pause_s:
+                self._stop.wait(pause_s)
+            # Whatever its age: what is too old is decided when it is used.
+            packed += self._reader.fetch("item_id", self._ids[start : start + PIECE], 0).partitions
+        return packed
+
+    def _decoded(self, packed: list[bytes]) -> ItemFrame:
+        fetched = Fetched(packed, self._reader.views, np.zeros(len(packed), dtype=np.int64))
+        columns: dict[str, Floats] = {}
+        event_us: dict[str, Ints] = {}
+        for view, names in VIEWS.items():
+            block = fetched.block(view)
+            event_us[view] = block.event_us
+            columns |= {name: block.values[name] for name in names}
+        return ItemFrame(columns, event_us)
 
     def _run(self) -> None:
         while not self._stop.wait(self._refresh_s):
@@ -141,15 +171,3 @@ class ItemSnapshot:
             except Exception as error:  # a thread that dies would leave items as they are for ever, unseen
                 logger.error("items cannot be refreshed: %r", error)
                 self.degraded = True
-
-
-def _read(reader: OnlineReader, catalogue: Catalogue) -> ItemFrame:
-    # Whatever its age: what is too old is decided when it is used.
-    fetched = reader.fetch("item_id", [item.item_id for item in catalogue], 0)
-    columns: dict[str, Floats] = {}
-    event_us: dict[str, Ints] = {}
-    for view, names in VIEWS.items():
-        block = fetched.block(view)
-        event_us[view] = block.event_us
-        columns |= {name: block.values[name] for name in names}
-    return ItemFrame(columns, event_us)

@@ -253,7 +253,9 @@ class Predictor:
         _, items = self.items.at(to_micros(now))
         grid = ActionGrid(model, self.snapshot.catalogue, actions, items, self.snapshot.categories)
         prediction = grid.score(rows).prediction
-        table = [[prediction.effect_on(u, a) for a in range(len(actions))] for u in range(len(user_ids))]
+        table = [
+            prediction.effects_on([user] * len(actions), range(len(actions))) for user in range(len(user_ids))
+        ]
         pairs = zip(user_ids, read.flags, strict=True)
         return table, tuple(f"{flag}:{user}" for user, flags in pairs for flag in flags), model.version
 

@@ -59,11 +59,16 @@ class ScoredBatch:
     user_rows: tuple[bytes, ...]
     degraded: tuple[tuple[str, ...], ...]
 
-    def effect(self, user: int, column: int) -> Effect | None:
-        """Predicted effect of the action in `column` on one user; None for control."""
-        if self.prediction is None or column == 0:
-            return None
-        return self.prediction.effect_on(user, column - 1)
+    def effects(self, users: Sequence[int], columns: Sequence[int]) -> list[Effect | None]:
+        """Predicted effects of the actions in `columns` `[n]` on `users` `[n]`; None for control."""
+        if self.prediction is None:
+            return [None] * len(users)
+        told = [place for place, column in enumerate(columns) if column != 0]
+        found = self.prediction.effects_on([users[n] for n in told], [columns[n] - 1 for n in told])
+        effects: list[Effect | None] = [None] * len(users)
+        for place, effect in zip(told, found, strict=True):
+            effects[place] = effect
+        return effects
 
 
 class Scorer(Protocol):

@@ -3,12 +3,18 @@
 import json
 from collections.abc import Callable, Coroutine
 from email.message import Message
-from typing import Any
+from typing import Any, get_type_hints
 
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
 
 from serve.problems import Problem, invalid
+
+BEARER = HTTPBearer(auto_error=False, description="An API key made by `qiance keys create`")
 
 
 def parse(body: bytes) -> Any:
@@ -67,7 +73,38 @@ class StrictRoute(APIRoute):
         return strict
 
 
+class HotRoute(StrictRoute):
+    """A strict route that is asked often: declared as any other, answered past FastAPI's general machinery.
+
+    That takes more time than all the rest at the door. The endpoint takes one body, and gives a response;
+    dependencies take the request and its credentials.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        (self._model,) = (hint for name, hint in get_type_hints(endpoint).items() if name != "return")
+        self.app = self._answer
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        _check_type(request.headers.get("content-type", ""))
+        for check in self.dependencies:
+            assert check.dependency is not None
+            await check.dependency(request, await BEARER(request))
+        response = await self.endpoint(self._read(await request.body()))
+        await response(scope, receive, send)
+
+    def _read(self, body: bytes) -> Any:
+        try:
+            return self._model.model_validate(parse(body) if body else None)
+        except ValidationError as error:
+            told = error.errors(include_url=False)
+            raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in told]) from None
+
+
 def _check_type(content_type: str) -> None:
+    if content_type == "application/json":
+        return
     message = Message()
     message["content-type"] = content_type or "none/none"
     kind = message.get_content_type()

@@ -91,17 +91,18 @@ class LiveUsers:
 
         allowed: `[U]` whether personal features of the user may be read.
         """
+        if len(user_ids) and allowed.all():  # most often: nothing need be put together
+            found = self._known(user_ids, categories, now_us)
+            known = found.known.columns
+            return UserRead(
+                UserTable(tuple(user_ids), known), self._filled(known), found.user_category, found.flags
+            )
         known, category, flags = self._empty(len(user_ids), len(self._snapshot.categories))
         places = np.flatnonzero(allowed).tolist()
         for place in np.flatnonzero(~allowed).tolist():
             flags[place] = (NO_CONSENT,)
         if len(places):
-            ids = [user_ids[place] for place in places]
-            fetched = self._fetch(ids, now_us[places])
-            if fetched is None:
-                found = self._from_snapshot(ids, now_us[places])
-            else:
-                found = self._from_store(fetched, categories)
+            found = self._known([user_ids[place] for place in places], categories, now_us[places])
             for name, values in found.known.columns.items():
                 known[name][places] = values
             for name, values in found.user_category.items():
@@ -118,6 +119,13 @@ class LiveUsers:
     def describe(self, user_id: str, now_us: int) -> list[KnownRow]:
         """Every row that is known of a user at `now_us`; raises RowsUnavailableError."""
         return describe(self._reader, bool(self._consents([user_id])[0]), user_id, now_us)
+
+    def _known(self, ids: Sequence[str], categories: Sequence[str], now_us: Ints) -> UserRead:
+        """Users who agreed to being known, without defaults."""
+        fetched = self._fetch(ids, now_us)
+        if fetched is None:
+            return self._from_snapshot(ids, now_us)
+        return self._from_store(fetched, categories)
 
     def _empty(
         self, users: int, categories: int
@@ -147,10 +155,11 @@ class LiveUsers:
         lists = (session.lists[name] for name in ("event_times", "event_types", "event_items"))
         recent = [Recent(*one) if one[0] is not None else None for one in zip(*lists, strict=True)]
         known |= session_features(recent, fetched.now_us)
-        _, category, _ = self._empty(size, len(self._snapshot.categories))
         matrix = fetched.matrix("user_category", categories)
         columns = [self._category[name] for name in categories]
+        category = {}
         for name in USER_CATEGORY_FEATURES:
+            category[name] = np.full((size, len(self._category)), np.nan)
             category[name][:, columns] = matrix.values[name]
         flags = tuple(_flag_of(Status(status)) for status in profile.status)
         return UserRead(UserTable((), known), {}, category, flags)

@@ -89,13 +89,14 @@ def observe(state: PacingState) -> Observation:
     budget = max(1.0 - state.spent / state.budget_cap, 0.0)
     # The floors only keep the logarithm finite: half a day, and a budget that the clip below ends anyway.
     pace = math.log(max(budget, 1e-6) / max(days, 0.5 / state.horizon_days))
-    ratio = state.last_value / state.last_cost if state.last_cost > 0 else 0.0
+    # r ÷ (1 + |r|), written so that no cost is too small for it.
+    returned = state.last_value / (state.last_cost + abs(state.last_value)) if state.last_cost > 0 else 0.0
     seen = (
         days,
         budget,
         _clip(pace / _PACE_LIMIT),
         _clip(state.contacts_per_user / CONTACT_DAYS),
-        ratio / (1.0 + abs(ratio)),
+        returned,
         _clip(math.log(state.last_multiplier) / _LOG_LIMIT),
     )
     return np.array(seen, dtype=np.float32)

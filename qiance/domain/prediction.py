@@ -49,20 +49,29 @@ class GridPrediction:
         net = self.margin[:, action] - self.contact_cost[action]
         draws = (self.click[:, action], self.conversion[:, action], self.sales[:, action], net)
         means = [d[rows].mean(axis=0) for d in (*draws, net - self.control_margin)]
-        return self._effect(np.stack(means), confidence)
+        return self._effects(np.stack(means)[:, None], confidence)[0]
 
     def effect_on(self, user: int, action: int, confidence: float = 0.9) -> Effect:
         """Effect of action number `action` on user number `user` alone."""
-        net = self.margin[user, action] - self.contact_cost[action]
-        draws = (self.click[user, action], self.conversion[user, action], self.sales[user, action], net)
-        return self._effect(np.stack([*draws, net - self.control_margin[user]]), confidence)
+        return self.effects_on([user], [action], confidence)[0]
 
-    def _effect(self, draws: Draws, confidence: float) -> Effect:
-        """From `[5, H]` head means, in the order of the fields of `Effect`."""
-        values = draws.mean(axis=1).tolist()
-        halves = _half_width(draws, self.width_scale, confidence).tolist()
-        parts = zip(values, halves, *_BOUNDS, strict=True)
-        return Effect(*(_interval(value, half, low, high) for value, half, low, high in parts))
+    def effects_on(
+        self, users: Sequence[int], actions: Sequence[int], confidence: float = 0.9
+    ) -> list[Effect]:
+        """Effects of `[n]` actions on as many users, each on the user of the same place."""
+        at = np.asarray(users, dtype=np.int64), np.asarray(actions, dtype=np.int64)
+        net = self.margin[at] - self.contact_cost[at[1]][:, None]
+        draws = (self.click[at], self.conversion[at], self.sales[at], net, net - self.control_margin[at[0]])
+        return self._effects(np.stack(draws), confidence)
+
+    def _effects(self, draws: Draws, confidence: float) -> list[Effect]:
+        """From `[5, n, H]` head means, in the order of the fields of `Effect`."""
+        values = draws.mean(axis=2).T.tolist()
+        halves = _half_width(draws, self.width_scale, confidence).T.tolist()
+        return [
+            Effect(*(_interval(*part) for part in zip(value, half, *_BOUNDS, strict=True)))
+            for value, half in zip(values, halves, strict=True)
+        ]
 
 
 def interval_of(

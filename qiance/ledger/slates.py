@@ -295,8 +295,12 @@ class Slates(Folding, Leases, Decisions):
         if kept is None:
             with self.read() as connection:
                 kept = self._sets(connection, [decision.candidate_set])[decision.candidate_set]
+        if kept.ids is decision.candidates:
+            return
         if kept.ids != decision.candidates:
             raise ValueError(f"decision.candidates: are not those of the set {decision.candidate_set!r}")
+        # One tuple stands for thousands of decisions: the next are known without looking at each id.
+        kept.ids = decision.candidates
 
 
 def _had_a_choice(decision: Decision) -> bool:

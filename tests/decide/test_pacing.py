@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qiance.decide.pacing import (
@@ -51,6 +51,7 @@ def test_first_day_is_on_pace_and_neutral() -> None:
     value=st.floats(-1e9, 1e9),
     last=st.floats(1e-6, 1e6),
 )
+@example(horizon=1, share=0.0, cap=1.0, spent=0.0, contacts=0.0, cost=7.5e-304, value=134_794.0, last=1.0)
 def test_observations_stay_in_their_box(
     horizon: int,
     share: float,

@@ -27,6 +27,7 @@ from serve_cases import (
 
 from qiance.decide.rule import replay
 from qiance.domain import Audience, Channel, Decision, StrategyState
+from serve.answers import Writer
 from serve.scoring import ScoreRequest
 
 NOW = START + timedelta(days=DAYS)
@@ -328,5 +329,6 @@ def test_words_that_lack_a_fact_are_left_out(shop: Shop) -> None:
     assert odd.creative is not None
     broken = replace(odd, creative=replace(odd.creative, headline="Only {stock} left"))
     state = shop.gateway.watcher.state
-    assert shop.gateway.writer.words(odd, state) is not None
-    assert shop.gateway.writer.words(broken, state) is None
+    writer = Writer(shop.gateway.watcher.catalogue, shop.gateway.args.currency)
+    assert writer.words(odd, state) is not None
+    assert writer.words(broken, state) is None

@@ -50,7 +50,9 @@ def test_effects_are_those_that_decisions_are_made_by(shop: Shop) -> None:
     found = shop.post("/v1/effects", body).json()["effects"]
     uplift = [e["effect"]["uplift"]["value"] for e in found]
     assert uplift == pytest.approx(scored.value[0, 1:].tolist(), rel=1e-5)
-    shown = [effect_to_dict(e) for c in range(1, len(found) + 1) if (e := scored.effect(0, c)) is not None]
+    shown = [
+        effect_to_dict(e) for c in range(1, len(found) + 1) if (e := scored.effects([0], [c])[0]) is not None
+    ]
     assert [e["effect"] for e in found] == shown
 
 
