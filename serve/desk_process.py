@@ -172,9 +172,11 @@ def _start(args: AppArgs) -> _Child:
         if said != wire.READY:
             raise DeskStartError(f"the engine's process did not start: {said}")
         ours.setblocking(False)
-    except BaseException:
+    except BaseException as error:
         ours.close()
         _end(process, 0.0)
+        if isinstance(error, OSError):
+            raise DeskStartError(f"the engine's process did not start: {error}") from error
         raise
     return _Child(process, ours)
 
