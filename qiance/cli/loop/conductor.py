@@ -14,7 +14,7 @@ from rich.console import Console
 
 from qiance.cli.loop import learn as learning
 from qiance.cli.loop.learn import Learned
-from qiance.cli.loop.live import LiveLog, run_live, wait_for_policy
+from qiance.cli.loop.live import DayBreak, LiveLog, run_live, wait_for_policy
 from qiance.cli.loop.measure import Measured, live_training_rows, measure
 from qiance.cli.loop.optimise import optimise
 from qiance.cli.loop.people import learnable
@@ -127,7 +127,8 @@ def run_loop(settings: Settings, runs: Path, console: Console) -> Path:
             actions, _, admits = explored
             if optimised.gate.passed:
                 asyncio.run(wait_for_policy(url, optimised.policy_version))
-            live = asyncio.run(run_live(url, world, actions, admits, settings, stage))
+            day_break = DayBreak(ledger, optimised.plan.horizon_days if optimised.gate.passed else 0)
+            live = asyncio.run(run_live(url, world, actions, admits, settings, stage, day_break))
             rate = len(live.user) / live.seconds
             stage.note(f"{len(live.user):,} decisions, {live.events:,} outcomes, {rate:.0f} decisions/s")
         with stages.stage("Measure against holdout, prediction and oracle") as stage:

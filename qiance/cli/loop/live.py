@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from qiance.cli.loop.world import World
 from qiance.cli.stages import Stage
+from qiance.ledger import Ledger
 from qiance.market.market import ActionTable, Responses, Truth
 from qiance.market.simulate import DAY_S, arrivals, second_of_day
 from qiance.settings import Settings
@@ -27,6 +28,7 @@ OUTCOME_BATCH = 1_000
 RETRIES = 3
 PARTS_A_DAY = 4
 POLICY_TIMEOUT_S = 30.0
+PACER_TIMEOUT_S = 120.0  # it imports and loads its policy first
 
 
 class ServiceError(RuntimeError):
@@ -67,8 +69,40 @@ class _Collected:
     events: int = 0
 
 
+class DayBreak:
+    """Lets a simulated day begin only when the pacer has set its price.
+
+    A day of the simulation takes seconds. A pacer that still loads its policy would miss whole days, which
+    no real one does, and money reserved on one day would not be back on the next.
+
+    days: that the plan of the policy has, 0 without one.
+    """
+
+    def __init__(self, ledger: Ledger, days: int, patience_s: float = PACER_TIMEOUT_S) -> None:
+        self._ledger, self._days, self._patience_s = ledger, days, patience_s
+
+    async def __call__(self, day: int, at: datetime) -> None:
+        """Move the clock to `at`, the start of `day`; raises ServiceError if nobody paces it in time."""
+        before = self._ledger.versions().serial
+        self._ledger.advance_clock(at)
+        deadline = time.monotonic() + self._patience_s
+        while day < self._days and self._ledger.versions().serial == before:
+            if time.monotonic() > deadline:
+                raise ServiceError(
+                    f"the pacer set no price for day {day} within {self._patience_s:.0f} s; "
+                    "see the log of the deployment Pacer"
+                )
+            await asyncio.sleep(0.05)
+
+
 async def run_live(
-    url: str, world: World, actions: ActionTable, admits: NDArray[np.bool_], settings: Settings, stage: Stage
+    url: str,
+    world: World,
+    actions: ActionTable,
+    admits: NDArray[np.bool_],
+    settings: Settings,
+    stage: Stage,
+    day_break: DayBreak,
 ) -> LiveLog:
     """Serve `live_days` days: a random cohort asks over HTTP, the market answers, outcomes go back."""
     market, seen = settings.market, _Collected()
@@ -78,6 +112,7 @@ async def run_live(
     limits = httpx.Limits(max_connections=CONCURRENCY)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=30.0) as client:
         for day in range(market.live_days):
+            await day_break(day, world.now)
             users = arrivals(rng, cohort, min(market.live_per_day, len(cohort)))
             for part, some in enumerate(_parts_of_day(users)):
                 tell = _teller(stage, day + part / PARTS_A_DAY, market.live_days, len(users))
