@@ -49,7 +49,10 @@ class Contender:
 
 
 QIANCE = Contender(
-    "qiance", "qiance", "the product's application, engine in a process beside the replica", {"topology": "ingress"}
+    "qiance",
+    "qiance",
+    "the product's application, engine in a process beside the replica",
+    {"topology": "ingress"},
 )
 TWO_HOP = Contender(
     "two_hop", "qiance", "the product's application, predictor as a deployment", {"topology": "deployment"}
