@@ -33,7 +33,7 @@ MESSAGE_BYTES = (
 )  # of one call between deployments; gRPC's 4 MiB are too few for a table of effects
 
 # What both ways have in common: a proxy that died is found within some seconds, not half a minute; and the
-# controller looks at everything twice a second, not ten times, which took a tenth of a core from decisions.
+# controller looks at everything twice a second, not ten times, which took 6 % of a core from decisions.
 COMMON = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1", "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5"}
 PLAIN = {
     **COMMON,

@@ -330,5 +330,8 @@ def test_words_that_lack_a_fact_are_left_out(shop: Shop) -> None:
     broken = replace(odd, creative=replace(odd.creative, headline="Only {stock} left"))
     state = shop.gateway.watcher.state
     writer = Writer(shop.gateway.watcher.catalogue, shop.gateway.args.currency)
-    assert writer.words(odd, state) is not None
+    bound = writer.words(odd, state)
+    text = f"{bound.headline} {bound.body} {bound.call_to_action}"
+    assert item.title in text
+    assert "{" not in text
     assert writer.words(broken, state) is None

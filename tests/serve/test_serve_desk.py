@@ -144,9 +144,8 @@ def test_it_ends_when_who_started_it_is_killed(beside: Beside) -> None:
     parent = subprocess.Popen(
         [sys.executable, "-c", script, beside.args.model_dump_json()], stdout=subprocess.PIPE
     )
-    assert parent.stdout is not None
-    with parent.stdout:
-        assert parent.stdout.readline() == b"up\n"
+    with parent.stdout as said:
+        assert said.readline() == b"up\n"
     (child,) = psutil.Process(parent.pid).children()
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()

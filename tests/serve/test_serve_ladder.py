@@ -172,7 +172,10 @@ def test_without_a_ledger_everybody_gets_control_and_nothing_is_lost(shop: Shop,
     assert shop.ledger.budget(BRIEF).spent == spent.spent
 
 
-def test_who_is_erased_during_an_outage_is_not_brought_back(shop: Shop, tmp_path: Path) -> None:
+@pytest.mark.parametrize("comes_back", [False, True], ids=["stays away", "comes back before"])
+def test_who_is_erased_during_an_outage_is_not_brought_back(
+    shop: Shop, tmp_path: Path, comes_back: bool
+) -> None:
     user = shop.users(held=False)[0]
     shop.decide(user)
     with ledger_down(shop, tmp_path):
@@ -180,22 +183,10 @@ def test_who_is_erased_during_an_outage_is_not_brought_back(shop: Shop, tmp_path
         shop.service.outage._stop.set()
         shop.service.outage._thread.join()
     shop.ledger.begin_erasure(user, "test", "asked for it")
+    back = {user: shop.ledger.pseudonym(user)} if comes_back else {}
     assert shop.service.outage.hand_over() == 1
     assert shop.ledger.decision(told["decision_id"]) is None
-    assert shop.ledger.resolve([user]) == {}
-
-
-def test_nor_if_he_comes_back_before_the_ledger_is_told(shop: Shop, tmp_path: Path) -> None:
-    user = shop.users(held=False)[0]
-    shop.decide(user)
-    with ledger_down(shop, tmp_path):
-        told = shop.decide(user)
-        shop.service.outage._stop.set()
-        shop.service.outage._thread.join()
-    shop.ledger.begin_erasure(user, "test", "asked for it")
-    shop.ledger.pseudonym(user)
-    assert shop.service.outage.hand_over() == 1
-    assert shop.ledger.decision(told["decision_id"]) is None
+    assert shop.ledger.resolve([user]) == back
 
 
 def test_a_full_spool_turns_clients_away(built: Built, tmp_path: Path) -> None:
