@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).parent / "config" / "embedded.yaml"
 START_TIMEOUT_S = 180.0
+NOT_A_REPLICA = (502, 503, 504)  # what a proxy says by itself
 LOGICAL_CPUS = 8  # training and serving share two real cores by turns; Ray only counts these
 Progress = Callable[[str], None]
 
@@ -107,8 +108,12 @@ class LocalCluster:
         )
         self._applications = [application.name for application in schema.applications]
         _get_global_client().deploy_apps(schema)
-        _wait(schema.applications[0], progress)
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        application = schema.applications[0]
+        deadline = time.monotonic() + START_TIMEOUT_S
+        _wait(application, progress, deadline)
+        if self._address is None:  # an attached cluster's proxies may be out of this machine's reach
+            _wait_for_answer(_url(_reachable(host), port) + application.route_prefix, deadline)
+        return _url(host, port)
 
     def _listen(self, host: str, port: int) -> str:
         if self.transport is None:
@@ -143,11 +148,38 @@ def check_port(host: str, port: int) -> None:
         ) from None
 
 
-def _wait(application: Any, progress: Progress | None) -> None:
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _reachable(host: str) -> str:
+    """Where this machine reaches a server that listens at `host`: "every address" is no address to call."""
+    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def _wait_for_answer(url: str, deadline: float) -> None:
+    """Until a replica answers through the proxy, whatever it says: HAProxy hears of replicas after Serve does."""
+    import httpx
+
+    said = "nothing listens there"
+    with httpx.Client(timeout=5, trust_env=False) as http:
+        while time.monotonic() < deadline:
+            try:
+                status = http.get(url).status_code
+            except httpx.TransportError as error:
+                said = str(error)
+            else:
+                if status not in NOT_A_REPLICA:
+                    return
+                said = f"status {status}"
+            time.sleep(0.05)
+    raise LaunchError(f"the application runs, but {url} did not answer within {START_TIMEOUT_S:.0f} s: {said}")
+
+
+def _wait(application: Any, progress: Progress | None, deadline: float) -> None:
     from ray import serve
 
     expected = {deployment.name for deployment in application.deployments}
-    deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         status = serve.status().applications.get(application.name)
         if status is not None:
