@@ -12,17 +12,17 @@ from serve.decisions import overloaded
 class Admission:
     """ASGI middleware for the `paths` of decisions.
 
-    is_full: whether a further request would be refused anyway.
+    refuses: whether a further request is refused; asked once for each.
     """
 
-    def __init__(self, app: ASGIApp, is_full: Callable[[], bool], paths: Collection[str]) -> None:
-        self.app, self.is_full, self.paths = app, is_full, frozenset(paths)
+    def __init__(self, app: ASGIApp, refuses: Callable[[], bool], paths: Collection[str]) -> None:
+        self.app, self.refuses, self.paths = app, refuses, frozenset(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse at once, or pass the request on and cancel it when its client goes away."""
         if scope["type"] != "http" or scope["path"] not in self.paths:
             await self.app(scope, receive, send)
-        elif self.is_full():
+        elif self.refuses():
             await problems.response(overloaded())(scope, receive, send)
         else:
             await _until_disconnect(self.app, scope, receive, send)

@@ -1,18 +1,27 @@
 """Requests that arrive while others are worked on are worked on together: batches grow with the load alone.
 
 A batch is taken whenever a worker is free, and holds all that waits then. Nobody waits for company, so a
-lone request is never delayed; under load the cost of a pass and of a commit is shared by many.
+lone request is never delayed; under load the cost of a pass and of a commit is shared by many. While more
+comes than can be done, what would be answered too late is refused at once, by how long batches took lately.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from serve.service_time import ServiceTime
+
+# No worker was idle for so long: overload. A stall (a checkpoint of a file, a collection of garbage) is
+# shorter and drains by itself, so nobody is refused for it. The idea is that of "controlled delay" in
+# B. Maurer, "Fail at Scale", ACM Queue 13(8), 2015, with idle workers in place of an empty queue.
+BUSY_S = 0.1
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -29,6 +38,12 @@ class DeadlinePassedError(RuntimeError):
     """The request waited until its answer was of no use."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Running:
+    size: int
+    since: float
+
+
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[T, R]):
     item: T
@@ -41,8 +56,9 @@ class MicroBatcher(Generic[T, R]):
     """Has `work` done on batches of what was submitted; belongs to one event loop.
 
     work: answers a batch, one result per item in order. max_batch: most items of a batch. max_waiting: most
-    items that wait; max_wait_s: while one has waited longer, no more is taken. workers: batches under way at
-    the same time, so that one is computed while another is written to disk.
+    items that wait. target_s: in overload an item is refused when it should be answered later than this;
+    where nothing waits it is always taken, however slow the work is. workers: batches under way at the same
+    time, so that one is computed while another is written to disk.
     """
 
     def __init__(
@@ -51,13 +67,16 @@ class MicroBatcher(Generic[T, R]):
         *,
         max_batch: int,
         max_waiting: int,
-        max_wait_s: float,
+        target_s: float,
         workers: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._work, self._clock = work, clock
-        self._max_batch, self._max_waiting, self._max_wait_s = max_batch, max_waiting, max_wait_s
-        self._idle = workers
+        self._max_batch, self._max_waiting, self._target_s = max_batch, max_waiting, target_s
+        self._workers, self._service_time = workers, ServiceTime()
+        self._running: set[_Running] = set()
+        self._busy_since = clock()  # no worker was idle from then on, where all are at work now
+        self._refused_at = -math.inf
         self._queue: deque[_Waiting[T, R]] = deque()
 
     @property
@@ -65,13 +84,36 @@ class MicroBatcher(Generic[T, R]):
         """Requests that no worker has taken yet."""
         return len(self._queue)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether a further request would be refused."""
+    def refuses(self) -> bool:
+        """Whether a further item is refused; ask once for each, since the answer is remembered."""
         if not self._queue:
             return False
-        too_long = self._clock() - self._queue[0].since > self._max_wait_s
-        return too_long or len(self._queue) >= self._max_waiting
+        if len(self._queue) < self._max_waiting and not self._too_late():
+            return False
+        self._refused_at = self._clock()
+        return True
+
+    def _too_late(self) -> bool:
+        return self._is_overloaded() and self._expected_s() > self._target_s
+
+    def _is_overloaded(self) -> bool:
+        """Overload lasts for as long as items are refused: that alone may give a worker an idle moment."""
+        now = self._clock()
+        return now - self._busy_since > BUSY_S or now - self._refused_at < BUSY_S
+
+    def _expected_s(self) -> float:
+        """Seconds from arrival to answer of the first item of the batch that one more would join.
+
+        The newcomer makes the batch longer for those before it, so it is theirs that must be in time.
+        """
+        now, expected = self._clock(), self._service_time.expected
+        free = [max(expected(running.size) - (now - running.since), 0.0) for running in self._running]
+        heapq.heapify(free)
+        batches, company = divmod(len(self._queue), self._max_batch)
+        for _ in range(batches):
+            heapq.heapreplace(free, free[0] + expected(self._max_batch))
+        waited = now - self._queue[batches * self._max_batch].since if company else 0.0
+        return waited + free[0] + expected(company + 1)
 
     async def submit(self, item: T, timeout_s: float) -> R:
         """The result for `item`.
@@ -79,10 +121,12 @@ class MicroBatcher(Generic[T, R]):
         Raises OverloadedError at once when too many wait, DeadlinePassedError after `timeout_s`. Cancelled,
         it leaves the queue; what a worker has begun is finished.
         """
-        if self.is_full:
+        if self.refuses():
             raise OverloadedError(len(self._queue))
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         now = self._clock()
+        if len(self._running) < self._workers:
+            self._busy_since = now
         self._queue.append(_Waiting(item, future, now, now + timeout_s))
         self._dispatch()
         try:
@@ -91,10 +135,9 @@ class MicroBatcher(Generic[T, R]):
             raise DeadlinePassedError(f"no answer within {timeout_s:g} s") from None
 
     def _dispatch(self) -> None:
-        while self._idle and self._queue:
+        while len(self._running) < self._workers and self._queue:
             batch = self._take()
             if batch:
-                self._idle -= 1
                 self._run(batch)
 
     def _take(self) -> list[_Waiting[T, R]]:
@@ -107,11 +150,16 @@ class MicroBatcher(Generic[T, R]):
         return batch
 
     def _run(self, batch: Sequence[_Waiting[T, R]]) -> None:
+        running = _Running(len(batch), self._clock())
+        self._running.add(running)
         call = asyncio.ensure_future(self._work([waiting.item for waiting in batch]))
-        call.add_done_callback(lambda done: self._finish(batch, done))
+        call.add_done_callback(lambda done: self._finish(running, batch, done))
 
-    def _finish(self, batch: Sequence[_Waiting[T, R]], done: asyncio.Future[Sequence[R]]) -> None:
-        self._idle += 1
+    def _finish(
+        self, running: _Running, batch: Sequence[_Waiting[T, R]], done: asyncio.Future[Sequence[R]]
+    ) -> None:
+        self._running.discard(running)
+        self._service_time.observe(running.size, self._clock() - running.since)
         self._dispatch()  # first, so that nobody idles while these are answered
         error = done.exception()
         for place, waiting in enumerate(batch):

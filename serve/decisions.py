@@ -27,14 +27,13 @@ class DecisionService:
             desk.decide,
             max_batch=limits.max_batch,
             max_waiting=limits.max_waiting,
-            max_wait_s=limits.max_wait_ms / 1_000.0,
+            target_s=limits.target_ms / 1_000.0,
             workers=limits.workers,
         )
 
-    @property
-    def is_full(self) -> bool:
-        """Whether a further request would be refused: known before its body is read."""
-        return self._batcher.is_full
+    def refuses(self) -> bool:
+        """Whether a further request is refused: known before its body is read."""
+        return self._batcher.refuses()
 
     async def decide(self, request: DecisionRequest) -> Written:
         """The answer to `request`; raises Problem for what the client must mend, or ask again."""

@@ -153,12 +153,14 @@ def _url(host: str, port: int) -> str:
 
 
 def _reachable(host: str) -> str:
-    """Where this machine reaches a server that listens at `host`: "every address" is no address to call."""
-    return {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+    """Where this machine reaches a server at `host`: "every address" is none to call."""
+    if not host.strip("0.:"):
+        return "::1" if ":" in host else "127.0.0.1"
+    return host
 
 
 def _wait_for_answer(url: str, deadline: float) -> None:
-    """Until a replica answers through the proxy, whatever it says: HAProxy hears of replicas after Serve does."""
+    """Until a replica answers through the proxy, whatever it says: HAProxy hears of them after Serve does."""
     import httpx
 
     said = "nothing listens there"
@@ -173,7 +175,9 @@ def _wait_for_answer(url: str, deadline: float) -> None:
                     return
                 said = f"status {status}"
             time.sleep(0.05)
-    raise LaunchError(f"the application runs, but {url} did not answer within {START_TIMEOUT_S:.0f} s: {said}")
+    raise LaunchError(
+        f"the application runs, but {url} did not answer within {START_TIMEOUT_S:.0f} s: {said}"
+    )
 
 
 def _wait(application: Any, progress: Progress | None, deadline: float) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from serve.batching import DeadlinePassedError, MicroBatcher, OverloadedError
 
@@ -29,7 +32,7 @@ class Work:
 
 
 def batcher(work: Callable[[Sequence[int]], Sequence[int]], **limits: Any) -> MicroBatcher[int, int]:
-    given = {"max_batch": 4, "max_waiting": 6, "max_wait_s": 10.0, "workers": 1, **limits}
+    given = {"max_batch": 4, "max_waiting": 6, "target_s": 10.0, "workers": 1, **limits}
 
     async def in_a_thread(items: Sequence[int]) -> Sequence[int]:
         return await asyncio.to_thread(work, items)
@@ -81,11 +84,11 @@ def test_more_than_can_wait_are_refused_at_once() -> None:
         service = batcher(work, max_waiting=3)
         work.gate.clear()
         tasks = await submit(service, 6)
-        assert service.is_full
+        assert service.refuses()
         assert [task.done() for task in tasks] == [False] * 4 + [True] * 2, "refused while the others wait"
         work.gate.set()
         found = await asyncio.gather(*tasks, return_exceptions=True)
-        assert not service.is_full
+        assert not service.refuses()
         return [*found, await service.submit(9, 1.0)]
 
     found = asyncio.run(run())
@@ -98,18 +101,137 @@ def test_while_one_waits_too_long_no_more_are_taken() -> None:
     work, now = Work(), [0.0]
 
     async def run() -> None:
-        service = batcher(work, max_wait_s=1.0, clock=lambda: now[0])
+        service = batcher(work, target_s=1.0, clock=lambda: now[0])
         work.gate.clear()
         tasks = await submit(service, 2)
         now[0] = 0.9
-        assert not service.is_full
+        assert not service.refuses()
         now[0] = 1.1
-        assert service.is_full
+        assert service.refuses()
         work.gate.set()
         await asyncio.gather(*tasks)
-        assert not service.is_full
+        assert not service.refuses()
 
     asyncio.run(run())
+
+
+class SimulatedTime(asyncio.SelectorEventLoop):
+    """A loop whose clock jumps to the next timer instead of waiting for it: exact, and over in no time."""
+
+    def __init__(self) -> None:
+        super().__init__(selectors.SelectSelector())
+        self._now, select = 0.0, self._selector.select  # type: ignore[attr-defined]
+
+        def jump(timeout: float | None) -> Any:
+            self._now += timeout or 0.0
+            return select(0)
+
+        self._selector.select = jump  # type: ignore[attr-defined]
+
+    def time(self) -> float:
+        return self._now
+
+
+def simulated(run: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=SimulatedTime) as runner:
+        runner.run(run)
+
+
+async def open_loop(
+    to: MicroBatcher[int, int], rate: float, seconds: float, clock: Callable[[], float]
+) -> tuple[list[tuple[float, float]], int]:
+    """At a constant rate: when each accepted request came, what it took (seconds); how many were refused."""
+    took: list[tuple[float, float]] = []
+    began, refused = clock(), 0
+
+    async def one() -> None:
+        nonlocal refused
+        since = clock()
+        try:
+            await to.submit(0, 10.0)
+        except OverloadedError:
+            refused += 1
+        else:
+            took.append((since - began, clock() - since))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(int(rate * seconds)):
+            group.create_task(one())
+            await asyncio.sleep(1 / rate)
+    return took, refused
+
+
+@given(fixed_ms=st.floats(1, 12), each_ms=st.floats(1, 3), workers=st.integers(1, 2), times=st.floats(1.5, 4))
+@settings(max_examples=20, deadline=None)
+def test_beyond_what_it_can_do_the_accepted_are_in_time_and_the_work_goes_on_at_full_rate(
+    fixed_ms: float, each_ms: float, workers: int, times: float
+) -> None:
+    target, most = 0.05, 32
+
+    async def run() -> None:
+        clock = asyncio.get_running_loop().time
+
+        async def work(items: Sequence[int]) -> Sequence[int]:
+            await asyncio.sleep((fixed_ms + each_ms * len(items)) / 1e3)
+            return items
+
+        service: MicroBatcher[int, int] = MicroBatcher(
+            work, max_batch=most, max_waiting=64 * workers, target_s=target, workers=workers, clock=clock
+        )
+        limit = workers * most / (fixed_ms + each_ms * most) * 1e3
+        easy, refused = await open_loop(service, 0.25 * limit, 0.5, clock)
+        assert (refused, max(seconds for _, seconds in easy) <= target) == (0, True)
+        took, _ = await open_loop(service, times * limit, 1.5, clock)
+        # What comes in the first tenth of a second may be a stall: nobody is refused, and some are late.
+        assert max(seconds for came, seconds in took if came > 0.5) <= 1.2 * target
+        # Two batches one after the other must fit into the target, so it holds at least half of it.
+        within = int((target * 1e3 / 2 - fixed_ms) / each_ms)
+        held = min(most, max(within, 1))
+        assert len(took) / 1.5 >= 0.8 * workers * held / (fixed_ms + each_ms * held) * 1e3
+        _, refused = await open_loop(service, 0.25 * limit, 0.5, clock)
+        assert refused == 0
+
+    simulated(run())
+
+
+def test_a_stall_is_no_overload() -> None:
+    """Batches take 5 ms at 60 % load, but one takes 60: all are taken, late as they are."""
+
+    async def run() -> None:
+        clock = asyncio.get_running_loop().time
+        number = 0
+
+        async def work(items: Sequence[int]) -> Sequence[int]:
+            nonlocal number
+            number += 1
+            await asyncio.sleep(0.06 if number % 100 == 50 else 0.004 + 0.001 * len(items))
+            return items
+
+        service: MicroBatcher[int, int] = MicroBatcher(
+            work, max_batch=32, max_waiting=64, target_s=0.02, workers=1, clock=clock
+        )
+        took, refused = await open_loop(service, 120.0, 5.0, clock)
+        assert (refused, max(seconds for _, seconds in took) > 0.06) == (0, True)
+
+    simulated(run())
+
+
+def test_slow_work_is_done_one_at_a_time_and_not_refused_altogether() -> None:
+    async def run() -> None:
+        clock = asyncio.get_running_loop().time
+
+        async def work(items: Sequence[int]) -> Sequence[int]:
+            await asyncio.sleep(1.0)
+            return items
+
+        service: MicroBatcher[int, int] = MicroBatcher(
+            work, max_batch=32, max_waiting=64, target_s=0.05, workers=1, clock=clock
+        )
+        took, refused = await open_loop(service, 10.0, 20.0, clock)
+        assert len(took) >= 19
+        assert refused >= 150
+
+    simulated(run())
 
 
 def test_a_deadline_ends_the_wait_and_the_work() -> None:

@@ -43,7 +43,7 @@ def app_args(workspace: Workspace, settings: Settings, clock: str) -> dict[str, 
         "batching": {
             "max_batch": serve.max_batch,
             "max_waiting": serve.max_waiting,
-            "max_wait_ms": serve.max_wait_ms,
+            "target_ms": serve.target_ms,
         },
         "leases": {"term_s": serve.lease_term_s},
         "replay_days": serve.replay_days,
