@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from qiance import __version__
-from qiance.cli import dashboards, data, embeddings, features, keys, strategies, users
+from qiance.cli import dashboards, data, embeddings, features, keys, predict, strategies, train, users
 from qiance.settings import DEFAULT_WORKSPACE, Settings, SettingsError, load_settings
 
 app = typer.Typer(
@@ -31,7 +31,9 @@ app.add_typer(embeddings.app, name="embeddings")
 app.add_typer(features.app, name="features")
 app.add_typer(keys.app, name="keys")
 app.add_typer(strategies.app, name="strategies")
+app.add_typer(train.app, name="train")
 app.add_typer(users.app, name="users")
+app.command("predict")(predict.predict)
 
 ConfigOption = Annotated[
     Path | None,
@@ -93,23 +95,6 @@ def run(
     settings = _with_data_at_hand(settings_of(config, overrides), source is not None)
     folder = _job(settings)(settings, runs, console)
     console.print(f"Report: [bold]{_short(folder / 'report.html')}[/] and report.json", highlight=False)
-
-
-@app.command()
-def train(
-    workspace: Annotated[Path, typer.Option("--workspace", "-w", help="Folder to train into.")],
-    config: ConfigOption = None,
-    path: Annotated[Path | None, typer.Option(help="Your copy of the default data.")] = None,
-) -> None:
-    """Read the logs, build features and train the effect model, without serving anything.
-
-    Inside a Ray job (RAY_ADDRESS is set) the cluster of the job is used.
-    """
-    from qiance.cli.loop.conductor import run_training
-
-    settings = settings_of(config, {"data": {} if path is None else {"path": path}})
-    folder = run_training(settings, workspace, os.environ.get("RAY_ADDRESS"), console)
-    console.print(f"Trained into [bold]{_short(folder)}[/]", highlight=False)
 
 
 @app.command()

@@ -74,14 +74,22 @@ def check_mapped(file: Path, mapping: Mapping, progress: Progress | None = None)
 
 
 def read_mapped(
-    file: Path, mapping: Mapping, *, quarantine: Path | None = None, progress: Progress | None = None
+    file: Path,
+    mapping: Mapping,
+    *,
+    quarantine: Path | None = None,
+    progress: Progress | None = None,
+    outcomes: bool = True,
 ) -> MappedResult:
     """Read `file` by `mapping`.
 
+    outcomes: False reads rows whose outcome is to be predicted: no label is read, and any arms will do.
     quarantine: folder for `<file name>.csv` with row, field, value, reason of every bad value; rows are
     never dropped in silence, so without a folder the faults are still in the result and its report.
     A file without one good row is refused with `DataError`.
     """
+    if not outcomes:
+        mapping = mapping.model_copy(update={"labels": {}, "control": None, "arm_cost": {}})
     checked = check_mapped(file, mapping, progress)
     place = write_quarantine(checked.faults, quarantine, file.name) if quarantine else None
     report = checked.report(mapping.kind.value, str(file), place)
@@ -93,7 +101,9 @@ def read_mapped(
         raise DataError(file, problem, "correct the mapping: `qiance data check` lists the faults")
     if mapping.kind is MappingKind.EVENTS:
         return MappedResult(report, checked.faults, events=events_of(checked, mapping))
-    return MappedResult(report, checked.faults, responses=_responses(file, checked, mapping, report))
+    return MappedResult(
+        report, checked.faults, responses=_responses(file, checked, mapping, report, outcomes)
+    )
 
 
 def events_of(checked: Checked, mapping: Mapping) -> pa.Table:
@@ -113,22 +123,22 @@ def events_of(checked: Checked, mapping: Mapping) -> pa.Table:
     return pa.table(columns).cast(EVENT_SCHEMA)
 
 
-def _responses(file: Path, checked: Checked, mapping: Mapping, report: TableReport) -> ResponseTable:
+def _responses(
+    file: Path, checked: Checked, mapping: Mapping, report: TableReport, compared: bool
+) -> ResponseTable:
     table = checked.table
     row_id = table["row_id"] if "row_id" in table.column_names else pa.array(checked.rows).cast(pa.string())
     unit_id = table["unit_id"] if "unit_id" in table.column_names else row_id
     names = [name for name in ("occurred_at",) if name in table.column_names]
     names += [*mapping.features.numeric, *mapping.features.categorical, *mapping.labels]
-    columns = {
-        "row_id": row_id,
-        "unit_id": unit_id,
-        "arm": table["arm"],
-        "propensity": _propensity(table, mapping),
-    }
+    columns = {"row_id": row_id, "unit_id": unit_id}
+    if "arm" in table.column_names:
+        columns |= {"arm": table["arm"], "propensity": _propensity(table, mapping)}
     columns |= {name: _feature(table[name], name, mapping) for name in names}
     full = pa.table(columns)
-    arms = sort_arms(pc.unique(full["arm"]).to_pylist())
-    _check_arms(file, mapping, arms)
+    arms = sort_arms(pc.unique(full["arm"]).to_pylist()) if "arm" in columns else ()
+    if compared:
+        _check_arms(file, mapping, arms)
     return ResponseTable(
         name=mapping.name,
         table=full,
@@ -154,7 +164,9 @@ def _feature(column: Any, name: str, mapping: Mapping) -> Any:
 def _propensity(table: pa.Table, mapping: Mapping) -> Any:
     if "propensity" in table.column_names:
         return table["propensity"]
-    constant = mapping.constants["propensity"]
+    constant = mapping.constants.get("propensity")
+    if constant is None:
+        return pa.nulls(table.num_rows, pa.float64())
     if not isinstance(constant, dict):
         return pa.array(np.full(table.num_rows, float(constant)))
     index = pc.index_in(table["arm"], value_set=pa.array(list(constant), pa.string()))
@@ -170,8 +182,12 @@ def sort_arms(arms: list[str]) -> tuple[str, ...]:
 
 def _check_arms(file: Path, mapping: Mapping, arms: tuple[str, ...]) -> None:
     found = ", ".join(repr(arm) for arm in arms[:20])
-    if len(arms) < 2:
-        raise DataError(file, f"has only the arm {found}", "a comparison needs at least two arms")
+    if len(arms) == 1:
+        raise DataError(
+            file,
+            f"has only the arm {found}",
+            "a comparison needs at least two arms; leave columns.arm out to predict alone",
+        )
     if mapping.control is not None and mapping.control not in arms:
         raise DataError(file, f"has no arm {mapping.control!r}", f"set control to one of {found}")
     unknown = [arm for arm in mapping.arm_cost if arm not in arms]

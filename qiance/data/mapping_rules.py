@@ -54,8 +54,8 @@ def _lacking(mapping: Mapping) -> Iterator[str]:
         return
     if not mapping.labels:
         yield "labels: missing; map at least one of click, conversion, sales"
-    if "propensity" not in given:
-        yield "propensity: missing; map columns.propensity or set constants.propensity (share of each arm)"
+    if "arm" not in given and (mapping.control or mapping.arm_cost or "propensity" in given):
+        yield "columns.arm: missing; control, arm_cost and propensity are those of arms: name their column"
 
 
 def _ill_typed(mapping: Mapping) -> Iterator[str]:

@@ -20,9 +20,10 @@ LABELS = ("click", "conversion", "sales")
 class ResponseTable:
     """Logged responses of N rows to K arms.
 
-    table: `[N]` rows with row_id, unit_id, arm (strings), propensity (of the arm shown, in (0, 1]),
-        optionally occurred_at, the feature columns, and the labels click and conversion (int8, 0 or 1)
-        and sales (int64 minor units). Features are null where unknown.
+    table: `[N]` rows with row_id, unit_id, arm (strings), propensity (of the arm shown, in (0, 1]; null
+        where nobody logged it), optionally occurred_at, the feature columns, and the labels click and
+        conversion (int8, 0 or 1) and sales (int64 minor units). Features are null where unknown. Without
+        arms there is no arm and no propensity: such a log is for prediction alone.
     numeric, categorical, labels: names of those columns.
     arms: `[K]` in a fixed order; control_arm: the one that means doing nothing, if there is one.
     arm_cost: minor units per contact; an arm that is not listed costs nothing.
@@ -45,6 +46,11 @@ class ResponseTable:
     fingerprint: str = ""
     arm_features: pa.Table | None = None
     pair_features: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    @property
+    def can_compare(self) -> bool:
+        """Whether policies can be compared on it: there are arms, and how they were chosen is known."""
+        return bool(self.arms) and not self.table["propensity"].null_count
 
     def __len__(self) -> int:
         return int(self.table.num_rows)

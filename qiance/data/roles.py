@@ -65,7 +65,7 @@ NUMERIC_ROLE = Role(types=(Kind.NUMBER, Kind.INTEGER, Kind.MONEY, Kind.FLAG), re
 CATEGORICAL_ROLE = Role(types=_TEXT, required=False)
 NEEDED_ROLES = {
     MappingKind.EVENTS: ("user_id", "item_id", "value", "occurred_at"),
-    MappingKind.RESPONSES: ("arm",),
+    MappingKind.RESPONSES: (),
 }
 CONSTANT_ROLES = {
     MappingKind.EVENTS: ("type", "quantity", "value", "discount", "coupon"),

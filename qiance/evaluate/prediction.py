@@ -117,10 +117,22 @@ def ece_if_calibrated(p: ArrayLike, bins: int = 10, draws: int = 50, seed: int =
     Mean over `draws` label sets y ~ Bernoulli(p): an ECE near this figure is sampling noise.
     Source: Roelofs et al. (2022), Mitigating bias in calibration error estimation.
     """
+    return float(np.mean(_eces_if_calibrated(p, bins, draws, seed)))
+
+
+def ece_floor(p: ArrayLike, bins: int = 10, draws: int = 200, seed: int = 0) -> float:
+    """95th percentile of the `ece` of a perfectly calibrated model: one above it shows a fault.
+
+    Parametric bootstrap over `draws` label sets y ~ Bernoulli(p).
+    """
+    return float(np.quantile(_eces_if_calibrated(p, bins, draws, seed), 0.95))
+
+
+def _eces_if_calibrated(p: ArrayLike, bins: int, draws: int, seed: int) -> list[float]:
     chances = _numbers("p", p)
     random = np.random.default_rng(seed)
     simulated = (random.random(chances.size) < chances for _ in range(draws))
-    return float(np.mean([ece(labels, chances, bins) for labels in simulated]))
+    return [ece(labels, chances, bins) for labels in simulated]
 
 
 def _row(labels: Floats, chances: Floats) -> CalibrationRow:

@@ -93,7 +93,7 @@ WRONG = [
     (EVENTS, "file", {"timezone": "Mars/Base"}, "file: timezone: 'Mars/Base' is no IANA name"),
     (RESPONSES, "labels", None, "labels: missing; map at least one of click, conversion, sales"),
     (RESPONSES, "labels", {"clicks": "c"}, "labels.clicks: no such label; use one of click"),
-    (RESPONSES, "constants", None, "propensity: missing; map columns.propensity or set constants.propensity"),
+    (RESPONSES, "columns", None, "columns.arm: missing; control, arm_cost and propensity are those of arms"),
     (RESPONSES, "constants.propensity", 0, "constants.propensity: 0 is outside (0, 1]"),
     (RESPONSES, "constants.propensity", {"a": 0.9, "b": 0.3}, "the shares of the arms sum to 1.2, not to 1"),
     (RESPONSES, "columns.propensity", "p", "constants.propensity: is mapped under columns too"),
@@ -215,6 +215,23 @@ def test_arms_that_the_file_does_not_have(tmp_path: Path, place: str, value: obj
     path.write_text("variant,clicked\na,1\na,0\n")
     with pytest.raises(DataError, match="at least two arms"):
         read_mapped(path, Mapping.model_validate(RESPONSES))
+
+
+def test_a_log_for_prediction_alone_needs_no_arm_and_no_propensity(tmp_path: Path) -> None:
+    path = tmp_path / "shop.csv"
+    path.write_text("variant,clicked\na,1\nb,0\n")
+    without_share = read_mapped(path, Mapping.model_validate(changed(RESPONSES, "constants", None))).responses
+    assert without_share is not None
+    assert (without_share.arms, without_share.can_compare) == (("a", "b"), False)
+    assert without_share.table["propensity"].to_pylist() == [None, None]
+    data = {"kind": "responses", "features": {"categorical": ["variant"]}, "labels": {"click": "clicked"}}
+    without_arm = read_mapped(path, Mapping.model_validate(data)).responses
+    assert without_arm is not None
+    assert (without_arm.arms, without_arm.can_compare) == ((), False)
+    assert without_arm.features == ("variant",)
+    both = read_mapped(path, Mapping.model_validate(RESPONSES)).responses
+    assert both is not None
+    assert both.can_compare
 
 
 def test_an_arm_without_a_share_is_quarantined(tmp_path: Path) -> None:

@@ -81,10 +81,18 @@ def check_arguments(settings: DataSettings) -> None:
         raise DataError(settings.path, "does not exist", "pass the path of your copy with --path")
     if settings.source == "mapped":
         assert settings.mapping is not None, "settings require it for mapped data"
-        kind = load_mapping(settings.mapping).kind
-        if kind is not MappingKind.RESPONSES:
-            problem = f"maps {kind.value}, and the offline loop learns from responses"
-            raise DataError(settings.mapping, problem, "map one row per contact with `kind: responses`")
+        _check_mapping(settings.mapping)
+
+
+def _check_mapping(path: Path) -> None:
+    mapping = load_mapping(path)
+    if mapping.kind is not MappingKind.RESPONSES:
+        problem = f"maps {mapping.kind.value}, and the offline loop learns from responses"
+        raise DataError(path, problem, "map one row per contact with `kind: responses`")
+    for name in ("arm", "propensity"):
+        if name not in mapping.columns and name not in mapping.constants:
+            problem = f"maps no {name}, and the offline loop compares policies by it"
+            raise DataError(path, problem, f"map columns.{name}; to predict alone, use `qiance train effect`")
 
 
 def read_responses(settings: DataSettings, quarantine: Path, stage: Stage) -> ResponseTable:

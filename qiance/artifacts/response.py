@@ -1,0 +1,264 @@
+"""The response model: how likely a contact is answered, from a response log of any columns.
+
+K members, each trained without one fold of the rows: a network of H bootstrap heads, and boosted trees, once
+on all of the member's rows and once on each of the same H bootstraps, which give the trees' heads their spread.
+Member k gives head h the log odds z = w · logit(network) + (1 − w) · logit(trees); their mean over the
+members is turned into a probability and calibrated. Shapes: N rows, K members, H heads, F features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qiance.artifacts.explain import Explanation, Method, explain
+from qiance.artifacts.manifest import Artifact, ArtifactError, load_manifest
+from qiance.artifacts.program import load_program
+from qiance.domain import Interval
+from qiance.domain.prediction import interval_of
+from qiance.evaluate.calibration import Calibrator
+from qiance.features.schema import Columns, Encoder, FeatureSchema
+
+KIND = "response-model"
+NETWORKS, ENCODER, INFO = "networks.pt2", "encoder.json", "response.json"
+_EDGE = 1e-6  # log odds are taken of probabilities this far from 0 and 1 at least
+
+Floats = NDArray[np.float64]
+Draws = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseInfo:
+    """What a response model says about itself.
+
+    label: the outcome, click or conversion. weight: of the network's log odds, in [0, 1]. members, heads: K
+    and H. segment: feature by which calibration differs, None where it does not. width_scale: factor on the
+    spread of the heads, so that 90 % intervals of group means cover. rate: share of the outcome in the
+    training rows. background: rows of the training data that explanations compare with, feature → values.
+    """
+
+    label: str
+    weight: float
+    members: int
+    heads: int
+    calibrator: Calibrator
+    segment: str | None
+    width_scale: float
+    rate: float
+    background: Mapping[str, Sequence[Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "label": self.label,
+            "weight": self.weight,
+            "members": self.members,
+            "heads": self.heads,
+            "calibrator": self.calibrator.to_dict(),
+            "segment": self.segment,
+            "width_scale": self.width_scale,
+            "rate": self.rate,
+            "background": {name: list(values) for name, values in self.background.items()},
+        }
+
+    def columns(self, schema: FeatureSchema) -> dict[str, NDArray[Any]]:
+        """The background as columns of `schema`."""
+        return {
+            name: np.array(values, dtype=np.float64 if name in schema.numeric else object)
+            for name, values in self.background.items()
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ResponseInfo:
+        return cls(**{**data, "calibrator": Calibrator.from_dict(data["calibrator"])})
+
+
+def tree_inputs(encoder: Encoder, columns: Columns) -> tuple[Floats, list[int]]:
+    """What the trees read, `[N, F]`: numbers as they are (NaN where missing) and category codes; and which
+    columns are codes."""
+    numeric = [np.asarray(columns[name], dtype=np.float64) for name in encoder.schema.numeric]
+    _, codes = encoder.encode(columns)
+    table = np.column_stack([*numeric, codes.astype(np.float64)])
+    table[~np.isfinite(table)] = np.nan
+    return table, list(range(len(numeric), table.shape[1]))
+
+
+def blend(networks: NDArray[np.floating], trees: NDArray[np.floating], weight: float) -> Draws:
+    """Probabilities `[N, H]` before calibration: networks, trees `[N, K, H]` probabilities."""
+    score = weight * _logit(networks) + (1 - weight) * _logit(trees)
+    return np.asarray(1 / (1 + np.exp(-score.mean(axis=1))))
+
+
+def run_trees(trees: Sequence[Sequence[Any]], table: Floats) -> Floats:
+    """`[N, K, H]` probabilities of the trees for rows as `tree_inputs` gives them.
+
+    trees: per member the booster on all of its rows, then H on bootstraps. A bootstrap sees fewer different
+    rows and predicts worse, so heads lie around the first as the bootstraps lie around their own mean.
+    """
+    if not len(table):
+        return np.empty((0, len(trees), len(trees[0]) - 1))
+    by_member = [_logit(np.column_stack([one.predict(table) for one in boosters])) for boosters in trees]
+    score = np.stack(by_member, axis=1)
+    drawn = score[:, :, 1:]
+    return np.asarray(1 / (1 + np.exp(-(score[:, :, :1] + drawn - drawn.mean(axis=2, keepdims=True)))))
+
+
+def _logit(p: NDArray[np.floating]) -> Floats:
+    cut = np.clip(np.asarray(p, dtype=np.float64), _EDGE, 1 - _EDGE)
+    return np.asarray(np.log(cut) - np.log1p(-cut))
+
+
+@dataclass(frozen=True)
+class ResponseScorer:
+    """Predictions of fitted members, the same in training and in serving.
+
+    networks: num `[N, Dn]`, cat `[N, Dc]` → `[N, K, H]` probabilities; trees: K × (1 + H) boosters.
+    """
+
+    encoder: Encoder
+    networks: Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.floating]]
+    trees: Sequence[Sequence[Any]]
+    weight: float
+    calibrator: Calibrator
+    segment: str | None
+    background: Columns
+
+    def predict(self, columns: Columns) -> Draws:
+        """Calibrated probabilities by head, `[N, H]`; their mean is the prediction.
+
+        A category that training has not seen is unknown, not average: each head takes another value for it
+        from the background, so that the mean is that of the population and the spread is that between values.
+        Raises ValueError naming a missing column.
+        """
+        draws = self._draws(columns)
+        unknown = self._unknown(columns)
+        rows = np.flatnonzero(np.any(list(unknown.values()), axis=0)) if unknown else np.empty(0, np.intp)
+        for head in range(draws.shape[1] if rows.size else 0):
+            draws[rows, head] = self._draws(self._filled(columns, unknown, rows, head))[:, head]
+        return draws
+
+    def _draws(self, columns: Columns) -> Draws:
+        num, cat = self.encoder.encode(columns)
+        table, _ = tree_inputs(self.encoder, columns)
+        blended = blend(self.networks(num, cat), run_trees(self.trees, table), self.weight)
+        return self.calibrator.apply(blended, None if self.segment is None else columns[self.segment])
+
+    def _unknown(self, columns: Columns) -> dict[str, NDArray[np.bool_]]:
+        """Per categorical feature with such values, where they are; a missing value is none of them."""
+        found = {}
+        for name, known in zip(self.encoder.schema.categorical, self.encoder.vocabularies, strict=True):
+            values = np.asarray(columns[name], dtype=object)
+            mask = ~np.isin(values.astype(np.str_), np.array(known, dtype=np.str_))
+            mask &= np.array([value is not None and value == value for value in values], dtype=np.bool_)
+            if mask.any() and known:
+                found[name] = mask
+        return found
+
+    def _filled(
+        self, columns: Columns, unknown: Mapping[str, NDArray[np.bool_]], rows: NDArray[np.intp], head: int
+    ) -> dict[str, NDArray[Any]]:
+        filled = {name: np.array(columns[name])[rows] for name in self.encoder.schema.names}
+        for number, (name, mask) in enumerate(unknown.items()):
+            pool = np.asarray(self.background[name], dtype=object)
+            # Steps without a common pattern, so that two unknown features do not come from the same row.
+            places = (rows * 7 + head * 13 + number * 5) % len(pool)
+            given = filled[name].astype(object)
+            given[mask[rows]] = pool[places][mask[rows]]
+            filled[name] = given
+        return filled
+
+
+class ResponseModel:
+    """A loaded response model; `predict` may be called from several threads."""
+
+    def __init__(self, artifact: Artifact, info: ResponseInfo, scorer: ResponseScorer) -> None:
+        self.artifact, self.info, self._scorer = artifact, info, scorer
+
+    @classmethod
+    def load(cls, path: Path) -> ResponseModel:
+        """Load and verify the artifact at `path`; ArtifactError for a damaged one or another kind."""
+        import lightgbm
+
+        manifest = load_manifest(path)
+        if manifest.kind != KIND:
+            raise ArtifactError(f"{path}: is of kind {manifest.kind!r}; a response model is {KIND!r}")
+        encoder = Encoder.from_dict(json.loads((path / ENCODER).read_text(encoding="utf-8")))
+        info = ResponseInfo.from_dict(json.loads((path / INFO).read_text(encoding="utf-8")))
+        trees = [
+            [lightgbm.Booster(model_file=path / trees_file(k, h)) for h in range(info.heads + 1)]
+            for k in range(info.members)
+        ]
+        networks, background = _program(path / NETWORKS), info.columns(encoder.schema)
+        scorer = ResponseScorer(
+            encoder, networks, trees, info.weight, info.calibrator, info.segment, background
+        )
+        return cls(Artifact(path, manifest), info, scorer)
+
+    @property
+    def schema(self) -> FeatureSchema:
+        return self._scorer.encoder.schema
+
+    @property
+    def version(self) -> str:
+        return self.artifact.version
+
+    def predict(self, columns: Columns) -> Draws:
+        """See `ResponseScorer`. columns: feature name → `[N]`; further ones are ignored."""
+        return self._scorer.predict(columns)
+
+    def explain(self, columns: Columns, method: Method = "shap", seed: int = 0) -> Explanation:
+        """Why the prediction of the one row of `columns` is what it is, in units of probability."""
+        return explain(
+            lambda given: self.predict(given).mean(axis=1),
+            columns,
+            self._scorer.background,
+            self.schema.names,
+            method,
+            seed,
+        )
+
+    def mean_interval(self, draws: Draws, confidence: float = 0.9) -> Interval:
+        """Of the mean probability over the rows of draws `[n, H]`, with what the model does not know.
+
+        The luck of n users comes on top; see `outcome_interval`.
+        """
+        return interval_of(draws.mean(axis=0), self.info.width_scale, confidence, 0.0, 1.0)
+
+    def outcome_interval(self, draws: Draws, confidence: float = 0.9) -> Interval:
+        """Of the share of n users who will answer: the interval of the mean, widened by their luck.
+
+        The two parts add as variances; the luck is that of n independent answers, Σ p(1 − p) / n².
+        """
+        from scipy.special import ndtri
+
+        mean, chances = self.mean_interval(draws, confidence), draws.mean(axis=1)
+        luck = (
+            float(ndtri(0.5 + confidence / 2))
+            * float(np.sqrt((chances * (1 - chances)).sum()))
+            / len(chances)
+        )
+        half = float(np.hypot(mean.high - mean.value, luck))
+        return Interval(mean.value, max(0.0, mean.value - half), min(1.0, mean.value + half))
+
+
+def _program(path: Path) -> Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.floating]]:
+    import torch
+
+    program = load_program(path)
+
+    def run(num: NDArray[np.float32], cat: NDArray[np.int64]) -> NDArray[np.floating]:
+        with torch.inference_mode():
+            found: NDArray[np.floating] = program(torch.from_numpy(num), torch.from_numpy(cat)).numpy()
+        return found
+
+    return run
+
+
+def trees_file(member: int, head: int) -> str:
+    """Name of a file of trees: those on all rows of the member are number 0, those of head h number h + 1."""
+    return f"trees-{member}-{head}.txt"

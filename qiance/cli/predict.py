@@ -1,0 +1,98 @@
+"""`qiance predict`: what a response model says of rows whose outcome is not known yet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from qiance.data.errors import DataError
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="Folder that `qiance train effect` wrote.")],
+    data: Annotated[Path, typer.Option("--data", help="Rows to predict: CSV, JSON lines or Parquet.")],
+    mapping: Annotated[
+        Path, typer.Option("--mapping", "-m", help="What their columns mean; labels are not read.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")],
+    explain: Annotated[
+        Literal["none", "shap", "lime"],
+        typer.Option(help="Explain the first rows, into OUT.explanations.jsonl."),
+    ] = "none",
+    explain_rows: Annotated[int, typer.Option(min=1, help="How many rows are explained.")] = 20,
+) -> None:
+    """Predict the outcome of rows of your own, each with a 90 % interval, and of all of them together.
+
+    The interval of a row is of its probability. That of all rows is of the share of them that will answer.
+    """
+    from qiance.artifacts.response import ResponseModel
+    from qiance.cli.stages import Stages
+    from qiance.data.mapped import read_mapped
+    from qiance.data.mapping import load_mapping
+
+    console = Console()
+    stages = Stages(console)
+    with stages.stage(f"reading {data.name}") as stage:
+        loaded = ResponseModel.load(_artifact(model))
+        if not data.exists():
+            raise DataError(data, "does not exist", "pass the path of the rows to predict with --data")
+        result = read_mapped(
+            data, load_mapping(mapping), quarantine=out.parent / "quarantine", outcomes=False
+        )
+        if result.responses is None:
+            raise DataError(
+                mapping, "does not map responses", "use the mapping that the model was trained with"
+            )
+        stage.note(f"{result.report.rows_read:,} rows, {result.report.quarantined:,} in quarantine")
+        columns = loaded.schema.columns(result.responses.table)
+        ids = result.responses.table["row_id"].to_pylist()
+    with stages.stage("predicting") as stage:
+        draws = loaded.predict(columns)
+        _write(out, ids, loaded, draws)
+        if explain != "none":
+            _explain(out, ids, loaded, columns, explain, explain_rows, stage)
+    total = loaded.outcome_interval(draws)
+    console.print(
+        f"{loaded.info.label}: {total.value:.2%} of {len(ids):,} rows, 90 % interval {total.low:.2%} to "
+        f"{total.high:.2%}; by row in [bold]{out}[/]",
+        highlight=False,
+    )
+
+
+def _artifact(folder: Path) -> Path:
+    """The model that the last training wrote into `folder`."""
+    metrics = folder / "metrics.json"
+    try:
+        return folder / str(json.loads(metrics.read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, KeyError):
+        raise DataError(
+            folder, "holds no trained response model", "pass the --out folder of `qiance train effect`"
+        ) from None
+
+
+def _write(out: Path, ids: list[str], model: Any, draws: Any) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["row_id", "probability", "low", "high"])
+        for name, row in zip(ids, draws, strict=True):
+            interval = model.mean_interval(row[None, :])
+            writer.writerow(
+                [name, *(f"{value:.6f}" for value in (interval.value, interval.low, interval.high))]
+            )
+
+
+def _explain(out: Path, ids: list[str], model: Any, columns: Any, method: Any, most: int, stage: Any) -> None:
+    count = min(most, len(ids))
+    with out.with_name(out.name + ".explanations.jsonl").open("w", encoding="utf-8") as stream:
+        for place in range(count):
+            stage.tell(place / count, f"explaining row {place + 1} of {count}")
+            row = {name: values[place : place + 1] for name, values in columns.items()}
+            line = {"row_id": ids[place], **asdict(model.explain(row, method))}
+            stream.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -1,0 +1,145 @@
+"""`qiance train`: the effect model of a workspace, or a response model of a file of one's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from qiance.data.errors import DataError
+
+app = typer.Typer(
+    help="Train the effect model of a workspace; `train effect` trains on a response log of your own.",
+    invoke_without_command=True,
+)
+
+
+@app.callback()
+def train(
+    context: typer.Context,
+    workspace: Annotated[Path | None, typer.Option("--workspace", "-w", help="Folder to train into.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", help="Settings file (YAML); QIANCE__SECTION__KEY overrides single values."
+        ),
+    ] = None,
+    path: Annotated[Path | None, typer.Option(help="Your copy of the default data.")] = None,
+) -> None:
+    """Read the logs, build features and train the effect model, without serving anything.
+
+    Inside a Ray job (RAY_ADDRESS is set) the cluster of the job is used.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if workspace is None:
+        raise typer.BadParameter("missing: name the folder to train into", param_hint="--workspace")
+    from qiance.cli.loop.conductor import run_training
+    from qiance.settings import load_settings
+
+    console = Console()
+    settings = load_settings(config, os.environ, {"data": {} if path is None else {"path": path}})
+    folder = run_training(settings, workspace, os.environ.get("RAY_ADDRESS"), console)
+    console.print(f"Trained into [bold]{folder}[/]", highlight=False)
+
+
+@app.command("effect")
+def effect(
+    data: Annotated[
+        Path, typer.Option("--data", help="Response log: CSV, JSON lines or Parquet; may be gzipped.")
+    ],
+    mapping: Annotated[
+        Path,
+        typer.Option("--mapping", "-m", help="What its columns mean (`kind: responses`); see docs/data.md."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model and its figures.")],
+    folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-validation that judges it.")] = 5,
+    label: Annotated[
+        str | None, typer.Option(help="Outcome to predict: conversion (default where mapped) or click.")
+    ] = None,
+    calibrate_by: Annotated[
+        str | None,
+        typer.Option(help="Categorical feature with a calibration of its own per value; default: arm."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="With equal data, the same seed gives the same model.")] = 0,
+) -> None:
+    """Train a calibrated model on a response log of your own, with intervals and explanations.
+
+    Writes into OUT: the model, metrics.json (by cross-validation, beside baselines), segments.csv (predicted
+    and observed rates by category, with 90 % intervals) and explanations.json (SHAP and LIME). `qiance
+    predict` uses it.
+    """
+    from qiance.cli.stages import Stages
+
+    console = Console()
+    stages = Stages(console)
+    with stages.stage(f"reading {data.name}") as stage:
+        responses = _read(data, mapping, out, stage)
+    with stages.stage("training") as stage:
+        from training.response.fit import train_response
+        from training.response.members import ResponseSettings
+
+        trained = train_response(
+            responses,
+            out,
+            folds=folds,
+            label=label,
+            segment=calibrate_by,
+            settings=ResponseSettings(seed=seed),
+            tell=stage.tell,
+        )
+    for name in trained.metrics["left_out"]:
+        console.print(f"[yellow]{name} has no value in any row and was left out[/]")
+    console.print(_scores(trained.metrics))
+    console.print(_importance(trained.explanations))
+    console.print(f"Model and figures: [bold]{out}[/]", highlight=False)
+
+
+def _read(data: Path, mapping: Path, out: Path, stage: Any) -> Any:
+    from qiance.data.mapped import read_mapped
+    from qiance.data.mapping import load_mapping
+    from qiance.data.roles import MappingKind
+
+    found = load_mapping(mapping)
+    if found.kind is not MappingKind.RESPONSES:
+        problem = f"maps {found.kind.value}, and a response model learns from responses"
+        raise DataError(mapping, problem, "map one row per contact with `kind: responses`")
+    if not data.exists():
+        raise DataError(data, "does not exist", "pass the path of your response log with --data")
+    result = read_mapped(
+        data, found, quarantine=out / "quarantine", progress=lambda what, done: stage.tell(done, what)
+    )
+    report = result.report
+    stage.note(f"{report.rows_read:,} rows, {report.quarantined:,} in quarantine")
+    if report.quarantined:
+        stage.note(f"why: {report.quarantine}")
+    return result.responses
+
+
+def _scores(metrics: Mapping[str, Any]) -> Table:
+    """The model beside the baselines, by cross-validation."""
+    folds = metrics["cross_validation"]["folds"]
+    heads = ("by cross-validation", "AUC", "log loss", "normalised entropy", "ECE")
+    table = Table(
+        *(Column(head, justify="left" if not n else "right") for n, head in enumerate(heads)), box=None
+    )
+    for name, scores in metrics["baselines"].items():
+        table.add_row(name, *(f"{scores[key]:.4f}" for key in ("auc", "log_loss", "ne")), "")
+    own = [f"{metrics[key]:.4f}" for key in ("auc", "log_loss", "ne")]
+    ece = f"{metrics['ece']:.4f} (perfect: below {metrics['ece_floor']:.4f})"
+    table.add_row("[bold]response model[/]", *own, ece)
+    table.caption = f"{metrics['label']}: {metrics['rate']:.2%} of {metrics['rows']:,} rows; {folds} folds"
+    return table
+
+
+def _importance(explanations: Mapping[str, Any]) -> Table:
+    table = Table("what moves it", Column("mean |SHAP|", justify="right"), box=None)
+    for name, value in list(explanations["mean_abs_shap"].items())[:8]:
+        table.add_row(name, f"{value:.4f}")
+    table.caption = explanations["unit"]
+    return table

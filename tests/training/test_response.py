@@ -1,0 +1,206 @@
+"""A response log nobody has seen goes through one command to a calibrated, explained model."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from response_cases import FEATURES, Log, write_log
+from typer.testing import CliRunner
+
+from qiance.artifacts import ArtifactError
+from qiance.artifacts.response import ResponseModel
+from qiance.cli.main import app
+from qiance.data.errors import DataError
+from qiance.data.mapped import read_mapped
+from qiance.data.mapping import load_mapping
+from qiance.data.responses import ResponseTable
+from qiance.evaluate.prediction import log_loss
+from training.effect.fit import TrainSettings
+from training.response.fit import TrainedResponse, train_response
+from training.response.members import ResponseSettings, TreeSettings
+from training.response.rows import folds_of, response_rows
+
+QUICK = ResponseSettings(
+    members=3,
+    network=TrainSettings(epochs=12, batch_size=256, heads=4, learning_rate=3e-3),
+    trees=TreeSettings(rounds=400, leaves=(4, 16), threads=1),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    log: Log
+    table: ResponseTable
+    trained: TrainedResponse
+    out: Path
+
+
+def read(log: Log, **more: Any) -> ResponseTable:
+    found = read_mapped(log.data, load_mapping(log.mapping), **more).responses
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = tmp_path_factory.mktemp("response")
+    log = write_log(folder)
+    table, told = read(log), list[float]()
+    out = folder / "out"
+    trained = train_response(
+        table, out, folds=3, settings=QUICK, tell=lambda share, _text: told.append(share)
+    )
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+    return Case(log, table, trained, out)
+
+
+def test_it_is_not_worse_than_boosting_and_knows_how_sure_it_is(case: Case) -> None:
+    metrics = json.loads((case.out / "metrics.json").read_text())
+    best = min(scores["log_loss"] for scores in metrics["baselines"].values())
+    assert metrics["log_loss"] < best + 0.003, "with a third of the members and epochs of the default"
+    # The least that anybody can reach: the truth's own log loss.
+    floor = log_loss(case.log.answered, case.log.truth)
+    assert floor < metrics["log_loss"] < floor + 0.03
+    assert metrics["ece"] < metrics["ece_floor"]
+    assert 0.7 < metrics["auc"] < 1
+    assert metrics["ne"] < 0.9
+    assert 0.6 <= metrics["coverage90_group"] <= 1
+    assert metrics["cross_validation"]["folds"] == len(metrics["cross_validation"]["by_fold"]) == 3
+    assert set(metrics["baselines"]) == {
+        "population mean", "linear regression", "64-32-1 network", "logistic regression", "LightGBM",
+    }  # fmt: skip
+
+
+def test_what_is_loaded_predicts_the_truth_and_refuses_what_it_does_not_know(case: Case) -> None:
+    model = ResponseModel.load(case.out / str(case.trained.metrics["model"]))
+    columns = model.schema.columns(case.table.table)
+    draws = model.predict(columns)
+    assert draws.shape == (4_000, 4)
+    assert float(np.abs(draws.mean(axis=1) - case.log.truth).mean()) < 0.06
+    assert model.predict({name: values[:0] for name, values in columns.items()}).shape == (0, 4)
+    new = {**columns, "age": np.full(4_000, "unheard of", dtype=object)}
+    assert np.isfinite(model.predict(new)).all()
+    with pytest.raises(ValueError, match="column 'age' is missing"):
+        model.predict({name: values for name, values in columns.items() if name != "age"})
+    with pytest.raises(ArtifactError, match="no manifest"):
+        ResponseModel.load(case.out)
+
+
+def test_an_unseen_value_is_less_certain(case: Case) -> None:
+    model = ResponseModel.load(case.out / str(case.trained.metrics["model"]))
+    columns = model.schema.columns(case.table.table)
+    unseen = {**columns, "age": np.full(4_000, "unheard of", dtype=object)}
+    width = [
+        float(
+            np.mean(
+                [model.mean_interval(row[None]).high - model.mean_interval(row[None]).low for row in draws]
+            )
+        )
+        for draws in (model.predict(columns)[:300], model.predict(unseen)[:300])
+    ]
+    assert width[1] > width[0]
+
+
+def test_segments_show_intervals_beside_what_was_seen(case: Case) -> None:
+    with (case.out / "segments.csv").open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["feature"] for row in rows} == set(FEATURES["categorical"])
+    assert all(float(row["low"]) <= float(row["predicted"]) <= float(row["high"]) for row in rows)
+    inside = [float(row["low"]) <= float(row["observed"]) <= float(row["high"]) for row in rows]
+    assert np.mean(inside) >= 0.75
+
+
+def test_explanations_add_up_and_name_what_matters(case: Case) -> None:
+    found = json.loads((case.out / "explanations.json").read_text())
+    assert set(list(found["mean_abs_shap"])[:3]) == {"age", "coupon", "visits"}
+    for one in found["examples"]:
+        total = sum(part["effect"] for part in one["contributions"])
+        if one["method"] == "shap":
+            assert one["prediction"] - one["baseline"] == pytest.approx(total, abs=1e-3)
+        assert one["additivity_error"] == pytest.approx(one["prediction"] - one["baseline"] - total, abs=1e-9)
+    assert {one["method"] for one in found["examples"]} == {"shap", "lime"}
+
+
+def test_users_stay_whole_and_folds_alike(case: Case) -> None:
+    rows = response_rows(case.table)
+    fold = folds_of(rows, 5, 0)
+    assert all(len(set(fold[rows.units == unit])) == 1 for unit in np.unique(rows.units)[:200])
+    shares = [rows.target[fold == number].mean() for number in range(5)]
+    assert max(shares) - min(shares) < 0.03
+
+
+def test_the_same_seed_gives_the_same_model(tmp_path: Path) -> None:
+    table = read(write_log(tmp_path, n=800))
+    settings = replace(QUICK, members=2, network=TrainSettings(epochs=2, heads=2))
+    found = [
+        train_response(table, tmp_path / name, folds=2, settings=settings).artifact.version for name in "ab"
+    ]
+    assert found[0] == found[1]
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    log = write_log(tmp_path, n=600, rows_a_user=1)
+    out, runner = tmp_path / "model", CliRunner()
+    words = ["train", "effect", "--data", str(log.data), "--mapping", str(log.mapping), "--out", str(out)]
+    done = runner.invoke(app, [*words, "--folds", "2", "--calibrate-by", "coupon"])
+    assert done.exit_code == 0, done.output
+    assert "response model" in done.output
+    assert "LightGBM" in done.output
+    assert json.loads((out / "metrics.json").read_text())["calibrated_by"] == "coupon"
+    answers = tmp_path / "new.csv"
+    predict = [
+        "predict",
+        str(out),
+        "--data",
+        str(log.data),
+        "--mapping",
+        str(log.mapping),
+        "--out",
+        str(answers),
+    ]
+    done = runner.invoke(app, [*predict, "--explain", "shap", "--explain-rows", "2"])
+    assert done.exit_code == 0, done.output
+    with answers.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 600
+    assert all(float(r["low"]) <= float(r["probability"]) <= float(r["high"]) for r in rows)
+    lines = (tmp_path / "new.csv.explanations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["row_id"] for line in lines] == [rows[0]["row_id"], rows[1]["row_id"]]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"labels": {"sales": {"column": "visits", "unit": "minor"}}}, "maps no yes-or-no outcome"),
+        ({"features": {}}, "has no feature with a value"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused(tmp_path: Path, edit: dict[str, Any], message: str) -> None:
+    import yaml
+
+    log = write_log(tmp_path, n=100)
+    content = yaml.safe_load(log.mapping.read_text()) | edit
+    log.mapping.write_text(yaml.safe_dump(content))
+    with pytest.raises(DataError, match=message):
+        response_rows(read(log))
+
+
+def test_wrong_choices_are_named(tmp_path: Path) -> None:
+    table = read(write_log(tmp_path, n=100))
+    with pytest.raises(DataError, match="maps no label 'click'; use one of: conversion"):
+        response_rows(table, "click")
+    with pytest.raises(DataError, match="has no categorical feature 'visits'; calibrate by one of: age"):
+        response_rows(table, None, "visits")
+    with pytest.raises(DataError, match="too few for 20 folds"):
+        folds_of(response_rows(table), 20, 0)
+    with pytest.raises(ValueError, match="folds: 1 is below 2"):
+        train_response(table, tmp_path, folds=1)
+    with pytest.raises(ValueError, match="members: 1 is below 2"):
+        ResponseSettings(members=1)

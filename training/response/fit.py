@@ -1,0 +1,192 @@
+"""From a response log to a folder with a calibrated, judged and explained model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qiance.artifacts import Artifact, export_program, write_artifact
+from qiance.artifacts.response import ENCODER, INFO, KIND, NETWORKS, ResponseInfo, ResponseModel, trees_file
+from qiance.data.responses import ResponseTable
+from training.response.judge import Judged, cross_validate
+from training.response.members import ResponseSettings
+from training.response.rows import ResponseRows, response_rows
+from training.response.stack import Stack, fit_stack
+
+METRICS, SEGMENTS, EXPLANATIONS = "metrics.json", "segments.csv", "explanations.json"
+_EXPLAINED = 12  # rows at random that `explanations.json` is made of
+_MIN_SEGMENT = 100  # rows of a category that gets a line in `segments.csv`
+
+Tell = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class TrainedResponse:
+    """The artifact, how it was judged, and what metrics.json and explanations.json hold."""
+
+    artifact: Artifact
+    judged: Judged
+    metrics: Mapping[str, Any]
+    explanations: Mapping[str, Any]
+
+
+def train_response(
+    responses: ResponseTable,
+    out: Path,
+    *,
+    folds: int = 5,
+    label: str | None = None,
+    segment: str | None = None,
+    settings: ResponseSettings | None = None,
+    tell: Tell | None = None,
+) -> TrainedResponse:
+    """Judge by `folds`-fold cross-validation, fit on all rows, and write everything into `out`.
+
+    label: click or conversion, by default conversion where it is mapped. segment: feature by whose values
+    calibration differs, by default the arm. Raises DataError where there is too little to learn from.
+    """
+    chosen, told, started = (
+        settings or ResponseSettings(),
+        tell or (lambda _share, _text: None),
+        time.monotonic(),
+    )
+    if folds < 2:
+        raise ValueError(f"folds: {folds} is below 2: no row could be held out")
+    rows = response_rows(responses, label, segment)
+    judging = folds / (folds + 1.0) * 0.97
+    judged = cross_validate(rows, folds, chosen, lambda share, text: told(judging * share, text))
+    stack = fit_stack(
+        rows, chosen, lambda share, text: told(judging + (0.97 - judging) * share, f"all rows: {text}")
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    told(0.97, "writing the artifact")
+    artifact = write_response(rows, stack, judged.metrics, out)
+    model = ResponseModel.load(artifact.path)
+    told(0.98, "explaining")
+    explanations = _explanations(rows, model, chosen.seed)
+    _write_json(out / EXPLANATIONS, explanations)
+    _write_segments(out / SEGMENTS, rows, stack, model)
+    metrics = _report(rows, judged, chosen, folds, artifact, time.monotonic() - started)
+    _write_json(out / METRICS, metrics)  # last: it names what the folder holds
+    told(1.0, f"response model {artifact.version} written")
+    return TrainedResponse(artifact, judged, metrics, explanations)
+
+
+def write_response(rows: ResponseRows, stack: Stack, metrics: Mapping[str, float], out: Path) -> Artifact:
+    """The artifact of kind `response-model`."""
+    scorer = stack.scorer
+    info = ResponseInfo(
+        label=rows.label,
+        weight=scorer.weight,
+        members=len(scorer.trees),
+        heads=len(scorer.trees[0]) - 1,
+        calibrator=scorer.calibrator,
+        segment=scorer.segment,
+        width_scale=stack.width.scale,
+        rate=float(rows.target.mean()),
+        background={name: [_plain(v) for v in values] for name, values in scorer.background.items()},
+    )
+    num, cat = scorer.encoder.encode(rows.take(np.arange(min(len(rows), 64))).columns)
+    inputs = {"num": torch.from_numpy(num), "cat": torch.from_numpy(cat)}
+    files: dict[str, Callable[[Path], None]] = {
+        NETWORKS: lambda path: export_program(stack.networks, inputs, path),
+        ENCODER: lambda path: _write_json(path, scorer.encoder.to_dict()),
+        INFO: lambda path: _write_json(path, info.to_dict()),
+    }
+    for member, heads in enumerate(scorer.trees):
+        for head, booster in enumerate(heads):
+            files[trees_file(member, head)] = partial(_write_trees, booster)
+    return write_artifact(
+        out,
+        KIND,
+        files,
+        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+        feature_service=rows.schema.service,
+        schema_hash=rows.schema.hash,
+        data_fingerprint=rows.fingerprint,
+    )
+
+
+def _write_trees(booster: Any, path: Path) -> None:
+    path.write_text(booster.model_to_string(), encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if value is None or value != value:
+        return None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _explanations(rows: ResponseRows, model: ResponseModel, seed: int) -> dict[str, Any]:
+    """Mean |SHAP| by feature over some rows, and the first of them in full by both methods."""
+    some = np.random.default_rng(seed + 1).choice(len(rows), size=min(_EXPLAINED, len(rows)), replace=False)
+    chosen = [rows.take(np.array([place])).columns for place in some]
+    found = [model.explain(columns, "shap", seed) for columns in chosen]
+    total = dict.fromkeys(model.schema.names, 0.0)
+    for one in found:
+        for part in one.contributions:
+            total[part.feature] += abs(part.effect) / len(found)
+    lime = [model.explain(columns, "lime", seed) for columns in chosen[:2]]
+    return {
+        "unit": f"probability of {rows.label}",
+        "mean_abs_shap": dict(sorted(total.items(), key=lambda pair: -pair[1])),
+        "rows": len(found),
+        "examples": [asdict(one) for pair in zip(found, lime, strict=False) for one in pair],
+    }
+
+
+def _write_segments(path: Path, rows: ResponseRows, stack: Stack, model: ResponseModel) -> None:
+    """Per category: rows, what was seen, what models that did not see it predicted, and the 90 % interval."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["feature", "value", "rows", "observed", "predicted", "low", "high"])
+        for name in rows.schema.categorical:
+            values = np.asarray(rows.columns[name]).astype(np.str_)
+            for value, count in zip(*np.unique(values, return_counts=True), strict=True):
+                if count < _MIN_SEGMENT:
+                    continue
+                here = values == value
+                interval = model.outcome_interval(stack.unseen[here])
+                seen = float(rows.target[here].mean())
+                figures = (seen, interval.value, interval.low, interval.high)
+                writer.writerow([name, value, count, *(f"{figure:.6f}" for figure in figures)])
+
+
+def _report(
+    rows: ResponseRows,
+    judged: Judged,
+    settings: ResponseSettings,
+    folds: int,
+    artifact: Artifact,
+    seconds: float,
+) -> dict[str, Any]:
+    return {
+        **{name: None if math.isnan(value) else value for name, value in judged.metrics.items()},
+        "label": rows.label,
+        "rows": len(rows),
+        "units": int(np.unique(rows.units).size),
+        "rate": float(rows.target.mean()),
+        "features": list(rows.schema.names),
+        "left_out": list(rows.left_out),
+        "calibrated_by": rows.segment,
+        "cross_validation": {"folds": folds, "by_fold": [dict(fold) for fold in judged.folds]},
+        "baselines": dict(judged.baselines),
+        "model": artifact.path.name,
+        "settings": asdict(settings),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=None if path.name in (ENCODER, INFO) else 2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,128 @@
+"""Rows of a response log as arrays, and how they are dealt into folds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qiance.data.errors import DataError
+from qiance.data.responses import ARM, ResponseTable
+from qiance.features.schema import Columns, FeatureSchema
+
+Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+LABELS = ("conversion", "click")  # in order of preference
+MIN_EVENTS = 10  # of the rarer outcome in each fold
+
+
+@dataclass(frozen=True)
+class ResponseRows:
+    """N rows: columns by feature `[N]`, the outcome `[N]` (0 or 1), the unit of each row `[N]`.
+
+    segment: feature whose values are calibrated apart. left_out: features without a single value.
+    """
+
+    name: str
+    label: str
+    schema: FeatureSchema
+    columns: Columns
+    target: Floats
+    units: NDArray[np.str_]
+    segment: str | None
+    fingerprint: str
+    left_out: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return int(self.target.size)
+
+    def take(self, rows: Mask | NDArray[np.intp]) -> ResponseRows:
+        """Some of the rows."""
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return ResponseRows(
+            self.name, self.label, self.schema, columns, self.target[rows], self.units[rows], self.segment,
+            self.fingerprint, self.left_out,
+        )  # fmt: skip
+
+
+def response_rows(
+    responses: ResponseTable, label: str | None = None, segment: str | None = None
+) -> ResponseRows:
+    """The features (the arm among them, if there is one) and the outcome to learn.
+
+    label: click or conversion; None takes conversion where it is mapped. segment: None takes the arm.
+    `DataError` where there is no such label, feature, or nothing to learn from.
+    """
+    source = responses.report.source
+    chosen = _label(responses, label)
+    arms = (ARM,) if responses.arms else ()
+    numeric, empty = _known(responses)
+    if not numeric and not responses.categorical and not arms:
+        raise DataError(source, "has no feature with a value", "map columns under features")
+    schema = FeatureSchema("response_log", numeric, (*responses.categorical, *arms))
+    if segment is not None and segment not in schema.categorical:
+        known = ", ".join(schema.categorical) or "none"
+        raise DataError(source, f"has no categorical feature {segment!r}", f"calibrate by one of: {known}")
+    target = np.asarray(responses.table[chosen].to_numpy(zero_copy_only=False), dtype=np.float64)
+    units = responses.table["unit_id"].to_numpy(zero_copy_only=False).astype(np.str_)
+    columns = schema.columns(responses.table)
+    by = segment if segment is not None else (ARM if arms else None)
+    return ResponseRows(
+        responses.name, chosen, schema, columns, target, units, by, responses.fingerprint, empty
+    )
+
+
+def _label(responses: ResponseTable, wanted: str | None) -> str:
+    found = [label for label in LABELS if label in responses.labels]
+    source = responses.report.source
+    if not found:
+        raise DataError(source, "maps no yes-or-no outcome", "map labels.click or labels.conversion")
+    if wanted is not None and wanted not in found:
+        raise DataError(source, f"maps no label {wanted!r}", f"use one of: {', '.join(found)}")
+    return wanted or found[0]
+
+
+def _known(responses: ResponseTable) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Numeric features with a value anywhere, and those without."""
+    finite = {
+        name: np.isfinite(responses.table[name].to_numpy(zero_copy_only=False).astype(np.float64)).any()
+        for name in responses.numeric
+    }
+    return tuple(n for n in finite if finite[n]), tuple(n for n in finite if not finite[n])
+
+
+def folds_of(rows: ResponseRows, folds: int, seed: int) -> NDArray[np.int64]:
+    """`[N]` fold of each row, in [0, folds): units stay whole, and the outcome's rate is alike in all.
+
+    `DataError` where a fold would have fewer than 10 rows of either outcome.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    _, units = np.unique(rows.units, return_inverse=True)
+    rarer = int(min(rows.target.sum(), (1 - rows.target).sum()))
+    if rarer < folds * MIN_EVENTS:
+        problem = f"has {rarer} rows of the rarer outcome of {rows.label}, too few for {folds} folds"
+        raise DataError(
+            rows.name,
+            problem,
+            f"log more, predict another label, or use fewer folds; each needs {MIN_EVENTS}",
+        )
+    shuffled: dict[str, Any] = {"n_splits": folds, "shuffle": True, "random_state": seed}
+    if units.max() + 1 == len(rows):
+        parts = StratifiedKFold(**shuffled).split(np.zeros(len(rows)), rows.target)
+    else:
+        parts = StratifiedGroupKFold(**shuffled).split(np.zeros(len(rows)), rows.target, units.ravel())
+    fold = np.empty(len(rows), dtype=np.int64)
+    for number, (_, held) in enumerate(parts):
+        fold[held] = number
+    return fold
+
+
+def held_out(fold: NDArray[np.int64]) -> Iterator[tuple[Mask, Mask]]:
+    """Rows that train and rows that are held out, fold by fold."""
+    for number in range(int(fold.max()) + 1):
+        yield fold != number, fold == number
