@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
+from qiance.artifacts.explain import Method
 from qiance.domain import Action, GridPrediction
 from qiance.ledger import Ledger
 from qiance.market.responses import CONTACT_COST
@@ -22,12 +23,12 @@ from serve.args import AppArgs, LlmArgs
 from serve.assemble import clock_of, open_engine, open_ledger, open_predictor, read_catalogue
 from serve.desk import Clerk, Desk, ThreadDesk
 from serve.desk_process import ProcessDesk
+from serve.effects import Effects, Planner
 from serve.feature_store import SessionPusher
 from serve.gateway import Gateway, build_api
 from serve.live import Watcher
 from serve.metrics import GatewayMetrics, PacerMetrics
 from serve.people import PeopleService
-from serve.predictor import Effects
 from serve.profile import KnownRow
 from serve.scoring import ScoredBatch, ScoreRequest
 
@@ -41,14 +42,17 @@ class PredictorDeployment:
 
     def __init__(self, args: AppArgs) -> None:
         self._predictor = open_predictor(args, open_ledger(args))
+        self._planner = Planner(self._predictor)
 
     async def score(self, requests: list[ScoreRequest]) -> ScoredBatch:
         """Scores of the live candidates for every request."""
         return await asyncio.to_thread(self._predictor.score, requests)
 
-    async def effects(self, user_ids: list[str] | None, segment: str | None, actions: list[str]) -> Effects:
-        """Effects per user, or over a segment of the snapshot."""
-        return await asyncio.to_thread(self._predictor.effects, user_ids, segment, actions)
+    async def effects(
+        self, user_ids: list[str] | None, segment: str | None, actions: list[str], explain: Method | None
+    ) -> Effects:
+        """Effects per user, or over a segment of the snapshot, with the reasons if asked for."""
+        return await asyncio.to_thread(self._planner.effects, user_ids, segment, actions, explain)
 
     async def describe(self, user_id: str) -> list[KnownRow]:
         """What is known of one user."""
@@ -187,9 +191,11 @@ class GatewayDeployment:
         self._watcher = Watcher(ledger, read_catalogue(args))
         catalogue = self._watcher.catalogue
 
-        async def effects(users: list[str] | None, segment: str | None, actions: list[str]) -> Effects:
+        async def effects(
+            users: list[str] | None, segment: str | None, actions: list[str], explain: Method | None
+        ) -> Effects:
             try:
-                found: Effects = await predictor.effects.remote(users, segment, actions)
+                found: Effects = await predictor.effects.remote(users, segment, actions, explain)
             except Exception as error:
                 raise _cause(error) from None
             return found

@@ -18,10 +18,10 @@ from typing import Generic, TypeVar
 
 from serve.service_time import ServiceTime
 
-# No worker was idle for so long: overload. A stall (a checkpoint of a file, a collection of garbage) is
-# shorter and drains by itself, so nobody is refused for it. The idea is that of "controlled delay" in
-# B. Maurer, "Fail at Scale", ACM Queue 13(8), 2015, with idle workers in place of an empty queue.
-BUSY_S = 0.1
+# Answers were expected too late for so long without a break: overload. A stall (a checkpoint of a file, a
+# collection of garbage) is shorter and drains by itself, so nobody is refused for it. The idea is that of
+# "controlled delay": K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012.
+LATE_S = 0.15
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -75,8 +75,7 @@ class MicroBatcher(Generic[T, R]):
         self._max_batch, self._max_waiting, self._target_s = max_batch, max_waiting, target_s
         self._workers, self._service_time = workers, ServiceTime()
         self._running: set[_Running] = set()
-        self._busy_since = clock()  # no worker was idle from then on, where all are at work now
-        self._refused_at = -math.inf
+        self._late_since, self._refused_at = math.inf, -math.inf
         self._queue: deque[_Waiting[T, R]] = deque()
 
     @property
@@ -86,20 +85,20 @@ class MicroBatcher(Generic[T, R]):
 
     def refuses(self) -> bool:
         """Whether a further item is refused; ask once for each, since the answer is remembered."""
-        if not self._queue:
-            return False
-        if len(self._queue) < self._max_waiting and not self._too_late():
-            return False
-        self._refused_at = self._clock()
-        return True
-
-    def _too_late(self) -> bool:
-        return self._is_overloaded() and self._expected_s() > self._target_s
-
-    def _is_overloaded(self) -> bool:
-        """Overload lasts for as long as items are refused: that alone may give a worker an idle moment."""
         now = self._clock()
-        return now - self._busy_since > BUSY_S or now - self._refused_at < BUSY_S
+        full = len(self._queue) >= self._max_waiting
+        if full or self._is_overloaded(now):
+            self._refused_at = now
+            return True
+        return False
+
+    def _is_overloaded(self, now: float) -> bool:
+        """Whether one more would be late, as others were for a while; lasts as long as items are refused."""
+        if not self._queue or self._expected_s() <= self._target_s:
+            self._late_since = math.inf
+            return False
+        self._late_since = min(self._late_since, now)
+        return now - self._late_since > LATE_S or now - self._refused_at < LATE_S
 
     def _expected_s(self) -> float:
         """Seconds from arrival to answer of the first item of the batch that one more would join.
@@ -125,8 +124,6 @@ class MicroBatcher(Generic[T, R]):
             raise OverloadedError(len(self._queue))
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         now = self._clock()
-        if len(self._running) < self._workers:
-            self._busy_since = now
         self._queue.append(_Waiting(item, future, now, now + timeout_s))
         self._dispatch()
         try:

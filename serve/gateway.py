@@ -10,6 +10,7 @@ from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials
 
 from qiance import __version__
+from qiance.artifacts.explain import Method
 from qiance.domain import Outcome, OutcomeType, StrategyState
 from qiance.ledger import NO_VERSION, Ledger, LedgerUnavailableError, Scope
 from serve import problems
@@ -18,12 +19,13 @@ from serve.args import AppArgs
 from serve.briefs import new_brief
 from serve.decisions import DecisionService, lost
 from serve.desk import Desk, DeskLostError
+from serve.effect_schemas import EffectsRequest, EffectsResponse, effects_out
+from serve.effects import Effects
 from serve.keys import KeyCache
 from serve.live import Watcher
 from serve.metrics import GatewayMetrics
 from serve.outage import record_and_settle
 from serve.people import PeopleService, add_people
-from serve.predictor import Effects
 from serve.problems import Problem, echo, invalid
 from serve.schemas import (
     BriefRequest,
@@ -32,15 +34,11 @@ from serve.schemas import (
     DecisionResponse,
     DecisionsRequest,
     DecisionsResponse,
-    EffectsRequest,
-    EffectsResponse,
     Health,
     OutcomesRequest,
     OutcomesResponse,
-    PairEffect,
     RejectedOut,
     StrategyOut,
-    effect_out,
     strategy_out,
 )
 from serve.spool import SpoolFullError
@@ -60,7 +58,7 @@ class Gateway:
         ledger: Ledger,
         watcher: Watcher,
         desk: Desk,
-        effects: Callable[[list[str] | None, str | None, list[str]], Awaitable[Effects]],
+        effects: Callable[[list[str] | None, str | None, list[str], Method | None], Awaitable[Effects]],
         start_brief: Callable[[str], None],
         metrics: GatewayMetrics,
         people: PeopleService | None = None,
@@ -153,27 +151,18 @@ class Gateway:
         self.metrics.recorded(len(events), 0, 0)
         return OutcomesResponse(accepted=len(events), duplicates=0, rejected=[], degraded=["ledger"])
 
-    async def predict(self, body: EffectsRequest) -> EffectsResponse:
+    async def predict(self, body: EffectsRequest, explain: Method | None = None) -> EffectsResponse:
         if (body.user_ids is None) == (body.segment is None):
             raise invalid("user_ids", body.user_ids, "give either user_ids or segment")
         try:
-            table, degraded, version = await self.effects(body.user_ids, body.segment, body.actions)
+            found = await self.effects(body.user_ids, body.segment, body.actions, explain)
         except ValueError as error:
             field = str(error).split(":", 1)[0]
             raise Problem(422, str(error), [{"field": field, "value": "", "detail": str(error)}]) from error
         except Exception as error:  # whatever failed behind the handle, a later try may do
             logger.error("effects cannot be predicted: %r", error)
             raise Problem(503, "predictor: does not answer; try again", retry_after=RETRY_AFTER_S) from error
-        users: list[str | None] = list(body.user_ids) if body.user_ids is not None else [None]
-        return EffectsResponse(
-            effects=[
-                PairEffect(user_id=user, action_id=action, effect=effect_out(effect))
-                for user, row in zip(users, table, strict=True)
-                for action, effect in zip(body.actions, row, strict=True)
-            ],
-            model_version=version,
-            degraded=list(degraded),
-        )
+        return effects_out(body, found)
 
     async def accept_brief(self, body: BriefRequest) -> BriefResponse:
         brief = new_brief(body, self.args.currency, self.watcher.catalogue)
@@ -264,9 +253,12 @@ def build_api(gateway_of: Callable[[], Gateway], max_body_bytes: int) -> FastAPI
         return await gateway_of().record(body)
 
     @app.post("/v1/effects", dependencies=[allow(Scope.READ)], tags=["planning"])
-    async def effects(body: EffectsRequest) -> EffectsResponse:
+    async def effects(
+        body: EffectsRequest,
+        explain: Annotated[Method | None, Query(description="Also say why, by SHAP or LIME")] = None,
+    ) -> EffectsResponse:
         """Predicted effects of live actions, per user or over a segment."""
-        return await gateway_of().predict(body)
+        return await gateway_of().predict(body, explain)
 
     @app.post("/v1/briefs", status_code=202, dependencies=[allow(Scope.WRITE)], tags=["planning"])
     async def briefs(body: BriefRequest) -> BriefResponse:

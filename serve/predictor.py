@@ -13,7 +13,7 @@ import numpy as np
 
 from qiance.artifacts.effect import EffectModel
 from qiance.decide.predictor import ActionGrid, FramePredictor, GridPredictor
-from qiance.domain import CONTROL, Action, Audience, Effect, GridPrediction, UserTable
+from qiance.domain import Action, Audience, GridPrediction, UserTable
 from qiance.features import user_row
 from qiance.features.columns import EFFECT_SCHEMA
 from qiance.features.frames import FrameStore
@@ -21,7 +21,7 @@ from qiance.features.online import OnlineReader
 from qiance.features.user_row import UserRows
 from qiance.ledger import NO_VERSION, Ledger
 from qiance.ledger.schema import to_micros
-from qiance.strategy.audience import audience_mask, resolve_audience
+from qiance.strategy.audience import audience_mask
 from qiance.workspace import Snapshot, Workspace
 from serve.items import ItemFrame, ItemSnapshot
 from serve.live import LiveState, Watcher, floors
@@ -29,13 +29,9 @@ from serve.profile import KnownRow
 from serve.scoring import Mask, NoModelError, ScoredBatch, ScoreRequest
 from serve.users import Consents, LiveUsers, UserRead
 
-# Effects per user × action of one request, the degraded parts, the model's version.
-Effects = tuple[list[list[Effect]], tuple[str, ...], str]
-EVERYBODY = "all"
 REFRESH_S = 5.0
 REPLAY_DAYS = 30.0
 STRANGER = ""  # no user has this id
-MAX_PAIRS = 5_000  # of one request for effects: some seconds of one core
 logger = logging.getLogger(__name__)
 ModelLoader = Callable[[Path], EffectModel]
 
@@ -136,6 +132,15 @@ class Predictor:
         """The champion; NoModelError while none is registered."""
         return self._serving()[1]
 
+    @property
+    def live_state(self) -> LiveState:
+        """What the ledger says is live."""
+        return self._watcher.state
+
+    def now(self) -> datetime:
+        """The service's time."""
+        return self._clock()
+
     def _serving(self) -> tuple[LiveState, EffectModel]:
         live = self._live
         if live is None:
@@ -189,7 +194,7 @@ class Predictor:
         return np.array([row < 0 or not gone[row] for row in state.item_row], dtype=np.bool_)
 
     def _score(self, prepared: Prepared, requests: Sequence[ScoreRequest]) -> ScoredBatch:
-        rows, read = self._read(requests, prepared.categories)
+        rows, read = self.read(requests, prepared.categories)
         shape = (len(requests), len(prepared.state.actions))
         value, cost = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
         prediction = None
@@ -211,7 +216,7 @@ class Predictor:
             degraded=tuple((*of_user, *flags) for of_user in read.flags),
         )
 
-    def _read(self, requests: Sequence[ScoreRequest], categories: Sequence[str]) -> tuple[UserRows, UserRead]:
+    def read(self, requests: Sequence[ScoreRequest], categories: Sequence[str]) -> tuple[UserRows, UserRead]:
         """The rows to score, gaps filled with defaults, and what was read of each user."""
         now_us = np.array([r.at_us for r in requests], dtype=np.int64)
         personal = np.array([r.personal for r in requests], dtype=np.bool_)
@@ -220,72 +225,29 @@ class Predictor:
         contacts = np.where(personal, [float(r.contacts_7d) for r in requests], 0.0)
         return UserRows(read.filled, read.user_category, contacts), read
 
-    def effects(
-        self, user_ids: Sequence[str] | None, segment: str | None, action_ids: Sequence[str]
-    ) -> Effects:
-        """Effects of live actions: per user `[U][A]`, or one row over a segment of the snapshot.
-
-        segment: `all`, a named segment, or an audience's rule. Raises ValueError that names the field for an
-        action that is not live, a segment that is none or empty, and more than `MAX_PAIRS` pairs.
-        """
-        state, model = self._watcher.state, self.model
-        index = state.index
-        unknown = [a for a in action_ids if a not in index or a == CONTROL]
-        if unknown:
-            raise ValueError(f"actions: {unknown[0]!r} is not a live action; see GET /v1/strategies")
-        actions = [state.actions[index[a]] for a in action_ids]
-        if user_ids is None:
-            prediction = self.predict(self._members(segment), actions)
-            return [[prediction.summarise(a) for a in range(len(actions))]], (), model.version
-        if len(user_ids) * len(actions) > MAX_PAIRS:
-            raise ValueError(
-                f"user_ids: {len(user_ids)} users × {len(actions)} actions; at most {MAX_PAIRS} pairs"
-            )
-        return self._effects_of(user_ids, actions, model)
-
-    def _effects_of(self, user_ids: Sequence[str], actions: Sequence[Action], model: EffectModel) -> Effects:
-        now, allowed = self._clock(), self.users.allowed(user_ids)
-        wanted = sorted({self.snapshot.catalogue[a.item_id].category for a in actions if a.item_id})
-        requests = [
-            ScoreRequest(u, 0, now, bool(agrees)) for u, agrees in zip(user_ids, allowed, strict=True)
-        ]
-        rows, read = self._read(requests, wanted)
-        _, items = self.items.at(to_micros(now))
-        grid = ActionGrid(model, self.snapshot.catalogue, actions, items, self.snapshot.categories)
-        prediction = grid.score(rows).prediction
-        table = [
-            prediction.effects_on([user] * len(actions), range(len(actions))) for user in range(len(user_ids))
-        ]
-        pairs = zip(user_ids, read.flags, strict=True)
-        return table, tuple(f"{flag}:{user}" for user, flags in pairs for flag in flags), model.version
-
     def describe(self, user_id: str) -> list[KnownRow]:
         """What a decision would read of the user now; raises RowsUnavailableError."""
         return self.users.describe(user_id, to_micros(self._clock()))
-
-    def _members(self, segment: str | None) -> list[str]:
-        """Users of the snapshot in the segment; ValueError if it is none, or empty."""
-        table = self.snapshot.users
-        if segment is None or segment == EVERYBODY:
-            return list(table.user_ids)
-        try:
-            mask = audience_mask(resolve_audience(segment, table), table)
-        except ValueError as error:
-            raise ValueError(f"segment: {str(error).partition(': ')[2]}") from None
-        return [user for user, inside in zip(table.user_ids, mask, strict=True) if inside]
 
     def predict(self, user_ids: Sequence[str], actions: Sequence[Action]) -> GridPrediction:
         """Predictions from the snapshot's feature values: what proposers ask for, off the live path.
 
         Who has withdrawn consent since the snapshot was made counts as a mean user.
         """
+        return self._frame().predict(self._agreeing(user_ids), actions)
+
+    def known_rows(self, user_ids: Sequence[str]) -> UserRows:
+        """The snapshot's values of the users; who does not agree counts as a mean user here too."""
+        return self._frame().rows(self._agreeing(user_ids))
+
+    def _agreeing(self, user_ids: Sequence[str]) -> list[str]:
         allowed = self.users.allowed(user_ids)
-        user_ids = [user if agrees else STRANGER for user, agrees in zip(user_ids, allowed, strict=True)]
-        items = GridPredictor(
-            self.model, self.snapshot.catalogue, self.snapshot.item, self.snapshot.categories
-        )
-        predictor = FramePredictor(items, self.snapshot.users, self.snapshot.user_category)
-        return predictor.predict(user_ids, actions)
+        return [user if agrees else STRANGER for user, agrees in zip(user_ids, allowed, strict=True)]
+
+    def _frame(self) -> FramePredictor:
+        snapshot = self.snapshot
+        items = GridPredictor(self.model, snapshot.catalogue, snapshot.item, snapshot.categories)
+        return FramePredictor(items, snapshot.users, snapshot.user_category)
 
 
 def _audiences(state: LiveState) -> tuple[tuple[Audience, Mask], ...]:

@@ -146,31 +146,6 @@ class OutcomesResponse(BaseModel):
     degraded: list[str] = Field([], description="`ledger`: kept on a local disk, checked when it is back")
 
 
-class EffectsRequest(Strict):
-    """Predict effects of live actions for users, or for a segment (`all`, or a strategy's audience)."""
-
-    user_ids: list[Identifier] | None = Field(None, min_length=1, max_length=1_000)
-    segment: Identifier | None = None
-    actions: list[Identifier] = Field(min_length=1, max_length=200)
-    explain: Literal[None] = Field(None, description="Explanations are not available yet: leave it out")
-
-
-class PairEffect(BaseModel):
-    """Predicted effect of one action for one user, or for a whole segment (user_id is null)."""
-
-    user_id: str | None
-    action_id: str
-    effect: EffectOut
-
-
-class EffectsResponse(BaseModel):
-    """One effect per pair, users in the outer loop."""
-
-    effects: list[PairEffect]
-    model_version: str
-    degraded: list[str]
-
-
 class MoneyIn(Strict):
     """Amount in major units, as text so that no cent is lost."""
 

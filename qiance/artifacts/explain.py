@@ -87,8 +87,8 @@ def explain(
     """Explain the prediction of one row.
 
     predict: feature columns of M rows → `[M]`. row: columns with one row; background: columns with B rows, of
-    which at most 32 are used. names: the F features to explain. The same seed gives the same explanation.
-    Raises ValueError without features or background.
+    which at most 32 are used; a feature may be a vector, which counts as one. names: the F features to
+    explain. The same seed gives the same explanation. Raises ValueError without features or background.
     """
     import torch
 
@@ -160,7 +160,9 @@ def _first(columns: Columns, names: Sequence[str], most: int) -> Mapping[str, ND
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON can hold; what is not known is None."""
+    """A value that JSON can hold, or a list of them; what is not known is None."""
+    if isinstance(value, np.ndarray):
+        return [_plain(one) for one in value]
     if value is None or value != value:
         return None
     return value.item() if isinstance(value, np.generic) else value

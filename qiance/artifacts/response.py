@@ -1,7 +1,7 @@
 """The response model: how likely a contact is answered, from a response log of any columns.
 
 K members, each trained without one fold of the rows: a network of H bootstrap heads, and boosted trees, once
-on all of the member's rows and once on each of the same H bootstraps, which give the trees' heads their spread.
+on all of the member's rows and once on each of the same H bootstraps, which give the heads their spread.
 Member k gives head h the log odds z = w · logit(network) + (1 − w) · logit(trees); their mean over the
 members is turned into a probability and calibrated. Shapes: N rows, K members, H heads, F features.
 """
@@ -136,7 +136,7 @@ class ResponseScorer:
         Raises ValueError naming a missing column.
         """
         draws = self._draws(columns)
-        unknown = self._unknown(columns)
+        unknown = self.encoder.unseen(columns)
         rows = np.flatnonzero(np.any(list(unknown.values()), axis=0)) if unknown else np.empty(0, np.intp)
         for head in range(draws.shape[1] if rows.size else 0):
             draws[rows, head] = self._draws(self._filled(columns, unknown, rows, head))[:, head]
@@ -147,17 +147,6 @@ class ResponseScorer:
         table, _ = tree_inputs(self.encoder, columns)
         blended = blend(self.networks(num, cat), run_trees(self.trees, table), self.weight)
         return self.calibrator.apply(blended, None if self.segment is None else columns[self.segment])
-
-    def _unknown(self, columns: Columns) -> dict[str, NDArray[np.bool_]]:
-        """Per categorical feature with such values, where they are; a missing value is none of them."""
-        found = {}
-        for name, known in zip(self.encoder.schema.categorical, self.encoder.vocabularies, strict=True):
-            values = np.asarray(columns[name], dtype=object)
-            mask = ~np.isin(values.astype(np.str_), np.array(known, dtype=np.str_))
-            mask &= np.array([value is not None and value == value for value in values], dtype=np.bool_)
-            if mask.any() and known:
-                found[name] = mask
-        return found
 
     def _filled(
         self, columns: Columns, unknown: Mapping[str, NDArray[np.bool_]], rows: NDArray[np.intp], head: int

@@ -20,8 +20,8 @@ Floats = NDArray[np.float64]
 _EDGE = 1e-7  # predictions are kept this far from 0 and 1: their logarithms are features here
 _TURNS = 8  # after which the offsets move by less than 1e-3
 _STEP = 2.0  # a Newton step is no further: far off, the parabola says little
-# Precision of normal priors around a = b = 1, c = 0. They matter for some hundred events and are nothing beside
-# some ten thousand: a small set does not pay with noise for a correction that it cannot show.
+# Precision of normal priors around a = b = 1, c = 0. They matter for some hundred events and are nothing
+# beside some ten thousand: a small set does not pay with noise for a correction that it cannot show.
 _PRECISION = np.array([20.0, 20.0, 10.0])
 _MIN_EVENTS = 20  # of the rarer outcome, below which nothing is corrected
 

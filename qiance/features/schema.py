@@ -228,6 +228,19 @@ class Encoder:
         given = np.array([code.indicator for code in self.numeric], dtype=np.bool_)
         return np.where(given, len(given) - 1 + np.cumsum(given), -1)
 
+    def unseen(self, columns: Columns) -> dict[str, NDArray[np.bool_]]:
+        """Where categorical values are that fitting has not seen, or too rarely, by feature that has some.
+
+        A missing value is none of them: it was seen as missing.
+        """
+        found = {}
+        for place, name in enumerate(self.schema.categorical):
+            _, present = _as_text(columns[name])
+            mask = present & (self._codes(place, columns[name]) == 0)
+            if mask.any():
+                found[name] = mask
+        return found
+
     def _codes(self, place: int, values: NDArray[Any]) -> NDArray[np.int64]:
         known, codes = self._tables[place]
         if not len(known):

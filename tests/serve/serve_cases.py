@@ -51,6 +51,7 @@ from qiance.workspace import Snapshot, Workspace
 from serve.args import AppArgs, LlmArgs
 from serve.assemble import Service
 from serve.desk import Clerk, ThreadDesk
+from serve.effects import Planner
 from serve.engine import Engine
 from serve.feature_store import open_reader
 from serve.gateway import Gateway, build_api
@@ -406,8 +407,10 @@ def open_shop(built: Built, folder: Path, scorer: Scorer | None = None, **args: 
     service = Service(engine, watcher, outage, leases, Checkpointer(ledger), predictor)
     metrics, started = Counted(), list[str]()
 
-    async def effects(users: list[str] | None, segment: str | None, actions: list[str]) -> Any:
-        return await asyncio.to_thread(predictor.effects, users, segment, actions)
+    planner = Planner(predictor)
+
+    async def effects(users: list[str] | None, segment: str | None, actions: list[str], explain: Any) -> Any:
+        return await asyncio.to_thread(planner.effects, users, segment, actions, explain)
 
     gateway = Gateway(
         app_args,

@@ -107,6 +107,8 @@ def test_while_one_waits_too_long_no_more_are_taken() -> None:
         now[0] = 0.9
         assert not service.refuses()
         now[0] = 1.1
+        assert not service.refuses(), "it may be a stall"
+        now[0] = 1.3
         assert service.refuses()
         work.gate.set()
         await asyncio.gather(*tasks)
@@ -182,7 +184,7 @@ def test_beyond_what_it_can_do_the_accepted_are_in_time_and_the_work_goes_on_at_
         easy, refused = await open_loop(service, 0.25 * limit, 0.5, clock)
         assert (refused, max(seconds for _, seconds in easy) <= target) == (0, True)
         took, _ = await open_loop(service, times * limit, 1.5, clock)
-        # What comes in the first tenth of a second may be a stall: nobody is refused, and some are late.
+        # What comes in the first moment may be a stall: nobody is refused, and some are late.
         assert max(seconds for came, seconds in took if came > 0.5) <= 1.2 * target
         # Two batches one after the other must fit into the target, so it holds at least half of it.
         within = int((target * 1e3 / 2 - fixed_ms) / each_ms)
@@ -229,7 +231,7 @@ def test_slow_work_is_done_one_at_a_time_and_not_refused_altogether() -> None:
         )
         took, refused = await open_loop(service, 10.0, 20.0, clock)
         assert len(took) >= 19
-        assert refused >= 150
+        assert refused >= 120
 
     simulated(run())
 

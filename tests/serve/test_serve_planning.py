@@ -106,6 +106,48 @@ def test_a_segment_has_the_mean_effect_of_its_users(shop: Shop, segment: str) ->
         assert answer["effects"][0]["effect"]["sales"]["value"] == pytest.approx(mean, rel=1e-3)
 
 
+@pytest.mark.parametrize("method", ["shap", "lime"])
+def test_effects_are_explained_in_what_a_marketer_knows(shop: Shop, method: str) -> None:
+    body = {"user_ids": ["u0", "u1"], "actions": ["s0-email", "s1-display"]}
+    plain = shop.post("/v1/effects", body).json()["effects"]
+    found = shop.post(f"/v1/effects?explain={method}", body).json()["effects"]
+    assert [e["explanation"] for e in plain] == [None] * 4
+    for before, after in zip(plain, found, strict=True):
+        assert after["effect"] == before["effect"]
+        why = after["explanation"]
+        assert (why["method"], why["of"]) == (method, "uplift")
+        assert why["prediction"] == pytest.approx(after["effect"]["uplift"]["value"], rel=1e-4, abs=1e-3)
+        total = sum(part["effect"] for part in why["contributions"])
+        assert why["prediction"] - why["baseline"] - total == pytest.approx(why["additivity_error"], abs=1e-6)
+        if method == "shap":
+            assert abs(why["additivity_error"]) < 1e-3
+        values = {part["feature"]: part["value"] for part in why["contributions"]}
+        assert values["action"] == after["action_id"]
+        assert {"recency_days", "avg_basket", "category_share", "contacts_7d"} <= values.keys()
+        assert isinstance(values["recency_days"], float)
+    again = shop.post(f"/v1/effects?explain={method}", body).json()["effects"]
+    assert again == found
+
+
+def test_a_segment_is_explained_by_some_of_its_users(shop: Shop) -> None:
+    body = {"segment": RECENT.describe(), "actions": ["s0-email"]}
+    (found,) = shop.post("/v1/effects?explain=shap", body).json()["effects"]
+    why = found["explanation"]
+    total = sum(part["effect"] for part in why["contributions"])
+    assert why["prediction"] - why["baseline"] == pytest.approx(total, abs=1e-3)
+    assert why["contributions"][0]["effect"] != 0
+
+
+def test_too_many_explanations_and_unknown_methods_are_refused(shop: Shop) -> None:
+    body = {"user_ids": [f"u{n}" for n in range(25)], "actions": ["s0-email"]}
+    refused = shop.post("/v1/effects?explain=shap", body)
+    assert refused.status_code == 422
+    assert "at most 24 are explained at once" in refused.json()["detail"]
+    live = list(shop.gateway.watcher.state.action_ids[1:5])
+    assert shop.post("/v1/effects?explain=shap", {"segment": "all", "actions": live}).status_code == 422
+    assert shop.post("/v1/effects?explain=magic", body).status_code == 422
+
+
 def test_a_predictor_that_fails_is_a_503(shop: Shop) -> None:
     async def broken(*_: Any) -> Any:
         raise ConnectionError("the replica is gone")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from response_cases import FEATURES, Log, write_log
 from typer.testing import CliRunner
 
@@ -183,8 +184,6 @@ def test_the_commands(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_learned_is_refused(tmp_path: Path, edit: dict[str, Any], message: str) -> None:
-    import yaml
-
     log = write_log(tmp_path, n=100)
     content = yaml.safe_load(log.mapping.read_text()) | edit
     log.mapping.write_text(yaml.safe_dump(content))
@@ -200,7 +199,22 @@ def test_wrong_choices_are_named(tmp_path: Path) -> None:
         response_rows(table, None, "visits")
     with pytest.raises(DataError, match="too few for 20 folds"):
         folds_of(response_rows(table), 20, 0)
+    with pytest.raises(DataError, match="rows of the rarer outcome of conversion; 5 folds need 63"):
+        train_response(table, tmp_path)
     with pytest.raises(ValueError, match="folds: 1 is below 2"):
         train_response(table, tmp_path, folds=1)
     with pytest.raises(ValueError, match="members: 1 is below 2"):
         ResponseSettings(members=1)
+
+
+@pytest.mark.parametrize("kind", ["numeric", "categorical"])
+def test_features_may_all_be_of_one_kind(tmp_path: Path, kind: str) -> None:
+    log = write_log(tmp_path, n=400)
+    content = yaml.safe_load(log.mapping.read_text())
+    content["features"] = {kind: FEATURES[kind]}
+    log.mapping.write_text(yaml.safe_dump(content))
+    settings = replace(QUICK, members=2, network=TrainSettings(epochs=2, heads=2))
+    trained = train_response(read(log), tmp_path / "out", folds=2, settings=settings)
+    model = ResponseModel.load(trained.artifact.path)
+    assert model.schema.names == tuple(FEATURES[kind])
+    assert np.isfinite(model.predict(model.schema.columns(read(log).table))).all()

@@ -66,6 +66,8 @@ class _Served(nn.Module):
         self._keep("heads_out", (network.head_out * scale).transpose(1, 2))
 
     def _embedded(self, cat: Tensor) -> list[Tensor]:
+        if not self.codes:  # a program that takes nothing apart cannot be read again
+            return []
         tables = (getattr(self, f"embedding_{place}") for place in range(self.codes))
         return [functional.embedding(codes, table).t() for codes, table in zip(cat.t(), tables, strict=True)]
 

@@ -17,10 +17,11 @@ import torch
 
 from qiance.artifacts import Artifact, export_program, write_artifact
 from qiance.artifacts.response import ENCODER, INFO, KIND, NETWORKS, ResponseInfo, ResponseModel, trees_file
+from qiance.data.errors import DataError
 from qiance.data.responses import ResponseTable
 from training.response.judge import Judged, cross_validate
 from training.response.members import ResponseSettings
-from training.response.rows import ResponseRows, response_rows
+from training.response.rows import MIN_EVENTS, ResponseRows, response_rows
 from training.response.stack import Stack, fit_stack
 
 METRICS, SEGMENTS, EXPLANATIONS = "metrics.json", "segments.csv", "explanations.json"
@@ -63,6 +64,7 @@ def train_response(
     if folds < 2:
         raise ValueError(f"folds: {folds} is below 2: no row could be held out")
     rows = response_rows(responses, label, segment)
+    _check_enough(rows, folds, chosen.members)
     judging = folds / (folds + 1.0) * 0.97
     judged = cross_validate(rows, folds, chosen, lambda share, text: told(judging * share, text))
     stack = fit_stack(
@@ -80,6 +82,15 @@ def train_response(
     _write_json(out / METRICS, metrics)  # last: it names what the folder holds
     told(1.0, f"response model {artifact.version} written")
     return TrainedResponse(artifact, judged, metrics, explanations)
+
+
+def _check_enough(rows: ResponseRows, folds: int, members: int) -> None:
+    """Before an hour is spent: the rows without a fold must still give every member its share."""
+    rarer = int(min(rows.target.sum(), (1 - rows.target).sum()))
+    needed = math.ceil(MIN_EVENTS * max(folds, members * folds / (folds - 1)))
+    if rarer < needed:
+        problem = f"has {rarer} rows of the rarer outcome of {rows.label}; {folds} folds need {needed}"
+        raise DataError(rows.name, problem, "log more, or predict another label")
 
 
 def write_response(rows: ResponseRows, stack: Stack, metrics: Mapping[str, float], out: Path) -> Artifact:

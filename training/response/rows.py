@@ -109,7 +109,7 @@ def folds_of(rows: ResponseRows, folds: int, seed: int) -> NDArray[np.int64]:
         raise DataError(
             rows.name,
             problem,
-            f"log more, predict another label, or use fewer folds; each needs {MIN_EVENTS}",
+            f"log more, or use fewer folds; each needs {MIN_EVENTS}",
         )
     shuffled: dict[str, Any] = {"n_splits": folds, "shuffle": True, "random_state": seed}
     if units.max() + 1 == len(rows):
