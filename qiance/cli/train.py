@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from qiance.data.errors import DataError
@@ -66,13 +67,26 @@ def effect(
         str | None,
         typer.Option(help="Categorical feature with a calibration of its own per value; default: arm."),
     ] = None,
+    protected: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Categorical feature that the model must not see, and is audited by; repeat for several."
+        ),
+    ] = None,
+    max_gap: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Largest gap between predicted and observed rate of a protected group."
+        ),
+    ] = 0.05,
     seed: Annotated[int, typer.Option(help="With equal data, the same seed gives the same model.")] = 0,
 ) -> None:
     """Train a calibrated model on a response log of your own, with intervals and explanations.
 
     Writes into OUT: the model, metrics.json (by cross-validation, beside baselines), segments.csv (predicted
-    and observed rates by category, with 90 % intervals) and explanations.json (SHAP and LIME). `qiance
-    predict` uses it.
+    and observed rates by category, with 90 % intervals), explanations.json (SHAP and LIME) and fairness.json
+    (error, calibration and exposure by protected group). `qiance predict` uses it. Ends with 1 where a
+    protected group is predicted too high or too low beyond doubt.
     """
     from qiance.cli.stages import Stages
 
@@ -90,6 +104,8 @@ def effect(
             folds=folds,
             label=label,
             segment=calibrate_by,
+            protected=protected or (),
+            max_gap=max_gap,
             settings=ResponseSettings(seed=seed),
             tell=stage.tell,
         )
@@ -98,6 +114,10 @@ def effect(
     console.print(_scores(trained.metrics))
     console.print(_importance(trained.explanations))
     console.print(f"Model and figures: [bold]{out}[/]", highlight=False)
+    for sentence in trained.fairness.broken:
+        console.print(f"[red]unfair:[/] {escape(sentence)}", highlight=False)
+    if trained.fairness.broken:
+        raise typer.Exit(1)
 
 
 def _read(data: Path, mapping: Path, out: Path, stage: Any) -> Any:

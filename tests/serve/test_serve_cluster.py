@@ -149,6 +149,9 @@ def test_a_decision_its_outcome_and_its_effect(running: Running) -> None:
         effects = http.post("/v1/effects", json=asked).json()
         assert [e["user_id"] for e in effects["effects"]] == ["u1", "stranger"]
         assert effects["degraded"] == ["cold_start:stranger"]
+        explained = http.post("/v1/effects?explain=shap", json=asked).json()["effects"]
+        assert [e["effect"] for e in explained] == [e["effect"] for e in effects["effects"]]
+        assert all(abs(e["explanation"]["additivity_error"]) < 1e-3 for e in explained)
         segment = http.post("/v1/effects", json={"segment": "millionaires", "actions": ["s0-email"]})
         assert segment.status_code == 422
         assert segment.json()["errors"][0]["field"] == "segment"

@@ -23,6 +23,7 @@ from qiance.data.mapping import load_mapping
 from qiance.data.responses import ResponseTable
 from qiance.evaluate.prediction import log_loss
 from training.effect.fit import TrainSettings
+from training.response.fairness import audit
 from training.response.fit import TrainedResponse, train_response
 from training.response.members import ResponseSettings, TreeSettings
 from training.response.rows import folds_of, response_rows
@@ -174,6 +175,45 @@ def test_the_commands(tmp_path: Path) -> None:
     assert all(float(r["low"]) <= float(r["probability"]) <= float(r["high"]) for r in rows)
     lines = (tmp_path / "new.csv.explanations.jsonl").read_text().splitlines()
     assert [json.loads(line)["row_id"] for line in lines] == [rows[0]["row_id"], rows[1]["row_id"]]
+
+
+def test_what_is_protected_is_not_seen_and_is_audited(tmp_path: Path) -> None:
+    """Age moves the outcome; a model that must not see it is wrong about every age, and says so."""
+    log = write_log(tmp_path, n=900)
+    out, runner = tmp_path / "model", CliRunner()
+    words = ["train", "effect", "--data", str(log.data), "--mapping", str(log.mapping), "--out", str(out)]
+    words += ["--folds", "2", "--protected", "age"]
+    done = runner.invoke(app, [*words, "--max-gap", "0.02"])
+    assert done.exit_code == 1, done.output
+    assert "unfair: age" in done.output
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert "age" not in metrics["features"]
+    report = json.loads((out / "fairness.json").read_text())
+    assert len(report["broken"]) >= 1
+    groups = report["groups"]["age"]
+    assert {one["group"] for one in groups} <= {"below21", "21-30", "31-50", "50plus"}
+    for one in groups:
+        assert one["gap"] == pytest.approx(one["predicted"] - one["observed"])
+        assert one["gap_low"] <= one["gap"] <= one["gap_high"]
+    model = ResponseModel.load(out / metrics["model"])
+    assert "age" not in model.schema.names
+    table = read(log)
+    with pytest.raises(DataError, match="has no categorical feature 'visits'; protect one of: age"):
+        response_rows(table, protected=("visits",))
+
+
+def test_a_right_model_is_let_through_and_a_wrong_one_is_named() -> None:
+    random = np.random.default_rng(0)
+    p, group = random.beta(2, 5, 4_000), random.choice(["a", "b", "tiny"], 4_000, p=[0.6, 0.39, 0.01])
+    y = (random.random(4_000) < p).astype(float)
+    fair = audit(y, p, {"group": group}, 0.03)
+    assert fair.broken == ()
+    assert [one.group for one in fair.groups["group"]] == ["a", "b"], "of forty rows nothing is claimed"
+    assert sum(one.exposure * one.rows for one in fair.groups["group"]) == pytest.approx(800, abs=25)
+    tilted = audit(y, p + 0.1 * (group == "b"), {"group": group}, 0.03)
+    (sentence,) = tilted.broken
+    assert sentence.startswith("group 'b': predicted")
+    assert tilted.groups["group"][1].gap == pytest.approx(0.1, abs=0.03)
 
 
 @pytest.mark.parametrize(

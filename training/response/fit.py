@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,15 @@ from qiance.artifacts import Artifact, export_program, write_artifact
 from qiance.artifacts.response import ENCODER, INFO, KIND, NETWORKS, ResponseInfo, ResponseModel, trees_file
 from qiance.data.errors import DataError
 from qiance.data.responses import ResponseTable
+from training.response.fairness import Fairness, audit
 from training.response.judge import Judged, cross_validate
 from training.response.members import ResponseSettings
 from training.response.rows import MIN_EVENTS, ResponseRows, response_rows
 from training.response.stack import Stack, fit_stack
 
 METRICS, SEGMENTS, EXPLANATIONS = "metrics.json", "segments.csv", "explanations.json"
+FAIRNESS = "fairness.json"
+MAX_GAP = 0.05
 _EXPLAINED = 12  # rows at random that `explanations.json` is made of
 _MIN_SEGMENT = 100  # rows of a category that gets a line in `segments.csv`
 
@@ -33,12 +36,13 @@ Tell = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class TrainedResponse:
-    """The artifact, how it was judged, and what metrics.json and explanations.json hold."""
+    """The artifact, how it was judged, and what metrics.json, explanations.json and fairness.json hold."""
 
     artifact: Artifact
     judged: Judged
     metrics: Mapping[str, Any]
     explanations: Mapping[str, Any]
+    fairness: Fairness
 
 
 def train_response(
@@ -48,13 +52,17 @@ def train_response(
     folds: int = 5,
     label: str | None = None,
     segment: str | None = None,
+    protected: Sequence[str] = (),
+    max_gap: float = MAX_GAP,
     settings: ResponseSettings | None = None,
     tell: Tell | None = None,
 ) -> TrainedResponse:
     """Judge by `folds`-fold cross-validation, fit on all rows, and write everything into `out`.
 
     label: click or conversion, by default conversion where it is mapped. segment: feature by whose values
-    calibration differs, by default the arm. Raises DataError where there is too little to learn from.
+    calibration differs, by default the arm. protected: categorical features that the model does not see, and
+    by whose groups it is audited with the threshold `max_gap`, see `training.response.fairness`. Raises
+    DataError where there is too little to learn from.
     """
     chosen, told, started = (
         settings or ResponseSettings(),
@@ -63,7 +71,7 @@ def train_response(
     )
     if folds < 2:
         raise ValueError(f"folds: {folds} is below 2: no row could be held out")
-    rows = response_rows(responses, label, segment)
+    rows = response_rows(responses, label, segment, protected)
     _check_enough(rows, folds, chosen.members)
     judging = folds / (folds + 1.0) * 0.97
     judged = cross_validate(rows, folds, chosen, lambda share, text: told(judging * share, text))
@@ -78,10 +86,12 @@ def train_response(
     explanations = _explanations(rows, model, chosen.seed)
     _write_json(out / EXPLANATIONS, explanations)
     _write_segments(out / SEGMENTS, rows, stack, model)
+    fairness = audit(rows.target, judged.held_out, rows.protected, max_gap, chosen.seed)
+    _write_json(out / FAIRNESS, asdict(fairness))
     metrics = _report(rows, judged, chosen, folds, artifact, time.monotonic() - started)
     _write_json(out / METRICS, metrics)  # last: it names what the folder holds
     told(1.0, f"response model {artifact.version} written")
-    return TrainedResponse(artifact, judged, metrics, explanations)
+    return TrainedResponse(artifact, judged, metrics, explanations, fairness)
 
 
 def _check_enough(rows: ResponseRows, folds: int, members: int) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ MIN_EVENTS = 10  # of the rarer outcome in each fold
 class ResponseRows:
     """N rows: columns by feature `[N]`, the outcome `[N]` (0 or 1), the unit of each row `[N]`.
 
-    segment: feature whose values are calibrated apart. left_out: features without a single value.
+    segment: feature whose values are calibrated apart. left_out: features without a single value. protected:
+    `[N]` values of the features that the model must not see, by name: by their groups it is audited.
     """
 
     name: str
@@ -36,44 +37,69 @@ class ResponseRows:
     segment: str | None
     fingerprint: str
     left_out: tuple[str, ...] = ()
+    protected: Columns = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.target.size)
 
     def take(self, rows: Mask | NDArray[np.intp]) -> ResponseRows:
         """Some of the rows."""
-        columns = {name: values[rows] for name, values in self.columns.items()}
-        return ResponseRows(
-            self.name, self.label, self.schema, columns, self.target[rows], self.units[rows], self.segment,
-            self.fingerprint, self.left_out,
-        )  # fmt: skip
+        return replace(
+            self,
+            columns={name: values[rows] for name, values in self.columns.items()},
+            target=self.target[rows],
+            units=self.units[rows],
+            protected={name: values[rows] for name, values in self.protected.items()},
+        )
 
 
 def response_rows(
-    responses: ResponseTable, label: str | None = None, segment: str | None = None
+    responses: ResponseTable,
+    label: str | None = None,
+    segment: str | None = None,
+    protected: Sequence[str] = (),
 ) -> ResponseRows:
     """The features (the arm among them, if there is one) and the outcome to learn.
 
     label: click or conversion; None takes conversion where it is mapped. segment: None takes the arm.
-    `DataError` where there is no such label, feature, or nothing to learn from.
+    protected: features that the model does not see. `DataError` where there is no such label or feature, or
+    nothing to learn from.
     """
     source = responses.report.source
     chosen = _label(responses, label)
     arms = (ARM,) if responses.arms else ()
-    numeric, empty = _known(responses)
-    if not numeric and not responses.categorical and not arms:
+    _check_protected(responses, protected)
+    numeric, empty = _known(responses, protected)
+    categorical = tuple(name for name in responses.categorical if name not in protected)
+    if not (numeric or categorical or arms):
         raise DataError(source, "has no feature with a value", "map columns under features")
-    schema = FeatureSchema("response_log", numeric, (*responses.categorical, *arms))
+    schema = FeatureSchema("response_log", numeric, (*categorical, *arms))
     if segment is not None and segment not in schema.categorical:
         known = ", ".join(schema.categorical) or "none"
         raise DataError(source, f"has no categorical feature {segment!r}", f"calibrate by one of: {known}")
-    target = np.asarray(responses.table[chosen].to_numpy(zero_copy_only=False), dtype=np.float64)
-    units = responses.table["unit_id"].to_numpy(zero_copy_only=False).astype(np.str_)
-    columns = schema.columns(responses.table)
-    by = segment if segment is not None else (ARM if arms else None)
+    table = responses.table
     return ResponseRows(
-        responses.name, chosen, schema, columns, target, units, by, responses.fingerprint, empty
+        name=responses.name,
+        label=chosen,
+        schema=schema,
+        columns=schema.columns(table),
+        target=np.asarray(table[chosen].to_numpy(zero_copy_only=False), dtype=np.float64),
+        units=table["unit_id"].to_numpy(zero_copy_only=False).astype(np.str_),
+        segment=segment if segment is not None else (ARM if arms else None),
+        fingerprint=responses.fingerprint,
+        left_out=empty,
+        protected={name: table[name].to_numpy(zero_copy_only=False) for name in protected},
     )
+
+
+def _check_protected(responses: ResponseTable, protected: Sequence[str]) -> None:
+    """Groups are categories; a number has to be cut into bands first."""
+    for name in protected:
+        if name not in responses.categorical:
+            known = ", ".join(responses.categorical) or "none"
+            raise DataError(
+                responses.report.source, f"has no categorical feature {name!r}", f"protect one of: {known}"
+            )
 
 
 def _label(responses: ResponseTable, wanted: str | None) -> str:
@@ -86,11 +112,12 @@ def _label(responses: ResponseTable, wanted: str | None) -> str:
     return wanted or found[0]
 
 
-def _known(responses: ResponseTable) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _known(responses: ResponseTable, protected: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Numeric features with a value anywhere, and those without."""
     finite = {
         name: np.isfinite(responses.table[name].to_numpy(zero_copy_only=False).astype(np.float64)).any()
         for name in responses.numeric
+        if name not in protected
     }
     return tuple(n for n in finite if finite[n]), tuple(n for n in finite if not finite[n])
 
