@@ -150,7 +150,10 @@ def test_a_decision_its_outcome_and_its_effect(running: Running) -> None:
         assert [e["user_id"] for e in effects["effects"]] == ["u1", "stranger"]
         assert effects["degraded"] == ["cold_start:stranger"]
         explained = http.post("/v1/effects?explain=shap", json=asked).json()["effects"]
-        assert [e["effect"] for e in explained] == [e["effect"] for e in effects["effects"]]
+        uplift = [e["effect"]["uplift"]["value"] for e in effects["effects"]]
+        assert [e["explanation"]["prediction"] for e in explained] == pytest.approx(
+            uplift, rel=1e-3, abs=0.01
+        )
         assert all(abs(e["explanation"]["additivity_error"]) < 1e-3 for e in explained)
         segment = http.post("/v1/effects", json={"segment": "millionaires", "actions": ["s0-email"]})
         assert segment.status_code == 422

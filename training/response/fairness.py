@@ -24,8 +24,8 @@ class GroupReport:
     """One group of one attribute, on rows that the model has not seen.
 
     observed, predicted: mean outcome and prediction; gap: predicted − observed, with its 95 % interval by the
-    bootstrap over rows: above 0 the group is promised too much. exposure: share of its rows that are among the
-    fifth of all rows with the highest predictions. auc is None where the group has one outcome only.
+    bootstrap over rows: above 0 the group is promised too much. exposure: share of its rows that belong to
+    the fifth of all rows with the highest predictions. auc is None where the group has one outcome only.
     """
 
     group: str
