@@ -100,7 +100,7 @@ def explain(
         effects, baseline = (_shap if method == "shap" else _lime)(mixer)
     prediction = float(np.asarray(predict({name: np.asarray(row[name])[:1] for name in names}))[0])
     found = [
-        Contribution(name, _plain(row[name][0]), float(effect))
+        Contribution(name, plain_value(row[name][0]), float(effect))
         for name, effect in zip(names, effects, strict=True)
     ]
     found.sort(key=lambda one: -abs(one.effect))
@@ -159,10 +159,10 @@ def _first(columns: Columns, names: Sequence[str], most: int) -> Mapping[str, ND
     return {name: np.asarray(columns[name])[:most] for name in names}
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """A value that JSON can hold, or a list of them; what is not known is None."""
     if isinstance(value, np.ndarray):
-        return [_plain(one) for one in value]
+        return [plain_value(one) for one in value]
     if value is None or value != value:
         return None
     return value.item() if isinstance(value, np.generic) else value

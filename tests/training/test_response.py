@@ -74,6 +74,7 @@ def test_it_is_not_worse_than_boosting_and_knows_how_sure_it_is(case: Case) -> N
     assert 0.7 < metrics["auc"] < 1
     assert metrics["ne"] < 0.9
     assert 0.6 <= metrics["coverage90_group"] <= 1
+    assert "NaN" not in (case.out / "metrics.json").read_text()
     assert metrics["cross_validation"]["folds"] == len(metrics["cross_validation"]["by_fold"]) == 3
     assert set(metrics["baselines"]) == {
         "population mean", "linear regression", "64-32-1 network", "logistic regression", "LightGBM",

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from qiance.artifacts import Artifact, export_program, write_artifact
+from qiance.artifacts.explain import plain_value
 from qiance.artifacts.response import ENCODER, INFO, KIND, NETWORKS, ResponseInfo, ResponseModel, trees_file
 from qiance.data.errors import DataError
 from qiance.data.responses import ResponseTable
@@ -28,6 +29,7 @@ from training.response.stack import Stack, fit_stack
 METRICS, SEGMENTS, EXPLANATIONS = "metrics.json", "segments.csv", "explanations.json"
 FAIRNESS = "fairness.json"
 MAX_GAP = 0.05
+_TRAINING = 0.97  # share of the progress
 _EXPLAINED = 12  # rows at random that `explanations.json` is made of
 _MIN_SEGMENT = 100  # rows of a category that gets a line in `segments.csv`
 
@@ -64,34 +66,36 @@ def train_response(
     by whose groups it is audited with the threshold `max_gap`, see `training.response.fairness`. Raises
     DataError where there is too little to learn from.
     """
-    chosen, told, started = (
-        settings or ResponseSettings(),
-        tell or (lambda _share, _text: None),
-        time.monotonic(),
-    )
+    chosen, told = settings or ResponseSettings(), tell or (lambda _share, _text: None)
+    started = time.monotonic()
     if folds < 2:
         raise ValueError(f"folds: {folds} is below 2: no row could be held out")
     rows = response_rows(responses, label, segment, protected)
     _check_enough(rows, folds, chosen.members)
-    judging = folds / (folds + 1.0) * 0.97
+    judging = _TRAINING * folds / (folds + 1.0)
     judged = cross_validate(rows, folds, chosen, lambda share, text: told(judging * share, text))
-    stack = fit_stack(
-        rows, chosen, lambda share, text: told(judging + (0.97 - judging) * share, f"all rows: {text}")
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    told(0.97, "writing the artifact")
-    artifact = write_response(rows, stack, judged.metrics, out)
-    model = ResponseModel.load(artifact.path)
-    told(0.98, "explaining")
-    explanations = _explanations(rows, model, chosen.seed)
-    _write_json(out / EXPLANATIONS, explanations)
-    _write_segments(out / SEGMENTS, rows, stack, model)
+    rest = _TRAINING - judging
+    stack = fit_stack(rows, chosen, lambda share, text: told(judging + rest * share, f"all rows: {text}"))
     fairness = audit(rows.target, judged.held_out, rows.protected, max_gap, chosen.seed)
-    _write_json(out / FAIRNESS, asdict(fairness))
+    told(_TRAINING, "writing and explaining")
+    out.mkdir(parents=True, exist_ok=True)
+    artifact = write_response(rows, stack, judged.metrics, out)
+    explanations = _write_figures(out, rows, stack, ResponseModel.load(artifact.path), fairness, chosen.seed)
     metrics = _report(rows, judged, chosen, folds, artifact, time.monotonic() - started)
     _write_json(out / METRICS, metrics)  # last: it names what the folder holds
     told(1.0, f"response model {artifact.version} written")
     return TrainedResponse(artifact, judged, metrics, explanations, fairness)
+
+
+def _write_figures(
+    out: Path, rows: ResponseRows, stack: Stack, model: ResponseModel, fairness: Fairness, seed: int
+) -> dict[str, Any]:
+    """Everything beside artifact and metrics; returns the explanations."""
+    explanations = _explanations(rows, model, seed)
+    _write_json(out / EXPLANATIONS, explanations)
+    _write_segments(out / SEGMENTS, rows, stack, model)
+    _write_json(out / FAIRNESS, asdict(fairness))
+    return explanations
 
 
 def _check_enough(rows: ResponseRows, folds: int, members: int) -> None:
@@ -115,7 +119,7 @@ def write_response(rows: ResponseRows, stack: Stack, metrics: Mapping[str, float
         segment=scorer.segment,
         width_scale=stack.width.scale,
         rate=float(rows.target.mean()),
-        background={name: [_plain(v) for v in values] for name, values in scorer.background.items()},
+        background={name: [plain_value(v) for v in values] for name, values in scorer.background.items()},
     )
     num, cat = scorer.encoder.encode(rows.take(np.arange(min(len(rows), 64))).columns)
     inputs = {"num": torch.from_numpy(num), "cat": torch.from_numpy(cat)}
@@ -140,12 +144,6 @@ def write_response(rows: ResponseRows, stack: Stack, metrics: Mapping[str, float
 
 def _write_trees(booster: Any, path: Path) -> None:
     path.write_text(booster.model_to_string(), encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    if value is None or value != value:
-        return None
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _explanations(rows: ResponseRows, model: ResponseModel, seed: int) -> dict[str, Any]:
@@ -192,7 +190,7 @@ def _report(
     seconds: float,
 ) -> dict[str, Any]:
     return {
-        **{name: None if math.isnan(value) else value for name, value in judged.metrics.items()},
+        **_known(judged.metrics),
         "label": rows.label,
         "rows": len(rows),
         "units": int(np.unique(rows.units).size),
@@ -200,7 +198,7 @@ def _report(
         "features": list(rows.schema.names),
         "left_out": list(rows.left_out),
         "calibrated_by": rows.segment,
-        "cross_validation": {"folds": folds, "by_fold": [dict(fold) for fold in judged.folds]},
+        "cross_validation": {"folds": folds, "by_fold": [_known(fold) for fold in judged.folds]},
         "baselines": dict(judged.baselines),
         "model": artifact.path.name,
         "settings": asdict(settings),
@@ -208,6 +206,13 @@ def _report(
     }
 
 
+def _known(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """What could not be worked out is null: JSON has no NaN."""
+    return {name: None if math.isnan(value) else value for name, value in figures.items()}
+
+
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=None if path.name in (ENCODER, INFO) else 2, ensure_ascii=False)
+    text = json.dumps(
+        content, indent=None if path.name in (ENCODER, INFO) else 2, ensure_ascii=False, allow_nan=False
+    )
     path.write_text(text + "\n", encoding="utf-8")
