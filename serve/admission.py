@@ -12,7 +12,7 @@ from serve.decisions import overloaded
 class Admission:
     """ASGI middleware for the `paths` of decisions.
 
-    refuses: whether a further request is refused; asked once for each.
+    refuses: whether a further request is refused; it is if this says so.
     """
 
     def __init__(self, app: ASGIApp, refuses: Callable[[], bool], paths: Collection[str]) -> None:

@@ -84,7 +84,7 @@ class MicroBatcher(Generic[T, R]):
         return len(self._queue)
 
     def refuses(self) -> bool:
-        """Whether a further item is refused; ask once for each, since the answer is remembered."""
+        """Whether a further item is refused; only ask to act upon it, since a refusal is remembered."""
         now = self._clock()
         full = len(self._queue) >= self._max_waiting
         if full or self._is_overloaded(now):

@@ -70,7 +70,6 @@ class _Mixer:
         columns = {}
         for number, name in enumerate(self.names):
             given = self._background[name][where]
-            # As objects where either may be None: numpy would make one text of "None" and "none".
             given[own[:, number]] = self._row[name][0]
             columns[name] = given
         return torch.from_numpy(np.asarray(self._predict(columns), dtype=np.float64))

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit, ndtri
 
 from qiance.artifacts.explain import Explanation, Method, explain
 from qiance.artifacts.manifest import Artifact, ArtifactError, load_manifest
@@ -78,20 +79,18 @@ class ResponseInfo:
         return cls(**{**data, "calibrator": Calibrator.from_dict(data["calibrator"])})
 
 
-def tree_inputs(encoder: Encoder, columns: Columns) -> tuple[Floats, list[int]]:
-    """What the trees read, `[N, F]`: numbers as they are (NaN where missing) and category codes; and which
-    columns are codes."""
-    numeric = [np.asarray(columns[name], dtype=np.float64) for name in encoder.schema.numeric]
-    _, codes = encoder.encode(columns)
-    table = np.column_stack([*numeric, codes.astype(np.float64)])
+def tree_inputs(schema: FeatureSchema, columns: Columns, cat: NDArray[np.int64]) -> Floats:
+    """What the trees read, `[N, F]`: numbers as they are (NaN where missing), then the codes `cat`."""
+    numeric = [np.asarray(columns[name], dtype=np.float64) for name in schema.numeric]
+    table = np.column_stack([*numeric, cat.astype(np.float64)])
     table[~np.isfinite(table)] = np.nan
-    return table, list(range(len(numeric), table.shape[1]))
+    return table
 
 
 def blend(networks: NDArray[np.floating], trees: NDArray[np.floating], weight: float) -> Draws:
     """Probabilities `[N, H]` before calibration: networks, trees `[N, K, H]` probabilities."""
     score = weight * _logit(networks) + (1 - weight) * _logit(trees)
-    return np.asarray(1 / (1 + np.exp(-score.mean(axis=1))))
+    return np.asarray(expit(score.mean(axis=1)))
 
 
 def run_trees(trees: Sequence[Sequence[Any]], table: Floats) -> Floats:
@@ -105,12 +104,11 @@ def run_trees(trees: Sequence[Sequence[Any]], table: Floats) -> Floats:
     by_member = [_logit(np.column_stack([one.predict(table) for one in boosters])) for boosters in trees]
     score = np.stack(by_member, axis=1)
     drawn = score[:, :, 1:]
-    return np.asarray(1 / (1 + np.exp(-(score[:, :, :1] + drawn - drawn.mean(axis=2, keepdims=True)))))
+    return np.asarray(expit(score[:, :, :1] + drawn - drawn.mean(axis=2, keepdims=True)))
 
 
 def _logit(p: NDArray[np.floating]) -> Floats:
-    cut = np.clip(np.asarray(p, dtype=np.float64), _EDGE, 1 - _EDGE)
-    return np.asarray(np.log(cut) - np.log1p(-cut))
+    return np.asarray(logit(np.clip(np.asarray(p, dtype=np.float64), _EDGE, 1 - _EDGE)))
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ class ResponseScorer:
 
     def _draws(self, columns: Columns) -> Draws:
         num, cat = self.encoder.encode(columns)
-        table, _ = tree_inputs(self.encoder, columns)
+        table = tree_inputs(self.encoder.schema, columns, cat)
         blended = blend(self.networks(num, cat), run_trees(self.trees, table), self.weight)
         return self.calibrator.apply(blended, None if self.segment is None else columns[self.segment])
 
@@ -223,8 +221,6 @@ class ResponseModel:
 
         The two parts add as variances; the luck is that of n independent answers, Σ p(1 − p) / n².
         """
-        from scipy.special import ndtri
-
         mean, chances = self.mean_interval(draws, confidence), draws.mean(axis=1)
         luck = (
             float(ndtri(0.5 + confidence / 2))

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize
+from scipy.special import expit
 
 Floats = NDArray[np.float64]
 _EDGE = 1e-7  # predictions are kept this far from 0 and 1: their logarithms are features here
@@ -42,7 +43,7 @@ class Calibrator:
         if segments is not None and self.offsets:
             own = self._offsets_of(np.asarray(segments).astype(np.str_))
             score = score + own.reshape(own.shape + (1,) * (chances.ndim - 1))
-        return np.asarray(_sigmoid(score))
+        return np.asarray(expit(score))
 
     def _offsets_of(self, segments: NDArray[np.str_]) -> Floats:
         found, inverse = np.unique(segments, return_inverse=True)
@@ -83,7 +84,7 @@ def _by_segment(y: Floats, p: Floats, segments: NDArray[np.str_]) -> Calibrator:
     offsets = np.zeros(len(names))
     for _ in range(_TURNS):
         a, b, c = _fit_beta(y, p, offsets[place])
-        offsets = _next_offsets(y, _sigmoid(_score(p, a, b, c) + offsets[place]), offsets, place)
+        offsets = _next_offsets(y, expit(_score(p, a, b, c) + offsets[place]), offsets, place)
     return Calibrator(a, b, c, {str(n): float(v) for n, v in zip(names, offsets, strict=True)})
 
 
@@ -96,7 +97,7 @@ def _fit_beta(y: Floats, p: Floats, offset: Floats) -> tuple[float, float, float
         score = weights @ inputs + offset
         away = weights - start
         value = np.sum(np.logaddexp(0.0, score) - y * score) + 0.5 * _PRECISION @ away**2
-        return float(value) / y.size, (inputs @ (_sigmoid(score) - y) + _PRECISION * away) / y.size
+        return float(value) / y.size, (inputs @ (expit(score) - y) + _PRECISION * away) / y.size
 
     start, bounds = np.array([1.0, 1.0, 0.0]), [(0.0, None), (0.0, None), (None, None)]
     found = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds)
@@ -130,7 +131,3 @@ def _between(own: Floats, information: Floats) -> float:
 def _score(p: Floats, a: float, b: float, c: float) -> Floats:
     cut = np.clip(p, _EDGE, 1 - _EDGE)
     return np.asarray(a * np.log(cut) - b * np.log1p(-cut) + c)
-
-
-def _sigmoid(score: Floats) -> Floats:
-    return np.asarray(np.exp(-np.logaddexp(0.0, -score)))

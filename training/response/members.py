@@ -81,7 +81,8 @@ class Inputs:
     def of(cls, rows: ResponseRows, encoder: Encoder, settings: ResponseSettings) -> Inputs:
         """weights are the bootstrap's, shared by the rows of a unit."""
         num, cat = encoder.encode(rows.columns)
-        table, codes = tree_inputs(encoder, rows.columns)
+        table = tree_inputs(encoder.schema, rows.columns, cat)
+        codes = list(range(table.shape[1] - cat.shape[1], table.shape[1]))
         weights = poisson_weights(rows.units, settings.network.heads, settings.seed)
         return cls(encoder, num, cat, table, codes, rows.target, weights)
 
