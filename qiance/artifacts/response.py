@@ -21,13 +21,15 @@ from scipy.special import expit, logit, ndtri
 from qiance.artifacts.explain import Explanation, Method, explain
 from qiance.artifacts.manifest import Artifact, ArtifactError, load_manifest
 from qiance.artifacts.program import load_program
+from qiance.artifacts.trees import tree_inputs
+from qiance.artifacts.value import PurchaseValue, ValueModel
 from qiance.domain import Interval
-from qiance.domain.prediction import interval_of
+from qiance.domain.prediction import interval_of, intervals_of
 from qiance.evaluate.calibration import Calibrator
 from qiance.features.schema import Columns, Encoder, FeatureSchema
 
 KIND = "response-model"
-NETWORKS, ENCODER, INFO = "networks.pt2", "encoder.json", "response.json"
+NETWORKS, ENCODER, INFO, VALUE = "networks.pt2", "encoder.json", "response.json", "value.json"
 _EDGE = 1e-6  # log odds are taken of probabilities this far from 0 and 1 at least
 
 Floats = NDArray[np.float64]
@@ -40,8 +42,9 @@ class ResponseInfo:
 
     label: the outcome, click or conversion. weight: of the network's log odds, in [0, 1]. members, heads: K
     and H. segment: feature by which calibration differs, None where it does not. width_scale: factor on the
-    spread of the heads, so that 90 % intervals of group means cover. rate: share of the outcome in the
-    training rows. background: rows of the training data that explanations compare with, feature → values.
+    spread of the heads, so that 90 % intervals of group means cover. design: how much more outcomes vary
+    together than if the rows of a unit were independent. rate: share of the outcome in the training rows.
+    background: rows of the training data that explanations compare with, feature → values.
     """
 
     label: str
@@ -51,6 +54,7 @@ class ResponseInfo:
     calibrator: Calibrator
     segment: str | None
     width_scale: float
+    design: float
     rate: float
     background: Mapping[str, Sequence[Any]]
 
@@ -63,6 +67,7 @@ class ResponseInfo:
             "calibrator": self.calibrator.to_dict(),
             "segment": self.segment,
             "width_scale": self.width_scale,
+            "design": self.design,
             "rate": self.rate,
             "background": {name: list(values) for name, values in self.background.items()},
         }
@@ -77,14 +82,6 @@ class ResponseInfo:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ResponseInfo:
         return cls(**{**data, "calibrator": Calibrator.from_dict(data["calibrator"])})
-
-
-def tree_inputs(schema: FeatureSchema, columns: Columns, cat: NDArray[np.int64]) -> Floats:
-    """What the trees read, `[N, F]`: numbers as they are (NaN where missing), then the codes `cat`."""
-    numeric = [np.asarray(columns[name], dtype=np.float64) for name in schema.numeric]
-    table = np.column_stack([*numeric, cat.astype(np.float64)])
-    table[~np.isfinite(table)] = np.nan
-    return table
 
 
 def blend(networks: NDArray[np.floating], trees: NDArray[np.floating], weight: float) -> Draws:
@@ -163,8 +160,10 @@ class ResponseScorer:
 class ResponseModel:
     """A loaded response model; `predict` may be called from several threads."""
 
-    def __init__(self, artifact: Artifact, info: ResponseInfo, scorer: ResponseScorer) -> None:
-        self.artifact, self.info, self._scorer = artifact, info, scorer
+    def __init__(
+        self, artifact: Artifact, info: ResponseInfo, scorer: ResponseScorer, value: ValueModel | None = None
+    ) -> None:
+        self.artifact, self.info, self._scorer, self._value = artifact, info, scorer, value
 
     @classmethod
     def load(cls, path: Path) -> ResponseModel:
@@ -184,7 +183,7 @@ class ResponseModel:
         scorer = ResponseScorer(
             encoder, networks, trees, info.weight, info.calibrator, info.segment, background
         )
-        return cls(Artifact(path, manifest), info, scorer)
+        return cls(Artifact(path, manifest), info, scorer, _value(path, encoder))
 
     @property
     def schema(self) -> FeatureSchema:
@@ -197,6 +196,16 @@ class ResponseModel:
     def predict(self, columns: Columns) -> Draws:
         """See `ResponseScorer`. columns: feature name → `[N]`; further ones are ignored."""
         return self._scorer.predict(columns)
+
+    def value(self, columns: Columns, confidence: float = 0.9) -> PurchaseValue | None:
+        """What a purchase of each row would be worth; None where the model has not learned it."""
+        return None if self._value is None else self._value.predict(columns, confidence)
+
+    def sales(self, columns: Columns, draws: Draws) -> NDArray[np.float64] | None:
+        """`[N]` expected sales of a contact, minor units: those who do not buy count as 0."""
+        if self._value is None:
+            return None
+        return np.asarray(draws.mean(axis=1) * self._value.share * self._value.predict(columns).mean)
 
     def explain(self, columns: Columns, method: Method = "shap", seed: int = 0) -> Explanation:
         """Why the prediction of the one row of `columns` is what it is, in units of probability."""
@@ -212,23 +221,30 @@ class ResponseModel:
     def mean_interval(self, draws: Draws, confidence: float = 0.9) -> Interval:
         """Of the mean probability over the rows of draws `[n, H]`, with what the model does not know.
 
-        The luck of n users comes on top; see `outcome_interval`.
+        The luck of n rows comes on top; see `outcome_interval`.
         """
         return interval_of(draws.mean(axis=0), self.info.width_scale, confidence, 0.0, 1.0)
 
-    def outcome_interval(self, draws: Draws, confidence: float = 0.9) -> Interval:
-        """Of the share of n users who will answer: the interval of the mean, widened by their luck.
+    def row_intervals(self, draws: Draws, confidence: float = 0.9) -> tuple[Floats, Floats]:
+        """`[n]` bounds of the probability of each row of draws `[n, H]`."""
+        return intervals_of(draws, self.info.width_scale, confidence, 0.0, 1.0)
 
-        The two parts add as variances; the luck is that of n independent answers, Σ p(1 − p) / n².
-        """
-        mean, chances = self.mean_interval(draws, confidence), draws.mean(axis=1)
-        luck = (
-            float(ndtri(0.5 + confidence / 2))
-            * float(np.sqrt((chances * (1 - chances)).sum()))
-            / len(chances)
-        )
-        half = float(np.hypot(mean.high - mean.value, luck))
-        return Interval(mean.value, max(0.0, mean.value - half), min(1.0, mean.value + half))
+    def outcome_interval(self, draws: Draws, confidence: float = 0.9) -> Interval:
+        """Of the share of n rows that will answer: the interval of the mean, widened by their luck."""
+        return outcome_interval(draws, self.info.width_scale, self.info.design, confidence)
+
+
+def outcome_interval(draws: Draws, scale: float, design: float, confidence: float = 0.9) -> Interval:
+    """Of the share of the n rows of draws `[n, H]` that will answer.
+
+    The spread of the heads, widened by `scale`, and the luck of n answers, variance design · Σ p(1 − p) / n²,
+    add as variances.
+    """
+    mean, chances = interval_of(draws.mean(axis=0), scale, confidence, 0.0, 1.0), draws.mean(axis=1)
+    luck = design * float((chances * (1 - chances)).sum()) / len(chances) ** 2
+    z = float(ndtri(0.5 + confidence / 2))
+    half = float(np.hypot(mean.high - mean.value, z * np.sqrt(luck)))
+    return Interval(mean.value, max(0.0, mean.value - half), min(1.0, mean.value + half))
 
 
 def _program(path: Path) -> Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.floating]]:
@@ -242,6 +258,21 @@ def _program(path: Path) -> Callable[[NDArray[np.float32], NDArray[np.int64]], N
         return found
 
     return run
+
+
+def _value(path: Path, encoder: Encoder) -> ValueModel | None:
+    import lightgbm
+
+    if not (path / VALUE).exists():
+        return None
+    data = json.loads((path / VALUE).read_text(encoding="utf-8"))
+    members = [lightgbm.Booster(model_file=path / value_file(k)) for k in range(data["members"])]
+    return ValueModel.from_dict(data, encoder, members)
+
+
+def value_file(member: int) -> str:
+    """Name of the file of trees that predict the value of a purchase."""
+    return f"value-{member}.txt"
 
 
 def trees_file(member: int, head: int) -> str:

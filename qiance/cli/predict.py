@@ -30,6 +30,8 @@ def predict(
     """Predict the outcome of rows of your own, each with a 90 % interval, and of all of them together.
 
     The interval of a row is of its probability. That of all rows is of the share of them that will answer.
+    Where the training log had sales, each row also gets its expected sales and what a purchase would be
+    worth, with a 90 % interval for that single purchase; all in minor units.
     """
     from qiance.artifacts.response import ResponseModel
     from qiance.cli.stages import Stages
@@ -54,7 +56,7 @@ def predict(
         ids = result.responses.table["row_id"].to_pylist()
     with stages.stage("predicting") as stage:
         draws = loaded.predict(columns)
-        _write(out, ids, loaded, draws)
+        _write(out, ids, loaded, columns, draws)
         if explain != "none":
             _explain(out, ids, loaded, columns, explain, explain_rows, stage)
     total = loaded.outcome_interval(draws)
@@ -76,16 +78,20 @@ def _artifact(folder: Path) -> Path:
         ) from None
 
 
-def _write(out: Path, ids: list[str], model: Any, draws: Any) -> None:
+def _write(out: Path, ids: list[str], model: Any, columns: Any, draws: Any) -> None:
+    """A line per row; with sales in the training log also what a purchase would be worth, minor units."""
+    low, high = model.row_intervals(draws)
+    table = {"row_id": ids, "probability": draws.mean(axis=1), "low": low, "high": high}
+    value = model.value(columns)
+    if value is not None:
+        table |= {"expected_sales": model.sales(columns, draws), "purchase_value": value.mean}
+        table |= {"purchase_low": value.low, "purchase_high": value.high}
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["row_id", "probability", "low", "high"])
-        for name, row in zip(ids, draws, strict=True):
-            interval = model.mean_interval(row[None, :])
-            writer.writerow(
-                [name, *(f"{value:.6f}" for value in (interval.value, interval.low, interval.high))]
-            )
+        writer.writerow(table)
+        for name, *values in zip(*table.values(), strict=True):
+            writer.writerow([name, *(f"{number:.6f}" for number in values)])
 
 
 def _explain(out: Path, ids: list[str], model: Any, columns: Any, method: Any, most: int, stage: Any) -> None:

@@ -96,7 +96,6 @@ def effect(
         responses = _read(data, mapping, out, stage)
     with stages.stage("training") as stage:
         from training.response.fit import train_response
-        from training.response.members import ResponseSettings
 
         trained = train_response(
             responses,
@@ -106,7 +105,7 @@ def effect(
             segment=calibrate_by,
             protected=protected or (),
             max_gap=max_gap,
-            settings=ResponseSettings(seed=seed),
+            seed=seed,
             tell=stage.tell,
         )
     for name in trained.metrics["left_out"]:

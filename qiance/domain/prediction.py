@@ -74,6 +74,14 @@ class GridPrediction:
         ]
 
 
+def intervals_of(
+    draws: NDArray[np.floating], scale: float, confidence: float, low: float, high: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bounds `[n]` as `interval_of` gives them for each row of `[n, H]`."""
+    mean, half = draws.mean(axis=1), _half_width(draws, scale, confidence)
+    return np.clip(mean - half, low, high), np.clip(mean + half, low, high)
+
+
 def interval_of(
     draws: NDArray[np.floating], scale: float, confidence: float, low: float = -np.inf, high: float = np.inf
 ) -> Interval:

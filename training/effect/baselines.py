@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,13 +97,32 @@ def compare(
         raise ValueError(f"label {label!r}: the effect model was trained on {', '.join(model.tasks)}")
     columns = schema.columns(table)
     data = _prepare(columns, schema, label, target, split, threads, seed)
-    models: list[Callable[[_Data], tuple[str, Floats, str]]] = [_mean, _linear, _network, _lightgbm]
-    if data.is_binary:
-        models.insert(3, _logistic)
-    scores = [_score(data, *fit(data)) for fit in models]
+    scores = [_score(data, *found) for found in _fits(data)]
     if model is not None:
         scores.append(_score(data, *_effect(columns, label, split.test, model)))
     return scores
+
+
+def predictions(
+    columns: Columns,
+    schema: FeatureSchema,
+    label: str,
+    target: Floats,
+    split: Split,
+    *,
+    threads: int = 1,
+    seed: int = 0,
+) -> dict[str, Floats]:
+    """What every baseline says of the test rows, by its name: target `[n]` in units of the label."""
+    data = _prepare(columns, schema, label, target, split, threads, seed)
+    return {name: prediction for name, prediction, _ in _fits(data)}
+
+
+def _fits(data: _Data) -> Iterator[tuple[str, Floats, str]]:
+    models: list[Callable[[_Data], tuple[str, Floats, str]]] = [_mean, _linear, _network, _lightgbm]
+    if data.is_binary:
+        models.insert(3, _logistic)
+    return (fit(data) for fit in models)
 
 
 def _prepare(

@@ -71,13 +71,15 @@ def fit_width(
     labels: Mapping[str, NDArray[np.float64]],
     groups: Sequence[Index],
     confidence: float = 0.9,
+    design: float = 1.0,
 ) -> Width:
     """The smallest factors ≥ 1 with which at least `confidence` of the groups are covered.
 
-    draws: task → `[n, H]`; labels: task → `[n]`.
+    draws: task → `[n, H]`; labels: task → `[n]`. design: see `design_effect`; it multiplies v_g.
     """
     needed = {
-        task: _needed_scales(values, labels[task], groups, confidence) for task, values in draws.items()
+        task: _needed_scales(values, labels[task], groups, confidence, design)
+        for task, values in draws.items()
     }
     scales = {task: _smallest(values, confidence) for task, values in needed.items()}
     return Width(_smallest(np.concatenate(list(needed.values())), confidence), scales, len(groups))
@@ -94,6 +96,17 @@ def coverage(
     return float(np.mean(_needed_scales(draws, labels, groups, confidence) <= scale))
 
 
+def design_effect(residual: NDArray[np.float64], units: NDArray[np.str_]) -> float:
+    """How much more the sum over rows varies than if they were independent: Σ_u (Σ r)² / Σ r², at least 1.
+
+    Rows of a user go together: one who redeems a coupon redeems several. Source: Kish (1965), Survey
+    sampling.
+    """
+    _, place = np.unique(units, return_inverse=True)
+    together = float((np.bincount(place.ravel(), residual) ** 2).sum())
+    return max(1.0, together / max(float((residual**2).sum()), 1e-300))
+
+
 def _smallest(needed: NDArray[np.float64], confidence: float) -> float:
     """The conformal quantile: rank ⌈c · (G + 1)⌉ of the needed scales, at least 1."""
     rank = min(int(np.ceil(confidence * (len(needed) + 1))), len(needed)) - 1
@@ -101,7 +114,11 @@ def _smallest(needed: NDArray[np.float64], confidence: float) -> float:
 
 
 def _needed_scales(
-    draws: Draws, labels: NDArray[np.float64], groups: Sequence[Index], confidence: float
+    draws: Draws,
+    labels: NDArray[np.float64],
+    groups: Sequence[Index],
+    confidence: float,
+    design: float = 1.0,
 ) -> NDArray[np.float64]:
     """Per group the scale at which its interval just reaches its mean outcome, `[G]`; 0 if noise suffices."""
     heads = draws.shape[1]
@@ -113,6 +130,6 @@ def _needed_scales(
     for place, rows in enumerate(groups):
         own = float(residual[rows].var()) if np.count_nonzero(labels[rows]) >= _MIN_EVENTS else pooled
         spread = float(draws[rows].mean(axis=0, dtype=np.float64).std(ddof=1)) if heads > 1 else 0.0
-        beyond = max(0.0, float(residual[rows].mean()) ** 2 - z * z * own / len(rows))
+        beyond = max(0.0, float(residual[rows].mean()) ** 2 - z * z * design * own / len(rows))
         needed[place] = np.sqrt(beyond) / max(t * spread, 1e-12)
     return needed

@@ -17,7 +17,17 @@ import torch
 
 from qiance.artifacts import Artifact, export_program, write_artifact
 from qiance.artifacts.explain import plain_value
-from qiance.artifacts.response import ENCODER, INFO, KIND, NETWORKS, ResponseInfo, ResponseModel, trees_file
+from qiance.artifacts.response import (
+    ENCODER,
+    INFO,
+    KIND,
+    NETWORKS,
+    VALUE,
+    ResponseInfo,
+    ResponseModel,
+    trees_file,
+    value_file,
+)
 from qiance.data.errors import DataError
 from qiance.data.responses import ResponseTable
 from training.response.fairness import Fairness, audit
@@ -25,6 +35,7 @@ from training.response.judge import Judged, cross_validate
 from training.response.members import ResponseSettings
 from training.response.rows import MIN_EVENTS, ResponseRows, response_rows
 from training.response.stack import Stack, fit_stack
+from training.response.value import why_no_value
 
 METRICS, SEGMENTS, EXPLANATIONS = "metrics.json", "segments.csv", "explanations.json"
 FAIRNESS = "fairness.json"
@@ -57,20 +68,22 @@ def train_response(
     protected: Sequence[str] = (),
     max_gap: float = MAX_GAP,
     settings: ResponseSettings | None = None,
+    seed: int = 0,
     tell: Tell | None = None,
 ) -> TrainedResponse:
     """Judge by `folds`-fold cross-validation, fit on all rows, and write everything into `out`.
 
     label: click or conversion, by default conversion where it is mapped. segment: feature by whose values
     calibration differs, by default the arm. protected: categorical features that the model does not see, and
-    by whose groups it is audited with the threshold `max_gap`, see `training.response.fairness`. Raises
-    DataError where there is too little to learn from.
+    by whose groups it is audited with the threshold `max_gap`, see `training.response.fairness`. settings: by
+    default those for so many rows, with `seed`. Raises DataError where there is too little to learn from.
     """
-    chosen, told = settings or ResponseSettings(), tell or (lambda _share, _text: None)
+    told = tell or (lambda _share, _text: None)
     started = time.monotonic()
     if folds < 2:
         raise ValueError(f"folds: {folds} is below 2: no row could be held out")
     rows = response_rows(responses, label, segment, protected)
+    chosen = settings or ResponseSettings.for_rows(len(rows), seed)
     _check_enough(rows, folds, chosen.members)
     judging = _TRAINING * folds / (folds + 1.0)
     judged = cross_validate(rows, folds, chosen, lambda share, text: told(judging * share, text))
@@ -81,7 +94,7 @@ def train_response(
     out.mkdir(parents=True, exist_ok=True)
     artifact = write_response(rows, stack, judged.metrics, out)
     explanations = _write_figures(out, rows, stack, ResponseModel.load(artifact.path), fairness, chosen.seed)
-    metrics = _report(rows, judged, chosen, folds, artifact, time.monotonic() - started)
+    metrics = _report(rows, stack, judged, chosen, folds, artifact, time.monotonic() - started)
     _write_json(out / METRICS, metrics)  # last: it names what the folder holds
     told(1.0, f"response model {artifact.version} written")
     return TrainedResponse(artifact, judged, metrics, explanations, fairness)
@@ -118,6 +131,7 @@ def write_response(rows: ResponseRows, stack: Stack, metrics: Mapping[str, float
         calibrator=scorer.calibrator,
         segment=scorer.segment,
         width_scale=stack.width.scale,
+        design=stack.design,
         rate=float(rows.target.mean()),
         background={name: [plain_value(v) for v in values] for name, values in scorer.background.items()},
     )
@@ -131,6 +145,9 @@ def write_response(rows: ResponseRows, stack: Stack, metrics: Mapping[str, float
     for member, heads in enumerate(scorer.trees):
         for head, booster in enumerate(heads):
             files[trees_file(member, head)] = partial(_write_trees, booster)
+    if stack.value is not None:
+        files[VALUE] = partial(_write_json, content=stack.value.to_dict())
+        files |= {value_file(k): partial(_write_trees, one) for k, one in enumerate(stack.value.members)}
     return write_artifact(
         out,
         KIND,
@@ -183,6 +200,7 @@ def _write_segments(path: Path, rows: ResponseRows, stack: Stack, model: Respons
 
 def _report(
     rows: ResponseRows,
+    stack: Stack,
     judged: Judged,
     settings: ResponseSettings,
     folds: int,
@@ -198,12 +216,20 @@ def _report(
         "features": list(rows.schema.names),
         "left_out": list(rows.left_out),
         "calibrated_by": rows.segment,
+        "purchase_value": _purchase_value(rows, stack),
         "cross_validation": {"folds": folds, "by_fold": [_known(fold) for fold in judged.folds]},
         "baselines": dict(judged.baselines),
         "model": artifact.path.name,
         "settings": asdict(settings),
         "seconds": round(seconds, 1),
     }
+
+
+def _purchase_value(rows: ResponseRows, stack: Stack) -> dict[str, Any]:
+    """How its model was made, or why there is none; how good it is stands among the metrics."""
+    if stack.value is None:
+        return {"left_out": why_no_value(rows)}
+    return {name: getattr(stack.value, name) for name in ("purchases", "mean", "share", "weight")}
 
 
 def _known(figures: Mapping[str, float]) -> dict[str, float | None]:
@@ -213,6 +239,9 @@ def _known(figures: Mapping[str, float]) -> dict[str, float | None]:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(
-        content, indent=None if path.name in (ENCODER, INFO) else 2, ensure_ascii=False, allow_nan=False
+        content,
+        indent=None if path.name in (ENCODER, INFO, VALUE) else 2,
+        ensure_ascii=False,
+        allow_nan=False,
     )
     path.write_text(text + "\n", encoding="utf-8")

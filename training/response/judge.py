@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from qiance.artifacts.response import outcome_interval
 from qiance.evaluate.prediction import auc, ece, ece_floor, log_loss, normalised_entropy
 from training.effect.baselines import ModelScore, compare
 from training.effect.split import Split, split_by_unit
-from training.effect.width import coverage
 from training.response.members import ResponseSettings
 from training.response.rows import Mask, ResponseRows, folds_of, held_out
 from training.response.stack import Stack, fit_stack, groups_of
+from training.response.value import value_scores
 
 Floats = NDArray[np.float64]
 Tell = Callable[[float, str], None]
@@ -40,7 +41,7 @@ def cross_validate(
 
     metrics: auc, log_loss and ne are means over the folds; ece and ece_floor are of all held-out predictions
     together; coverage90_group, width90_group: of 90 % intervals of the mean outcome of held-out groups of 500
-    rows or more, NaN where a fold has fewer rows than two groups.
+    rows or more, NaN where a fold has fewer rows than two groups; with sales, what `value_scores` gives.
     """
     fold = folds_of(rows, folds, settings.seed)
     held_out_p = np.empty(len(rows))
@@ -65,7 +66,9 @@ def cross_validate(
 
 def _fold_scores(rows: ResponseRows, draws: Floats, stack: Stack, seed: int) -> dict[str, float]:
     p, y = draws.mean(axis=1), rows.target
-    covered, width = group_intervals(rows, draws, stack.width.scale, seed)
+    covered, widths = group_intervals(y, draws, stack, groups_of(rows, draws, seed))
+    judged = len(covered) > 1
+    value = {} if stack.value is None else value_scores(stack.value, rows)
     return {
         "rows": float(len(rows)),
         "auc": auc(y, p),
@@ -73,32 +76,27 @@ def _fold_scores(rows: ResponseRows, draws: Floats, stack: Stack, seed: int) -> 
         "ne": normalised_entropy(y, p),
         "network_weight": stack.scorer.weight,
         "leaves": float(stack.leaves),
-        "coverage90_group": covered,
-        "width90_group": width,
+        "coverage90_group": float(np.mean(covered)) if judged else float("nan"),
+        "width90_group": float(np.mean(widths)) if judged else float("nan"),
+        **value,
     }
 
 
-def group_intervals(rows: ResponseRows, draws: Floats, scale: float, seed: int) -> tuple[float, float]:
-    """Share of held-out groups whose mean outcome lies in its 90 % interval, and the mean width."""
-    from scipy import stats
-
-    groups = groups_of(rows, draws, seed)
-    if len(groups) < 2:
-        return float("nan"), float("nan")
-    covered = coverage(draws.astype(np.float32), rows.target, groups, scale)
-    z = float(stats.norm.ppf(0.95))
-    t = float(stats.t.ppf(0.95, max(draws.shape[1] - 1, 1)))
-    widths = []
+def group_intervals(
+    target: Floats, draws: Floats, stack: Stack, groups: Sequence[NDArray[np.intp]]
+) -> tuple[list[bool], list[float]]:
+    """By group: whether its mean outcome lies in its 90 % interval, and the interval's width."""
+    covered, widths = list[bool](), list[float]()
     for group in groups:
-        spread = draws[group].mean(axis=0).std(ddof=1)
-        luck = float((rows.target[group] - draws[group].mean(axis=1)).var()) / len(group)
-        widths.append(2 * float(np.sqrt((scale * t * spread) ** 2 + z * z * luck)))
-    return covered, float(np.mean(widths))
+        interval = outcome_interval(draws[group], stack.width.scale, stack.design)
+        covered.append(interval.low <= float(target[group].mean()) <= interval.high)
+        widths.append(interval.high - interval.low)
+    return covered, widths
 
 
 def _means(folds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    names = [name for name in folds[0] if name not in ("rows", "leaves")]
-    return {name: float(np.mean([fold[name] for fold in folds])) for name in names}
+    names = dict.fromkeys(name for fold in folds for name in fold if name not in ("rows", "leaves"))
+    return {name: float(np.mean([fold.get(name, np.nan) for fold in folds])) for name in names}
 
 
 def _baselines(rows: ResponseRows, train: Mask, held: Mask, settings: ResponseSettings) -> list[ModelScore]:

@@ -25,7 +25,8 @@ class ResponseRows:
     """N rows: columns by feature `[N]`, the outcome `[N]` (0 or 1), the unit of each row `[N]`.
 
     segment: feature whose values are calibrated apart. left_out: features without a single value. protected:
-    `[N]` values of the features that the model must not see, by name: by their groups it is audited.
+    `[N]` values of the features that the model must not see, by name: by their groups it is audited. sales:
+    `[N]` minor units, where they are mapped.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ResponseRows:
     fingerprint: str
     left_out: tuple[str, ...] = ()
     protected: Columns = field(default_factory=dict)
+    sales: Floats | None = None
 
     def __len__(self) -> int:
         return int(self.target.size)
@@ -50,6 +52,7 @@ class ResponseRows:
             target=self.target[rows],
             units=self.units[rows],
             protected={name: values[rows] for name, values in self.protected.items()},
+            sales=None if self.sales is None else self.sales[rows],
         )
 
 
@@ -89,7 +92,14 @@ def response_rows(
         fingerprint=responses.fingerprint,
         left_out=empty,
         protected={name: table[name].to_numpy(zero_copy_only=False) for name in protected},
+        sales=_sales(responses),
     )
+
+
+def _sales(responses: ResponseTable) -> Floats | None:
+    if "sales" not in responses.labels:
+        return None
+    return np.asarray(responses.table["sales"].to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 def _check_protected(responses: ResponseTable, protected: Sequence[str]) -> None:

@@ -13,11 +13,12 @@ from scipy import optimize
 
 from qiance.artifacts.explain import BACKGROUND
 from qiance.artifacts.response import ResponseScorer, blend, run_trees
+from qiance.artifacts.value import ValueModel
 from qiance.evaluate.calibration import fit_calibrator
 from qiance.evaluate.prediction import log_loss
 from qiance.features.schema import Encoder
 from training.effect.network import EffectNetwork
-from training.effect.width import Width, fit_width, make_groups
+from training.effect.width import Width, design_effect, fit_width, make_groups
 from training.response.members import (
     Inputs,
     Networks,
@@ -28,6 +29,7 @@ from training.response.members import (
     run_networks,
 )
 from training.response.rows import ResponseRows, folds_of, held_out
+from training.response.value import fit_value, why_no_value
 
 Floats = NDArray[np.float64]
 Tell = Callable[[float, str], None]
@@ -38,14 +40,17 @@ class Stack:
     """K fitted members and how they become one prediction; see `qiance.artifacts.response`.
 
     leaves: of a tree. unseen: `[N, H]` calibrated probabilities of the training rows, each by the member that
-    did not see it and by a calibrator that did not either.
+    did not see it and by a calibrator that did not either. design: see `design_effect`. value: what a
+    purchase is worth, None where that cannot be learned.
     """
 
     scorer: ResponseScorer
     networks: Networks
     leaves: int
     width: Width
+    design: float
     unseen: Floats
+    value: ValueModel | None
 
     def predict(self, rows: ResponseRows) -> Floats:
         """Calibrated probabilities `[n, H]`, as the artifact will give them."""
@@ -79,7 +84,10 @@ def fit_stack(rows: ResponseRows, settings: ResponseSettings, tell: Tell) -> Sta
         rows.segment,
         background_of(rows, settings.seed),
     )
-    return Stack(scorer, together, leaves, _width(rows, unseen, settings.seed), unseen)
+    value = None if why_no_value(rows) else fit_value(rows, encoder, settings)
+    design = design_effect(rows.target - unseen.mean(axis=1), rows.units)
+    width = _width(rows, unseen, design, settings.seed)
+    return Stack(scorer, together, leaves, width, design, unseen, value)
 
 
 def background_of(rows: ResponseRows, seed: int) -> dict[str, NDArray[Any]]:
@@ -179,6 +187,6 @@ def groups_of(rows: ResponseRows, draws: Floats, seed: int) -> list[NDArray[np.i
     return make_groups({rows.label: draws.mean(axis=1)}, natural, seed)
 
 
-def _width(rows: ResponseRows, unseen: Floats, seed: int) -> Width:
-    draws = {rows.label: unseen.astype(np.float32)}
-    return fit_width(draws, {rows.label: rows.target}, groups_of(rows, unseen, seed))
+def _width(rows: ResponseRows, unseen: Floats, design: float, seed: int) -> Width:
+    draws, labels = {rows.label: unseen.astype(np.float32)}, {rows.label: rows.target}
+    return fit_width(draws, labels, groups_of(rows, unseen, seed), design=design)
