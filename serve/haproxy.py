@@ -10,6 +10,10 @@ is this file. It changes the configuration in place and becomes HAProxy; Ray see
 - the access log to the machine's syslog goes away: paths hold user ids;
 - X-Forwarded-For is set to the caller's address, whatever the caller sent: replicas see only HAProxy, and the
   rule "without keys only this machine may call" would hold for everybody;
+- Ray's line of metrics is written for refusals and errors only, since a Python process reads every line;
+  decisions that succeed are counted by the application;
+- more decisions at a time than two full batches a replica are refused here, where it costs nothing: a replica
+  that refuses has to read and answer each, and that time is missing for the others;
 - HAProxy's own errors are problem+json with Retry-After, as the application's are: not a bare 500, and not a
   404 while it has not been told of the application yet;
 - the admin socket is for this user only, and a request's header must come within ten seconds;
@@ -36,6 +40,8 @@ FRONTEND = "frontend http_frontend"
 DROPPED = ("frontend prometheus", "listen stats")
 HEADER_TIMEOUT_S = 10
 RETRY_AFTER_S = 1
+DECISIONS = "/v1/decisions"
+AT_ONCE = 64  # decisions a replica may have; its own admission refuses by time, and far below this one
 PR_SET_PDEATHSIG = 1
 # Title and remedy of what HAProxy answers by itself.
 ERRORS = {
@@ -51,6 +57,7 @@ ERRORS = {
 }
 _SYSLOG = re.compile(r"\s*log\s.*\slocal0\s")
 _ERRORFILE = re.compile(r"\s*errorfile\s+(\d+)\s")
+_CHOICE = re.compile(r"\s*use_backend (http-\S+) if ")
 _BIND = re.compile(r"(\s*)bind\s+(\S+)\s*$")
 
 
@@ -93,9 +100,29 @@ def harden(text: str, listen: str | None, errors: Path) -> str:
     Raises UnsafeConfigError where there is no HTTP frontend, or a socket that is not known.
     """
     lines = [new for section, line in _kept(text) for new in _hardened(section, line, listen, errors)]
+    _limit(lines)
     if FRONTEND not in lines:
         raise UnsafeConfigError(f"the configuration has no {FRONTEND!r}; is this Ray 2.60's template?")
     return "\n".join(lines) + "\n"
+
+
+def _limit(lines: list[str]) -> None:
+    """Put the limit of decisions before the choice of the application's backend, if there is one.
+
+    There Ray's own rules have named the request's application, and so what is refused is counted for it.
+    """
+    chosen = [place for place, line in enumerate(lines) if _CHOICE.match(line)]
+    if not chosen:
+        return
+    backend = _CHOICE.match(lines[chosen[0]])
+    assert backend is not None, "it was found by the same pattern"
+    lines[chosen[0] : chosen[0]] = [
+        "    stick-table type integer size 1 expire 1h store conn_cur",
+        f"    http-request set-var(txn.replicas) nbsrv({backend[1]})",
+        f"    http-request track-sc0 int(1) if {{ path {DECISIONS} }}",
+        # The one that comes is counted already. Without a replica the quotient is the largest number.
+        f"    http-request deny deny_status 503 if {{ sc0_conn_cur,sub(1),div(txn.replicas) ge {AT_ONCE} }}",
+    ]
 
 
 def _kept(text: str) -> Iterator[tuple[str, str]]:
@@ -116,6 +143,7 @@ def _hardened(section: str, line: str, listen: str | None, errors: Path) -> Iter
             )
         yield f"{bind[1]}bind {listen or bind[2]}"
         yield f"{bind[1]}http-request set-header X-Forwarded-For %[src]"
+        yield f"{bind[1]}http-response set-log-level silent if {{ status lt 400 }}"
     elif re.match(r"\s*bind\s", line):
         raise UnsafeConfigError(f"{line.strip()!r} in {section!r} is not understood; HAProxy is not started")
     elif section == "global" and _SYSLOG.match(line):

