@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,10 +18,11 @@ from qiance.artifacts.effect import KIND
 from qiance.features.schema import Encoder, FeatureSchema
 from training.effect.export import effect_files
 from training.effect.labels import network_config, read_labels
-from training.effect.loop import train_here
+from training.effect.loop import best_of, train_here
 from training.effect.network import EffectNetwork, NetworkConfig
 from training.effect.randomness import poisson_weights
 from training.effect.ray_run import run_ray_train, tell_epoch
+from training.effect.runs import ROWS, open_run
 from training.effect.scores import task_scores
 from training.effect.served import ServedNetwork
 from training.effect.split import Mask, Split
@@ -43,6 +42,8 @@ class TrainSettings:
         9 epochs: 2.0 s with one, 1.8 s with two on idle cores), and threads that wait for each other
         on busy cores lose much.
     seed: with equal data and settings, the same seed gives the same model.
+    checkpoint_steps: gradient steps after which a checkpoint is written, beside one after each epoch; what
+        a killed worker has to do again.
     """
 
     epochs: int = 12
@@ -55,11 +56,12 @@ class TrainSettings:
     threads: int = 1
     seed: int = 0
     min_count: int = 5
+    checkpoint_steps: int = 1_000
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ValueError(f"settings.workers: {self.workers} is negative")
-        for name in ("epochs", "batch_size", "heads", "patience", "threads", "min_count"):
+        for name in ("epochs", "batch_size", "heads", "patience", "threads", "min_count", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"settings.{name}: {getattr(self, name)} is not positive")
         if not 0 < self.learning_rate < 1:
@@ -114,13 +116,14 @@ def train_effect(
 
     labels: which of click, conversion, sales, margin the table has (columns of those names); the
         others are not learned and are NaN in predictions.
-    out: folder that the artifact is written to. storage: folder for Ray Train's runs, seen by all nodes.
+    out: folder that the artifact is written to. storage: folder for runs and their checkpoints, seen by all
+        nodes; the same call after a crash goes on from the last one, to the same model.
     units: id per row, `[n]`; rows of one unit share their bootstrap weight, so that intervals are
         honest about few users with many rows. Without it each row is its own unit.
     groups: columns whose values are groups that intervals must cover, beside the categorical features.
     progress: called with a fraction and a sentence.
     Ray must be running unless settings.workers is 0. Raises ValueError for bad labels, columns or split;
-    RuntimeError without Ray.
+    RuntimeError without Ray, or while the same training runs in another process.
     """
     chosen = settings or TrainSettings()
     tell = progress or (lambda share, text: None)
@@ -130,14 +133,9 @@ def train_effect(
     tell(0.0, f"encoding {table.num_rows:,} rows of {len(schema.names)} features")
     rows = _prepare(table, schema, labels, split, chosen, groups)
     weights = poisson_weights(_unit_ids(units, table.num_rows), chosen.heads, chosen.seed)
-    run = storage.resolve() / f"effect-{uuid.uuid4().hex[:12]}"
-    run.mkdir(parents=True)
-    try:
-        data = _write_rows(run / "rows.npz", rows, weights, split)
-        state, history = _run(_loop_config(data, rows.config, chosen), run, chosen, tell)
-    finally:
-        # Only the best weights are kept, in the artifact.
-        shutil.rmtree(run, ignore_errors=True)
+    config, arrays = _loop_config(rows.config, chosen), _arrays(rows, weights, split)
+    with open_run(storage, config, arrays) as run:
+        state, history = _run({**config, "data": str(run / ROWS)}, run, chosen, tell)
     tell(0.9, "fitting interval widths and scoring the test rows")
     network = _network(rows.config, state)
     width, metrics = _judge(ServedNetwork(network).eval(), rows, split, chosen)
@@ -173,27 +171,27 @@ def _unit_ids(units: ArrayLike | None, n: int) -> NDArray[Any]:
     return ids
 
 
-def _write_rows(path: Path, rows: _Prepared, weights: NDArray[np.uint8], split: Split) -> Path:
+def _arrays(rows: _Prepared, weights: NDArray[np.uint8], split: Split) -> dict[str, NDArray[Any]]:
+    """What the workers read, see `training.effect.loop.Rows`."""
     arrays: dict[str, NDArray[Any]] = {}
     for part, mask in (("train", split.train), ("valid", split.valid)):
         arrays |= {f"{part}_num": rows.num[mask], f"{part}_cat": rows.cat[mask]}
         arrays[f"{part}_weights"] = weights[mask]
         for task, values in rows.labels.items():
             arrays[f"{part}_{task}"] = values[mask].astype(np.float32)
-    np.savez(path, **arrays)
-    return path
+    return arrays
 
 
 def _run(
     config: dict[str, Any], run: Path, settings: TrainSettings, tell: Callable[[float, str], None]
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     if settings.workers:
-        return run_ray_train(config, run, settings.workers, tell)
-    return train_here(config, lambda row: tell_epoch(row, settings.epochs, tell))
+        return best_of(run_ray_train(config, run, settings.workers, tell))
+    return train_here(config, lambda row: tell_epoch(row, settings.epochs, tell), run)
 
 
-def _loop_config(data: Path, config: NetworkConfig, settings: TrainSettings) -> dict[str, Any]:
-    return {**asdict(settings), "data": str(data), "network": config.to_dict()}
+def _loop_config(config: NetworkConfig, settings: TrainSettings) -> dict[str, Any]:
+    return {**asdict(settings), "network": config.to_dict()}
 
 
 def _network(config: NetworkConfig, state: Mapping[str, torch.Tensor]) -> EffectNetwork:
