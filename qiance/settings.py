@@ -147,6 +147,12 @@ class TrainingSettings(Section):
     checkpoint_steps: Count = Field(
         1_000, description="gradient steps between checkpoints, beside one after each epoch"
     )
+    calibrate_by: str | None = Field(
+        None, description="feature by whose values calibration differs; null: the arm, or the channel"
+    )
+    negative_ratio: Positive | None = Field(
+        None, description="rows without a response kept for each with one when training; null: all"
+    )
 
 
 class PromotionSettings(Section):

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -176,9 +177,8 @@ def versions(tracking_uri: str, name: str | None = None) -> list[Version]:
     """What is registered under `name`, or under every name; the newest first."""
     client = _client(tracking_uri)
     names = sorted(m.name for m in client.search_registered_models()) if name is None else [name]
-    return [
-        _version(client, found, _model(client, one).aliases) for one in names for found in _all(client, one)
-    ]
+    models = [_model(client, one) for one in names]
+    return [_version(client, found, model.aliases) for model in models for found in _all(client, model.name)]
 
 
 def tag_version(tracking_uri: str, found: Registered, key: str, value: str) -> None:
@@ -263,13 +263,20 @@ def _log(
     for place, epoch in enumerate(history):
         step = int(epoch.get("epoch", place))
         rows += [(f"history/{key}", value, step) for key, value in epoch.items() if key != "epoch"]
-    points = [Metric(key, float(value), now, step) for key, value, step in rows if math.isfinite(value)]
+    points = [
+        Metric(_plain(key), float(value), now, step) for key, value, step in rows if math.isfinite(value)
+    ]
     # MLflow takes at most 1,000 metrics and 100 params a batch.
     for start in range(0, len(points), 1000):
         client.log_batch(run_id, metrics=points[start : start + 1000])
     entries = [Param(key, str(value)[:6000]) for key, value in params.items()]
     for start in range(0, len(entries), 100):
         client.log_batch(run_id, params=entries[start : start + 100])
+
+
+def _plain(name: str) -> str:
+    """A metric's name with what MLflow does not admit in it replaced: segments are named by the shop."""
+    return re.sub(r"[^\w\-. /]", "_", name)
 
 
 def _has_model(client: Any, name: str) -> bool:

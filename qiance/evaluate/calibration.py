@@ -77,6 +77,25 @@ def fit_calibrator(y: ArrayLike, p: ArrayLike, segments: ArrayLike | None = None
     return _by_segment(labels, chances, names)
 
 
+def cross_calibrate(
+    y: ArrayLike, draws: ArrayLike, folds: ArrayLike, segments: ArrayLike | None = None
+) -> Floats:
+    """Draws `[n, H]` of rows the model has not seen, each fold corrected by what the other folds say.
+
+    folds: `[n]` whole numbers; the rows of a user belong in one. The calibrator is fitted on the mean over
+    the draws and applied to each.
+    """
+    labels, chances = np.asarray(y, dtype=np.float64), np.asarray(draws, dtype=np.float64)
+    fold, corrected = np.asarray(folds), np.empty(chances.shape)
+    names = None if segments is None else np.asarray(segments).astype(np.str_)
+    for number in np.unique(fold):
+        held = fold == number
+        own, others = (None, None) if names is None else (names[held], names[~held])
+        calibrator = fit_calibrator(labels[~held], chances[~held].mean(axis=1), others)
+        corrected[held] = calibrator.apply(chances[held], own)
+    return corrected
+
+
 def _by_segment(y: Floats, p: Floats, segments: NDArray[np.str_]) -> Calibrator:
     """The curve given the offsets, the offsets given the curve, in turn."""
     names, inverse = np.unique(segments, return_inverse=True)
