@@ -57,7 +57,7 @@ class Calibration:
 
     segment: categorical feature by whose values it differs, None where it does not. tasks: per task the
     correction of its probability; its offsets are by value of `segment`, `OTHER` for values without a code.
-    Conversions of an entire space are corrected as a product, and kept below clicks.
+    Of an entire space both factors are corrected: that of `conversion` is of P(conversion | click).
     """
 
     segment: str | None
@@ -235,9 +235,7 @@ class EffectModel:
         parts = [
             [
                 task.reshape(shape)
-                for task in self._runner.run(
-                    self._programs[PAIRS], *tensors[:2], user[:, some], pair[:, some], *tensors[2:]
-                )
+                for task in self._runner.run(self._programs[PAIRS], *tensors, user[:, some], pair[:, some])
             ]
             for some in self._passes(users, actions)
         ]

@@ -35,9 +35,8 @@ _TARGET = re.compile(
 )
 # Operators whose arguments are those of the method or function of torch.
 _METHODS = {name: name for name in (
-    "add", "addcmul", "addmm", "baddbmm", "clamp", "exp", "expand", "log", "log1p", "minimum", "mm", "mul",
-    "neg", "permute", "relu", "relu_", "sigmoid", "split_with_sizes", "t", "tanh", "to", "transpose",
-    "unbind", "unsqueeze", "view",
+    "add", "addcmul", "addmm", "baddbmm", "exp", "mm", "mul", "permute", "relu", "relu_", "sigmoid",
+    "split_with_sizes", "t", "tanh", "to", "transpose", "unbind", "unsqueeze", "view",
 )} | {"sym_size": "size"}  # fmt: skip
 _FUNCTIONS = frozenset({"cat", "embedding", "stack"})
 _WORD = re.compile(r"[A-Za-z_]\w*")

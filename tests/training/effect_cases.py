@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -116,15 +115,6 @@ def killed_at(steps: Sequence[int], rank: int, folder: Path) -> Callable[[dict],
         train_loop(config)
 
     return loop
-
-
-def kill_tree(process: psutil.Process) -> None:
-    """At once and without a chance to tidy up, as a machine that goes down."""
-    tree = [process, *process.children(recursive=True)]
-    for member in tree:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            os.kill(member.pid, signal.SIGKILL)
-    psutil.wait_procs(tree, timeout=10)
 
 
 def _sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -69,7 +69,7 @@ def test_the_programs_correct_as_the_calibrator_does(models: tuple[EffectModel, 
     before, after = plain.predict_encoded(num, cat), model.predict_encoded(num, cat)
     correct = model.info.calibration.tasks
     click = correct["click"].apply(before.click, names)
-    conversion = np.minimum(correct["conversion"].apply(before.conversion, names), click)
+    conversion = click * correct["conversion"].apply(before.conversion / before.click, names)
     np.testing.assert_allclose(after.click, click, rtol=2e-5, atol=1e-5)
     np.testing.assert_allclose(after.conversion, conversion, rtol=2e-5, atol=1e-5)
     likely = before.conversion > 1e-4
@@ -139,7 +139,7 @@ def test_segments_are_mended_on_users_that_were_not_fitted() -> None:
     users = np.arange(n) // 4
     first = np.arange(n) < n // 2
     calibration = fit_calibration(
-        {"click": draws["click"][first]}, {"click": y["click"][first]}, segments[first], "channel"
+        {"click": draws["click"][first]}, {"click": y["click"][first]}, segments[first], "channel", False
     )
     after = {"click": calibration.tasks["click"].apply(draws["click"][~first], segments[~first])}
     rest = {"click": draws["click"][~first]}, {"click": y["click"][~first]}

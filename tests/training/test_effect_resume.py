@@ -8,10 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
-from effect_cases import Planted, fit, kill_tree, killed_at, plant
+from effect_cases import Planted, fit, killed_at, plant
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -28,10 +27,10 @@ JOB = """
 import sys
 from pathlib import Path
 from effect_cases import fit, kill_here, plant
-workers, step, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+workers, step, folder, cluster = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
 if workers:
     import ray
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address=cluster, log_to_driver=False)
 else:
     kill_here([step], folder)
 fit(plant(2_000), folder, workers=workers, epochs=3, batch_size=256, checkpoint_steps=2)
@@ -169,14 +168,17 @@ def test_killed_workers_go_on_to_the_same_model(
 def test_a_killed_job_on_ray_goes_on_to_the_same_model(
     small: Planted, workers: int, epochs: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    import ray
+
     expected: Trained = request.getfixturevalue("whole" if workers == 1 else "by_two")
-    job = subprocess.Popen(_command(workers, 0, tmp_path / "killed"), env=_environment())
+    cluster = ray.get_runtime_context().gcs_address
+    job = subprocess.Popen(_command(workers, 0, tmp_path / "killed", cluster), env=_environment())
     deadline = time.monotonic() + 400
     while not _lines(tmp_path / "killed") >= epochs:
         assert job.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    kill_tree(psutil.Process(job.pid))
+    job.kill()
     job.wait(timeout=10)
     again = fit(small, tmp_path / "killed", workers=workers, **SETTINGS)
     assert again.artifact.version == expected.artifact.version
@@ -187,8 +189,8 @@ def _lines(folder: Path) -> int:
     return sum(len(path.read_text().splitlines()) for path in folder.glob(f"runs/*/{PROGRESS}"))
 
 
-def _command(workers: int, step: int, folder: Path) -> list[str]:
-    return [sys.executable, "-c", JOB, str(workers), str(step), str(folder)]
+def _command(workers: int, step: int, folder: Path, cluster: str = "") -> list[str]:
+    return [sys.executable, "-c", JOB, str(workers), str(step), str(folder), cluster]
 
 
 def _environment() -> dict[str, str]:

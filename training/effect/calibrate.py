@@ -57,14 +57,18 @@ def segments_of(encoder: Encoder, feature: str | None, cat: NDArray[np.int64]) -
 
 
 def fit_calibration(
-    draws: Mapping[str, Draws], labels: Labels, segments: NDArray[np.str_] | None, feature: str | None
+    draws: Mapping[str, Draws],
+    labels: Labels,
+    segments: NDArray[np.str_] | None,
+    feature: str | None,
+    entire_space: bool,
 ) -> Calibration:
     """draws: task → `[n, H]` of users that training did not see; labels: task → `[n]`."""
-    tasks = {
-        task: fit_calibrator(labels[task], draws[task].mean(axis=1, dtype=np.float64), segments)
-        for task in PROBABILITIES
-        if task in draws
-    }
+    tasks = {}
+    for task, (chances, known) in _factors(draws, labels, entire_space).items():
+        names = None if segments is None else segments[known]
+        mean = chances[known].mean(axis=1, dtype=np.float64)
+        tasks[task] = fit_calibrator(labels[task][known], mean, names)
     return Calibration(feature, tasks)
 
 
@@ -78,19 +82,33 @@ def cross_calibrated(
 ) -> dict[str, Draws]:
     """The draws as calibrators that did not see the user would correct them; money follows conversions."""
     fold = np.floor(uniform(text_hash(np.asarray(units).astype(np.str_)), seed) * _FOLDS).astype(np.int64)
-    found = {
-        task: cross_calibrate(labels[task], values, fold, segments).astype(np.float32)
-        if task in PROBABILITIES
-        else values
-        for task, values in draws.items()
-    }
+    found = dict(draws)
+    for task, (chances, known) in _factors(draws, labels, entire_space).items():
+        found[task] = cross_calibrate(labels[task], chances, fold, segments, known).astype(np.float32)
     if entire_space:
-        found["conversion"] = np.minimum(found["conversion"], found["click"])
+        found["conversion"] = found["conversion"] * found["click"]
     for task in ("sales", "margin"):
         if task in found:
-            before = np.maximum(draws["conversion"], np.finfo(np.float32).tiny)
-            found[task] = draws[task] * (found["conversion"] / before)
+            found[task] = draws[task] * (found["conversion"] / _positive(draws["conversion"]))
     return found
+
+
+def _factors(
+    draws: Mapping[str, Draws], labels: Labels, entire_space: bool
+) -> dict[str, tuple[Draws, NDArray[np.bool_]]]:
+    """What is corrected by task, `[n, H]`, and the rows that tell: of P(conversion | click) those clicked."""
+    found = {
+        task: (draws[task], np.ones(len(labels[task]), dtype=np.bool_))
+        for task in PROBABILITIES
+        if task in draws
+    }
+    if entire_space:
+        found["conversion"] = (draws["conversion"] / _positive(draws["click"]), labels["click"] > 0)
+    return found
+
+
+def _positive(values: Draws) -> Draws:
+    return np.maximum(values, np.finfo(np.float32).tiny)
 
 
 def segment_report(

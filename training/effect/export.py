@@ -26,7 +26,6 @@ _DIMS = {
     "product": {1: "actions"},
     "user": {1: "users"},
     "pair": {1: "users", 2: "actions"},
-    "offsets": {1: "actions"},
 }
 _USERS = 3
 _TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -94,13 +93,12 @@ def _grid_files(
     first = ServedActions(network, columns.user, columns.pair, curves).eval()
     second = ServedPairs(network, columns.user, columns.pair, curves).eval()
     with torch.no_grad():
-        action, product, *offsets = first(num, cat)
+        action, product = first(num, cat)
     inputs = {
         "action": action,
         "product": product,
         "user": num[:1, list(columns.user)].t().repeat(1, _USERS),
         "pair": num[:, list(columns.pair)].t().unsqueeze(1).repeat(1, _USERS, 1),
-        **({"offsets": offsets[0].clone()} if offsets else {}),
     }
     return {
         ACTIONS: lambda path: export_program(first, {"num": num, "cat": cat}, path),

@@ -45,10 +45,9 @@ def judge(network: EffectNetwork, rows: Prepared, split: Split, feature: str | N
     plain = ServedNetwork(network).eval()
     unseen, truth = rows.draws(plain, split.valid), rows.of(split.valid)
     segments = segments_of(rows.encoder, feature, rows.cat[split.valid])
-    calibration = fit_calibration(unseen, truth, segments, feature)
-    corrected = cross_calibrated(
-        unseen, truth, rows.units[split.valid], segments, rows.config.entire_space, seed
-    )
+    product = rows.config.entire_space
+    calibration = fit_calibration(unseen, truth, segments, feature, product)
+    corrected = cross_calibrated(unseen, truth, rows.units[split.valid], segments, product, seed)
     width = fit_width(corrected, truth, _groups(corrected, rows, split.valid, seed))
     served = ServedNetwork(network, curves_of(calibration, rows.encoder)).eval()
     before, after = rows.draws(plain, split.test), rows.draws(served, split.test)

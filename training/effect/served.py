@@ -22,7 +22,6 @@ from training.effect.network import HEAD_WIDTH, LOG_RANGE, EffectNetwork, Networ
 
 Tasks = tuple[Tensor, ...]
 _CHANCES = ("click", "conversion")
-_EDGE = 1e-7  # as `qiance.evaluate.calibration` cuts
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,13 @@ class _Served(nn.Module):
     heads_out: Tensor
     log_sales: Tensor
     offsets: Tensor
+    slope: Tensor
+    bend: Tensor
 
     def __init__(self, network: EffectNetwork, order: Sequence[int], curves: Curves | None) -> None:
         super().__init__()
         self.config, self.curves = network.config, curves
+        self.offset_rows = 0 if curves is None else len(curves.slopes)
         self.codes = len(network.embeddings)
         layers = [layer for layer in network.trunk if isinstance(layer, nn.Linear)]
         self.width, self.trunk = len(order), layers[0].out_features
@@ -71,7 +73,10 @@ class _Served(nn.Module):
                 self._keep(f"deeper_bias_{place}", layer.bias[:, None])
             self._keep_heads(network, chosen)
             if curves is not None:
+                slopes = torch.tensor(list(curves.slopes.values()))
                 self._keep("offsets", curves.offsets)
+                self._keep("slope", slopes[:, :1])
+                self._keep("bend", slopes[:, 1:] - slopes[:, :1])
 
     def _keep(self, name: str, values: Tensor) -> None:
         self.register_buffer(name, values.detach().contiguous().clone())
@@ -118,7 +123,7 @@ class _Served(nn.Module):
     def _outcomes(self, raw: Tensor, offsets: Sequence[Tensor]) -> Tasks:
         """Per task `[H, N]` of `raw` `[H, T, N]`: probabilities, and expected minor units per row."""
         outputs = dict(zip(self.config.tasks, raw.unbind(1), strict=True))
-        served = self._corrected(outputs, offsets[0]) if offsets else self._probabilities(outputs)
+        served = self._corrected(raw, offsets[0]) if offsets else self._probabilities(outputs)
         if "sales" in outputs:
             log_mean = torch.add(self.log_sales, torch.tanh(outputs["sales"]), alpha=LOG_RANGE)
             served["sales"] = served["conversion"] * torch.exp(log_mean)
@@ -127,24 +132,20 @@ class _Served(nn.Module):
         return tuple(served[task] for task in self.config.tasks)
 
     def _probabilities(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = {t: torch.sigmoid(outputs[t]) for t in _CHANCES if t in outputs}
+        return self._joined({t: torch.sigmoid(outputs[t]) for t in _CHANCES if t in outputs})
+
+    def _corrected(self, raw: Tensor, offsets: Tensor) -> dict[str, Tensor]:
+        """The same, calibrated, before they are multiplied: ln σ(z) = z − ln(1 + eᶻ)."""
+        money = len(self.config.tasks) - self.offset_rows  # tasks begin with the probabilities
+        odds = raw.split([self.offset_rows, money], dim=1)[0] if money else raw
+        bent = torch.addcmul(offsets, odds, self.slope)
+        bent = torch.addcmul(bent, functional.softplus(odds), self.bend)
+        found = dict(zip(self.curves.slopes, torch.sigmoid(bent).unbind(1), strict=True))
+        return self._joined(found)
+
+    def _joined(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.config.entire_space:
             found["conversion"] = found["conversion"] * found["click"]
-        return found
-
-    def _corrected(self, outputs: Mapping[str, Tensor], offsets: Tensor) -> dict[str, Tensor]:
-        """The same, calibrated. A product is corrected as such, and stays below the click it needs."""
-        found, own = {}, dict(zip(self.curves.slopes, offsets.unbind(0), strict=True))
-        for task, (a, b) in self.curves.slopes.items():
-            if task == "conversion" and self.config.entire_space:
-                chance = torch.sigmoid(outputs["click"]) * torch.sigmoid(outputs[task])
-                chance = chance.clamp(_EDGE, 1 - _EDGE)
-                odds = torch.add(own[task], chance.log(), alpha=a)
-                odds = torch.add(odds, torch.log1p(-chance), alpha=-b)
-                found[task] = torch.minimum(torch.sigmoid(odds), found["click"])
-            else:  # ln σ(z) = z − ln(1 + eᶻ)
-                odds = torch.add(own[task], outputs[task], alpha=a)
-                found[task] = torch.sigmoid(torch.add(odds, functional.softplus(outputs[task]), alpha=b - a))
         return found
 
 
@@ -195,13 +196,14 @@ class _Split(_Served):
 class ServedActions(_Split):
     """The part that does not hang on the user."""
 
-    def forward(self, num: Tensor, cat: Tensor) -> Tasks:
+    def forward(self, num: Tensor, cat: Tensor) -> tuple[Tensor, Tensor]:
         """num `[A, Dn]`, cat `[A, Dc]` → their inputs `[Da, A]`, and the first product of these `[F, A]`.
 
-        With curves, the offsets `[P, A]` too.
+        With curves, their offsets are P more rows of the product.
         """
         x = torch.cat([num.t()[self.numbers], *self._embedded(cat)])
-        return x, torch.addmm(self.first_bias, self.first[:, : self.sizes[0]], x), *self._offsets(cat)
+        product = torch.addmm(self.first_bias, self.first[:, : self.sizes[0]], x)
+        return x, torch.cat([product, *self._offsets(cat)])
 
 
 class ServedPairs(_Split):
@@ -219,34 +221,27 @@ class ServedPairs(_Split):
     ) -> None:
         super().__init__(network, user, pair, curves)
         actions, users, _ = self.sizes
-        self._keep("first_user", self.first[:, actions : actions + users])
-        self._keep("first_pair", self.first[:, actions + users :])
+        # Offsets hang on the action alone.
+        first = functional.pad(self.first, (0, 0, 0, self.offset_rows))
+        self._keep("first_user", first[:, actions : actions + users])
+        self._keep("first_pair", first[:, actions + users :])
         # The archive would hold these all the same.
         for name in ("first", "first_bias", *(f"embedding_{place}" for place in range(self.codes))):
             delattr(self, name)
 
-    def forward(
-        self, action: Tensor, product: Tensor, user: Tensor, pair: Tensor, offsets: Tensor | None = None
-    ) -> Tasks:
-        """action, product, offsets: of `ServedActions`; user `[Du, U]`; pair `[Dp, U, A]`.
-
-        `[H, U·A]` per task comes out.
-        """
+    def forward(self, action: Tensor, product: Tensor, user: Tensor, pair: Tensor) -> Tasks:
+        """action, product: of `ServedActions`; user `[Du, U]`; pair `[Dp, U, A]` → `[H, U·A]` per task."""
         actions, users, pairs = self.sizes
         rows = (user.shape[1], action.shape[1])
         pair = pair.view(pairs, -1)
         base = product.unsqueeze(1) + torch.mm(self.first_user, user).unsqueeze(2)
-        first = torch.addmm(base.view(self.width + self.trunk, -1), self.first_pair, pair)
-        of_action, of_user, of_pair, trunk = first.split([actions, users, pairs, self.trunk])
+        first = torch.addmm(base.view(len(self.first_pair), -1), self.first_pair, pair)
+        parts = [actions, users, pairs, self.trunk, *([self.offset_rows] if self.offset_rows else [])]
+        of_action, of_user, of_pair, trunk, *offsets = first.split(parts)
         own, asked = action.unsqueeze(1), user.unsqueeze(2)
         crossed = (
             torch.addcmul(own, own, of_action.view(actions, *rows)).view(actions, -1),
             torch.addcmul(asked, asked, of_user.view(users, *rows)).view(users, -1),
             torch.addcmul(pair, pair, of_pair),
         )
-        asked_for = [] if offsets is None else [self._of_pairs(offsets, rows[0])]
-        return self._finish(crossed, trunk, asked_for)
-
-    def _of_pairs(self, offsets: Tensor, users: int) -> Tensor:
-        """`[P, A]` → `[P, U·A]`."""
-        return offsets.unsqueeze(1).expand(-1, users, -1).reshape(len(self.curves.slopes), -1)
+        return self._finish(crossed, trunk, offsets)
