@@ -163,7 +163,7 @@ def _compare(
     name: str, y: Floats, champion: Floats, challenger: Floats, unit: Index, rule: PromotionRule
 ) -> list[Difference]:
     models = (champion, challenger)
-    losses = [np.bincount(unit, _log_losses(y, p)) for p in models]
+    losses: list[Floats] = [np.bincount(unit, _log_losses(y, p)).astype(np.float64) for p in models]
     gaps = [_gaps(y, p, unit, rule.bins) for p in models]
     count = np.bincount(unit).astype(np.float64)
     drawn = _resampled(losses, gaps, count, rule)

@@ -29,7 +29,8 @@ LABELS = ("click", "conversion", "sales", "margin")
 class Learned:
     """A trained model with its scores beside the baselines'.
 
-    registered: its number in the registry. promotion: how it was tested before it could serve.
+    registered: its number in the registry. segments: its calibration by segment. promotion: how it was tested
+    before it could serve.
     """
 
     version: str
@@ -39,6 +40,7 @@ class Learned:
     rows: int
     parents: tuple[str, ...]
     registered: str
+    segments: Sequence[Any] = ()
     promotion: PromotionTest | None = None
 
 
@@ -109,7 +111,16 @@ def learn(
         f"model {trained.artifact.version}: {table.num_rows:,} rows, conversion AUC "
         f"{trained.metrics['conversion_auc']:.3f}, normalised entropy {trained.metrics['conversion_ne']:.3f}"
     )
-    return Learned(trained.artifact.version, model, trained.metrics, scores, table.num_rows, parents, number)
+    return Learned(
+        trained.artifact.version,
+        model,
+        trained.metrics,
+        scores,
+        table.num_rows,
+        parents,
+        number,
+        trained.segments,
+    )
 
 
 def promote(
