@@ -95,10 +95,8 @@ def crown(
     make_champion(uri, found, by=by, reason=reason, action=action, override=override)
 
 
-def register_response(trained: Any, name: str, folder: Path) -> str:
-    """Register what `qiance train effect` trained as challenger `name`; the registry's number."""
-    from training.registry import register
-
+def check_registration(name: str, folder: Path) -> None:
+    """Before an hour is spent on training: ValueError where a response model could not be registered."""
     if name == SERVED:
         raise ValueError(
             f"--register: {name!r} is the name of the model that the service follows; give another"
@@ -107,11 +105,21 @@ def register_response(trained: Any, name: str, folder: Path) -> str:
         raise ValueError(
             f"--workspace: {folder} does not exist; pass the folder whose registry takes the model"
         )
-    uri = Workspace(folder.resolve()).tracking_url
-    params = {name: trained.metrics[name] for name in ("label", "rows", "units", "calibrated_by")}
-    split = f"nothing of the data {trained.artifact.manifest.data_fingerprint}"
+
+
+def register_response(trained: Any, name: str, folder: Path) -> str:
+    """Register what `qiance train effect` trained as challenger `name`; the registry's number."""
+    from training.registry import register
+
+    check_registration(name, folder)
+    manifest = trained.artifact.manifest
     return register(
-        trained.artifact, uri, name, metrics=trained.artifact.manifest.metrics, params=params, split=split
+        trained.artifact,
+        Workspace(folder.resolve()).tracking_url,
+        name,
+        metrics=manifest.metrics,
+        params={key: trained.metrics[key] for key in ("label", "rows", "units", "calibrated_by")},
+        split=f"nothing of the data {manifest.data_fingerprint}",
     )
 
 

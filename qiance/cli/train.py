@@ -95,10 +95,13 @@ def effect(
     (error, calibration and exposure by protected group). `qiance predict` uses it. Ends with 1 where a
     protected group is predicted too high or too low beyond doubt.
     """
+    from qiance.cli.contest import check_registration, register_response
     from qiance.cli.stages import Stages
 
     console = Console()
     stages = Stages(console)
+    if register is not None:
+        check_registration(register, workspace)
     with stages.stage(f"reading {data.name}") as stage:
         responses = _read(data, mapping, out, stage)
     with stages.stage("training") as stage:
@@ -122,8 +125,6 @@ def effect(
     console.print(_importance(trained.explanations))
     console.print(f"Model and figures: [bold]{out}[/]", highlight=False)
     if register is not None:
-        from qiance.cli.contest import register_response
-
         number = register_response(trained, register, workspace)
         console.print(f"Registered as [bold]{register}[/] version {number}", highlight=False)
     for sentence in trained.fairness.broken:

@@ -15,7 +15,7 @@ from qiance.features.schema import Encoder, FeatureSchema
 from training.effect.labels import network_config, read_labels
 from training.effect.network import NetworkConfig
 from training.effect.randomness import poisson_weights
-from training.effect.sampling import Sampling, choose_sampling, keep
+from training.effect.sampling import Sampling, choose_sampling
 from training.effect.split import Mask, Split
 
 Draws = NDArray[np.float32]
@@ -44,10 +44,11 @@ class Prepared:
     def arrays(self, heads: int, seed: int) -> dict[str, NDArray[Any]]:
         """What the workers read, see `training.effect.loop.Rows`."""
         weights, found = poisson_weights(self.units, heads, seed), dict[str, NDArray[Any]]()
+        labels = self.labels if self.sampling is None else self.sampling.hide(self.labels)
         for part, mask in (("train", self.fitted), ("valid", self.choosing)):
             found |= {f"{part}_num": self.num[mask], f"{part}_cat": self.cat[mask]}
             found[f"{part}_weights"] = weights[mask]
-            for task, values in self.labels.items():
+            for task, values in labels.items():
                 found[f"{part}_{task}"] = values[mask].astype(np.float32)
         return found
 
@@ -85,8 +86,10 @@ def prepare(
         schema, {name: values[split.train] for name, values in columns.items()}, min_count=min_count
     )
     num, cat = encoder.encode(columns)
-    sampling = choose_sampling(found, split.train, negative_ratio)
-    fitted, choosing = (keep(mask, found, sampling, seed) for mask in (split.train, split.valid))
+    sampling = choose_sampling(found, split.train, negative_ratio, seed)
+    fitted, choosing = split.train, split.valid
+    if sampling is not None:
+        fitted, choosing = (sampling.keep(mask, found) for mask in (fitted, choosing))
     config = network_config(encoder, found, fitted, heads=heads, hidden=hidden)
     names = dict.fromkeys((*schema.categorical, *groups))
     natural = [np.asarray(table.column(name).to_numpy()).astype(np.str_) for name in names]

@@ -134,9 +134,16 @@ def promote(
     from training.registry import current, find
 
     champion = current(workspace.tracking_url, SERVED)
-    found = contest(
-        workspace, settings, ledger, champion, find(workspace.tracking_url, SERVED, learned.registered)
-    )
+    challenger = find(workspace.tracking_url, SERVED, learned.registered)
+    try:
+        found = contest(workspace, settings, ledger, champion, challenger)
+    except ValueError as error:
+        if champion is None:
+            raise
+        # The champion was trained in another way, say: what serves goes on, and what was trained is kept.
+        stage.note(f"model {learned.version} stays challenger: {error}")
+        untested = PromotionTest(False, str(error), 0, 0, settings.promotion.confidence, ())
+        return replace(learned, promotion=untested)
     note(workspace, found)
     if found.test.passed:
         crown(workspace, ledger, found.challenger, by=by, reason=found.test.reason)
