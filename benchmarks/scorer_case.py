@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from qiance.artifacts import EffectModel, write_artifact
-from qiance.artifacts.effect import KIND, TASKS
+from qiance.artifacts.effect import KIND, TASKS, Calibration
 from qiance.decide.predictor import ActionGrid, EffectScorer
 from qiance.domain import (
     Action,
@@ -21,6 +21,7 @@ from qiance.domain import (
     OfferKind,
     StrategyKind,
 )
+from qiance.evaluate.calibration import Calibrator
 from qiance.features.columns import EFFECT_SCHEMA, ITEM_COLUMNS, USER_COLUMNS
 from qiance.features.grid import GridColumns
 from qiance.features.schema import Encoder, NumericCode
@@ -32,6 +33,9 @@ from training.effect.network import EffectNetwork, NetworkConfig
 CATEGORIES = tuple(f"category {number}" for number in range(30))
 CHANNELS = (Channel.EMAIL, Channel.PUSH, Channel.DISPLAY, Channel.MAILER)
 DEPTHS = (0.0, 0.1, 0.2, 0.3)
+CALIBRATION = Calibration(
+    "channel", {task: Calibrator(0.9, 1.1, 0.1, {c.value: 0.1 for c in CHANNELS}) for task in TASKS[:2]}
+)
 BOUGHT = 0.3  # share of categories that a user has bought from
 
 
@@ -67,7 +71,13 @@ def users(count: int, random: np.random.Generator) -> UserRows:
     return UserRows(columns, pairs, random.integers(0, 5, count).astype(np.float64))
 
 
-def write_model(root: Path, heads: int = 8, hidden: tuple[int, ...] = (64, 32), seed: int = 0) -> Path:
+def write_model(
+    root: Path,
+    heads: int = 8,
+    hidden: tuple[int, ...] = (64, 32),
+    seed: int = 0,
+    calibration: Calibration | None = CALIBRATION,
+) -> Path:
     """The artifact of an effect model as it is trained by default."""
     torch.manual_seed(seed)
     flagged = {"recency_days", "tenure_days", *ITEM_COLUMNS}
@@ -79,7 +89,7 @@ def write_model(root: Path, heads: int = 8, hidden: tuple[int, ...] = (64, 32), 
     )
     num = np.zeros((8, encoder.num_width), dtype=np.float32)
     cat = np.zeros((8, len(encoder.vocabularies)), dtype=np.int64)
-    files = effect_files(EffectNetwork(config).eval(), encoder, num, cat, 1.0, {})
+    files = effect_files(EffectNetwork(config).eval(), encoder, num, cat, 1.0, {}, calibration)
     about = {"feature_service": EFFECT_SCHEMA.service, "schema_hash": EFFECT_SCHEMA.hash}
     return write_artifact(root, KIND, files, metrics={}, data_fingerprint="random", **about).path
 

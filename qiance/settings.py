@@ -144,6 +144,34 @@ class TrainingSettings(Section):
     workers: Count = Field(1, description="Ray Train workers")
     patience: Count = Field(3, description="epochs without improvement before stopping")
     threads: Count = Field(1, description="torch threads per worker; two collapse on busy cores")
+    checkpoint_steps: Count = Field(
+        1_000, description="gradient steps between checkpoints, beside one after each epoch"
+    )
+    calibrate_by: str | None = Field(
+        None, description="feature by whose values calibration differs; null: the arm, or the channel"
+    )
+    negative_ratio: Positive | None = Field(
+        None, description="rows without a response kept for each with one when training; null: all"
+    )
+
+
+class PromotionSettings(Section):
+    log_loss_margin: Fraction = Field(
+        0.01, lt=1.0, description="how much worse a challenger's log loss may be, share of the champion's"
+    )
+    ece_margin: Fraction = Field(
+        0.01, lt=1.0, description="how much worse its calibration error may be, in probability"
+    )
+    confidence: Fraction = Field(
+        0.95, ge=0.5, lt=1.0, description="of the intervals that must lie below both"
+    )
+    protected: tuple[str, ...] = Field(
+        (),
+        description="columns of the users table that no model sees and groups are audited by, such as [age]",
+    )
+    max_gap: Fraction = Field(
+        0.05, description="largest gap between predicted and observed rate of a protected group"
+    )
 
 
 class MarketSettings(Section):
@@ -223,6 +251,7 @@ class Settings(Section):
     serve: ServeSettings = ServeSettings()
     features: FeatureSettings = FeatureSettings()
     training: TrainingSettings = TrainingSettings()
+    promotion: PromotionSettings = PromotionSettings()
     market: MarketSettings = MarketSettings()
     rl: RlSettings = RlSettings()
     llm: LlmSettings = LlmSettings()

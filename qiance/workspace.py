@@ -65,6 +65,11 @@ class Workspace:
         return self.root / "frames"
 
     @property
+    def held_out(self) -> Path:
+        """Rows that models were not trained on, by name of the model: what they are compared on."""
+        return self.root / "held_out"
+
+    @property
     def spool(self) -> Path:
         """What was accepted while the ledger was down."""
         return self.root / "spool"

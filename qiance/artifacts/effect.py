@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from qiance.artifacts.manifest import Artifact, ArtifactError, Manifest, load_manifest
 from qiance.artifacts.program import load_program
 from qiance.artifacts.runner import Program, Runner
+from qiance.evaluate.calibration import Calibrator
 from qiance.features.grid import GridColumns
 from qiance.features.schema import Columns, Encoder, FeatureSchema
 
@@ -25,6 +26,7 @@ TASKS = ("click", "conversion", "sales", "margin")
 PROGRAM, ENCODER, INFO = "program.pt2", "encoder.json", "effect.json"
 # The same network over users × actions: what the actions give alone, and what they give with users.
 ACTIONS, PAIRS = "actions.pt2", "pairs.pt2"
+OTHER = "(other)"  # segment of values without a code of their own
 # Rows per pass: few enough that what a pass writes (some hundred floats a row) stays near the core, enough
 # that the calls themselves do not count.
 _CHUNK = 2_048
@@ -50,6 +52,27 @@ class EffectDraws:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """How probabilities were corrected on users that training did not see; the programs do it by themselves.
+
+    segment: categorical feature by whose values it differs, None where it does not. tasks: per task the
+    correction of its probability; its offsets are by value of `segment`, `OTHER` for values without a code.
+    Of an entire space both factors are corrected: that of `conversion` is of P(conversion | click).
+    """
+
+    segment: str | None
+    tasks: Mapping[str, Calibrator]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"segment": self.segment, "tasks": {task: c.to_dict() for task, c in self.tasks.items()}}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
+        tasks = {str(task): Calibrator.from_dict(found) for task, found in data["tasks"].items()}
+        return cls(data["segment"], tasks)
+
+
+@dataclass(frozen=True, slots=True)
 class EffectInfo:
     """What the program of an effect model returns.
 
@@ -59,6 +82,7 @@ class EffectInfo:
     grid: which columns of its input the programs for users × actions take apart, or None without them.
     width_scale: factor on the spread of the heads, so that 90 % intervals of group means cover over
         all tasks; width_scales: the factor that each task alone needs.
+    calibration: None of models from before there was one.
     """
 
     tasks: tuple[str, ...]
@@ -68,6 +92,7 @@ class EffectInfo:
     width_scale: float
     width_scales: Mapping[str, float]
     grid: GridColumns | None = None
+    calibration: Calibration | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -78,6 +103,7 @@ class EffectInfo:
             "width_scale": self.width_scale,
             "width_scales": dict(self.width_scales),
             "grid": None if self.grid is None else {"user": self.grid.user, "pair": self.grid.pair},
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
         }
 
     @classmethod
@@ -90,12 +116,17 @@ class EffectInfo:
             width_scale=float(data["width_scale"]),
             width_scales={str(k): float(v) for k, v in data["width_scales"].items()},
             grid=_grid_columns(data.get("grid")),
+            calibration=_calibration(data.get("calibration")),
         )
 
 
 def _grid_columns(data: Mapping[str, Any] | None) -> GridColumns | None:
     """None of models from before there were programs for users × actions."""
     return None if data is None else GridColumns(tuple(data["user"]), tuple(data["pair"]))
+
+
+def _calibration(data: Mapping[str, Any] | None) -> Calibration | None:
+    return None if data is None else Calibration.from_dict(data)
 
 
 class EffectModel:

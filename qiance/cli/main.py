@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from qiance import __version__
-from qiance.cli import dashboards, data, embeddings, features, keys, predict, strategies, train, users
+from qiance.cli import dashboards, data, embeddings, features, keys, models, predict, strategies, train, users
 from qiance.settings import DEFAULT_WORKSPACE, Settings, SettingsError, load_settings
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.add_typer(dashboards.app, name="dashboards")
 app.add_typer(embeddings.app, name="embeddings")
 app.add_typer(features.app, name="features")
 app.add_typer(keys.app, name="keys")
+app.add_typer(models.app, name="models")
 app.add_typer(strategies.app, name="strategies")
 app.add_typer(train.app, name="train")
 app.add_typer(users.app, name="users")

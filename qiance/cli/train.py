@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from qiance.data.errors import DataError
+from qiance.settings import DEFAULT_WORKSPACE
 
 app = typer.Typer(
     help="Train the effect model of a workspace; `train effect` trains on a response log of your own.",
@@ -80,6 +81,12 @@ def effect(
         ),
     ] = 0.05,
     seed: Annotated[int, typer.Option(help="With equal data, the same seed gives the same model.")] = 0,
+    register: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Register it as challenger; see `qiance models`.")
+    ] = None,
+    workspace: Annotated[
+        Path, typer.Option("--workspace", "-w", help="Folder whose registry takes it.")
+    ] = DEFAULT_WORKSPACE,
 ) -> None:
     """Train a calibrated model on a response log of your own, with intervals and explanations.
 
@@ -88,10 +95,13 @@ def effect(
     (error, calibration and exposure by protected group). `qiance predict` uses it. Ends with 1 where a
     protected group is predicted too high or too low beyond doubt.
     """
+    from qiance.cli.contest import check_registration, register_response
     from qiance.cli.stages import Stages
 
     console = Console()
     stages = Stages(console)
+    if register is not None:
+        check_registration(register, workspace)
     with stages.stage(f"reading {data.name}") as stage:
         responses = _read(data, mapping, out, stage)
     with stages.stage("training") as stage:
@@ -113,6 +123,9 @@ def effect(
     console.print(_scores(trained.metrics))
     console.print(_importance(trained.explanations))
     console.print(f"Model and figures: [bold]{out}[/]", highlight=False)
+    if register is not None:
+        number = register_response(trained, register, workspace)
+        console.print(f"Registered as [bold]{register}[/] version {number}", highlight=False)
     for sentence in trained.fairness.broken:
         console.print(f"[red]unfair:[/] {escape(sentence)}", highlight=False)
     if trained.fairness.broken:

@@ -77,6 +77,30 @@ def fit_calibrator(y: ArrayLike, p: ArrayLike, segments: ArrayLike | None = None
     return _by_segment(labels, chances, names)
 
 
+def cross_calibrate(
+    y: ArrayLike,
+    draws: ArrayLike,
+    folds: ArrayLike,
+    segments: ArrayLike | None = None,
+    among: ArrayLike | None = None,
+) -> Floats:
+    """Draws `[n, H]` of rows the model has not seen, each fold corrected by what the other folds say.
+
+    folds: `[n]` whole numbers; the rows of a user belong in one. The calibrator is fitted on the mean over
+    the draws and applied to each. among: `[n]` rows that may be fitted on, all by default.
+    """
+    labels, chances = np.asarray(y, dtype=np.float64), np.asarray(draws, dtype=np.float64)
+    fold, corrected = np.asarray(folds), np.empty(chances.shape)
+    known = np.ones(fold.shape, dtype=np.bool_) if among is None else np.asarray(among, dtype=np.bool_)
+    names = None if segments is None else np.asarray(segments).astype(np.str_)
+    for number in np.unique(fold):
+        held, others = fold == number, (fold != number) & known
+        own = None if names is None else names[others]
+        calibrator = fit_calibrator(labels[others], chances[others].mean(axis=1), own)
+        corrected[held] = calibrator.apply(chances[held], None if names is None else names[held])
+    return corrected
+
+
 def _by_segment(y: Floats, p: Floats, segments: NDArray[np.str_]) -> Calibrator:
     """The curve given the offsets, the offsets given the curve, in turn."""
     names, inverse = np.unique(segments, return_inverse=True)

@@ -40,7 +40,7 @@ def log_loss(y: ArrayLike, p: ArrayLike) -> float:
     −(1/n) Σ [y ln p + (1 − y) ln(1 − p)], p cut to [1e-15, 1 − 1e-15].
     Source: Good (1952), Rational decisions.
     """
-    labels, chances = _binary(y, p)
+    labels, chances = binary(y, p)
     cut = np.clip(chances, EPSILON, 1 - EPSILON)
     return float(-np.mean(labels * np.log(cut) + (1 - labels) * np.log1p(-cut)))
 
@@ -52,7 +52,7 @@ def normalised_entropy(y: ArrayLike, p: ArrayLike) -> float:
     Source: He et al. (2014), Practical lessons from predicting clicks on ads at Facebook.
     Raises ValueError when y has one class only: the base rate has no entropy.
     """
-    labels, chances = _binary(y, p)
+    labels, chances = binary(y, p)
     rate = float(labels.mean())
     if rate in (0.0, 1.0):
         raise ValueError(f"y: all {labels.size} labels are {rate:g}; normalised entropy needs both classes")
@@ -93,12 +93,17 @@ def calibration_table(y: ArrayLike, p: ArrayLike, bins: int = 10) -> list[Calibr
     Fewer rows of the table come back where p has fewer distinct values. The interval of each share
     is Wilson's. Sources: Hosmer and Lemeshow (1980) for the bins, Wilson (1927) for the interval.
     """
-    labels, chances = _binary(y, p)
+    labels, chances = binary(y, p)
     if bins < 1:
         raise ValueError(f"bins: {bins} is not positive")
-    edges = np.unique(np.quantile(chances, np.linspace(0, 1, bins + 1)[1:-1], method="inverted_cdf"))
-    place = np.searchsorted(edges, chances, side="left")
+    place = equal_mass_bins(chances, bins)
     return [_row(labels[place == b], chances[place == b]) for b in np.unique(place)]
+
+
+def equal_mass_bins(p: Floats, bins: int) -> NDArray[np.intp]:
+    """`[n]` bin of each value: sorted and cut into parts of nearly equal size, equal values together."""
+    edges = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1)[1:-1], method="inverted_cdf"))
+    return np.searchsorted(edges, p, side="left")
 
 
 def ece(y: ArrayLike, p: ArrayLike, bins: int = 10) -> float:
@@ -169,7 +174,8 @@ def _check_labels(labels: Floats) -> None:
         raise ValueError(f"y: label {labels[bad[0]]:g} at row {bad[0]} is neither 0 nor 1")
 
 
-def _binary(y: ArrayLike, p: ArrayLike) -> tuple[Floats, Floats]:
+def binary(y: ArrayLike, p: ArrayLike) -> tuple[Floats, Floats]:
+    """Labels and probabilities as arrays `[n]`; ValueError naming the row that is neither."""
     labels, chances = _pair(y, p)
     _check_labels(labels)
     bad = np.flatnonzero((chances < 0) | (chances > 1))

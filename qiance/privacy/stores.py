@@ -152,6 +152,7 @@ def workspace_stores(workspace: Workspace) -> list[Store]:
         TablesStore("features", workspace.features),
         SnapshotStore(workspace.snapshot),
         LeftoverStore(workspace.root / "training"),
+        TablesStore("held_out", workspace.held_out),
     ]
 
 

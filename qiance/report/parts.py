@@ -136,8 +136,28 @@ def _by_label(scores: Any) -> Any:
     return grouped
 
 
+class SegmentCalibration(Foreign):
+    """Test rows of one segment: share observed, mean predicted and error before and after calibration."""
+
+    task: str
+    segment: str
+    rows: Count
+    observed: Number = None
+    before: Number = None
+    after: Number = None
+    ece_before: Number = None
+    ece_after: Number = None
+
+
+class Promotion(Part):
+    """Whether the model was let serve, and why; in words."""
+
+    passed: bool
+    reason: str
+
+
 class ModelReport(Part):
-    """A trained model beside its baselines; `scores` by label."""
+    """A trained model beside its baselines; `scores` by label, `segments` as it is calibrated by them."""
 
     version: str
     name: str
@@ -146,6 +166,8 @@ class ModelReport(Part):
     seconds: Number = None
     metrics: dict[str, Number] = Field(default_factory=dict)
     scores: Scores = Field(default_factory=dict)
+    segments: list[SegmentCalibration] = Field(default_factory=list)
+    promotion: Promotion | None = None
 
     _group = field_validator("scores", mode="before")(_by_label)
 

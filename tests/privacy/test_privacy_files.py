@@ -30,6 +30,7 @@ from qiance.privacy.parquet import rows_of, write_without
 from qiance.privacy.snapshot import SnapshotStore
 from qiance.privacy.stores import LeftoverStore, TablesStore
 from qiance.workspace import Snapshot, Workspace
+from training.promotion import read_held_out, write_held_out
 
 GONE = USERS[1]
 
@@ -49,11 +50,20 @@ def test_every_file_of_the_workspace_lets_the_user_go(workspace: Workspace) -> N
     } == {file.removesuffix("-wal") for file in files}  # fmt: skip
     kept = words_in(workspace.root, [USERS[5], payload(USERS[5])])
     removed = {store.name: store.erase([GONE]) for store in workspace_stores(workspace)}
-    assert removed == {"data": 50 + 1 + 3, "features": 2, "snapshot": 1 + 3, "training": 0}
+    assert removed == {"data": 50 + 1 + 3, "features": 2, "snapshot": 1 + 3, "training": 0, "held_out": 0}
     assert erase_packed_sqlite(workspace.features / "online.db", PROJECT, GONE) == 3
     assert words_in(workspace.root, words) == set()
     still = {file.removesuffix("-wal") for file, _ in words_in(workspace.root, [USERS[5], payload(USERS[5])])}
     assert still == {file.removesuffix("-wal") for file, _ in kept}
+
+
+def test_rows_that_models_are_compared_on_let_the_user_go(workspace: Workspace) -> None:
+    write_held_out(workspace.held_out / "effect.parquet", pa.table({"user_id": [GONE, USERS[5], GONE]}), "s")
+    removed = {store.name: store.erase([GONE]) for store in workspace_stores(workspace)}
+    assert removed["held_out"] == 2
+    table, split = read_held_out(workspace.held_out / "effect.parquet")
+    assert table["user_id"].to_pylist() == [USERS[5]]
+    assert split == "s", "the rows can still be compared on"
 
 
 def test_the_rest_of_the_tables_is_untouched(workspace: Workspace) -> None:
@@ -83,7 +93,7 @@ def test_who_is_not_there_changes_no_file(workspace: Workspace) -> None:
     for store in stores:
         store.erase([GONE])
     before = {path: path.stat().st_mtime_ns for path in workspace.root.rglob("*") if path.is_file()}
-    assert [store.erase([GONE, "user-00", "nobody"]) for store in stores] == [0, 0, 0, 0]
+    assert [store.erase([GONE, "user-00", "nobody"]) for store in stores] == [0, 0, 0, 0, 0]
     assert {path: path.stat().st_mtime_ns for path in workspace.root.rglob("*") if path.is_file()} == before
     assert set(USERS) - {GONE} == stores[0].users() == stores[1].users() == stores[2].users()
 

@@ -219,3 +219,16 @@ def test_calibration_points_lie_where_said_meets_happened() -> None:
     places = [(float((dot["cx"] or "").rstrip("%")), float(dot["cy"] or "")) for dot in dots]
     assert places[0][1] == pytest.approx(height_of_diagonal(places[0][0]), abs=0.1)
     assert places[1][1] > height_of_diagonal(places[1][0]) + 20, "less happened than was said: below the line"
+
+
+def test_the_models_are_shown_with_their_segments_and_the_verdict() -> None:
+    document = loop_document()
+    text = " ".join(page_of(document).text.split())
+    assert "Calibration by segment" in text
+    assert "email" in text
+    assert re.search(r"8\.1%9\.3%8\.1%", text), "happened, said before, said after"
+    assert "It serves from now on: not worse: click: log loss 0.1601." in text
+    document["models"]["round2"]["promotion"] = {"passed": False, "reason": "may be worse: click"}
+    assert "It does not serve: may be worse: click." in " ".join(page_of(document).text.split())
+    del document["models"]["effect"]["segments"], document["models"]["round2"]["segments"]
+    assert "Calibration by segment" not in page_of(document).text

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +77,44 @@ def fit(planted: Planted, folder: Path, workers: int = 0, **settings: int) -> Tr
         data_fingerprint="planted",
         units=planted.users,
     )
+
+
+def kill_here(steps: Sequence[int], folder: Path) -> None:
+    """From now on this process is killed at gradient step steps[n] of its attempt n; `folder` counts them."""
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    attempt = len(list(folder.glob("killed-*")))
+    last = steps[attempt] if attempt < len(steps) else -1
+    taken, real = 0, torch.optim.AdamW.step
+
+    def counted(self: torch.optim.AdamW, *args: object) -> object:
+        nonlocal taken
+        if taken == last:
+            (folder / f"killed-{attempt}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        taken += 1
+        return real(self, *args)
+
+    torch.optim.AdamW.step = counted  # type: ignore[method-assign]
+
+
+def killed_at(steps: Sequence[int], rank: int, folder: Path) -> Callable[[dict], None]:
+    """A training loop for Ray Train whose worker `rank` is killed as `kill_here` says."""
+    import ray.cloudpickle
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
+
+    def loop(config: dict) -> None:
+        import ray.train
+
+        from training.effect.loop import train_loop
+
+        if ray.train.get_context().get_world_rank() == rank:
+            kill_here(steps, folder)
+        train_loop(config)
+
+    return loop
 
 
 def _sigmoid(z: NDArray[np.float64]) -> NDArray[np.float64]:

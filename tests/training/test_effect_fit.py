@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from effect_cases import LABELS, Planted, fit, listening, plant
+from effect_cases import LABELS, Planted, fit, killed_at, listening, plant
 
 from qiance.artifacts import ArtifactError, EffectModel
 from qiance.evaluate.prediction import auc
 from qiance.features.schema import FeatureSchema
+from training.effect import ray_run
 from training.effect.baselines import compare
 from training.effect.fit import Trained, TrainSettings, train_effect
 from training.effect.split import Split
@@ -100,9 +101,10 @@ def _assert_loopback(sockets: set[tuple[str, str]]) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_ray_train_gives_the_model_that_this_process_gives(
-    planted: Planted, trained: Trained, tmp_path: Path
+def test_ray_train_with_a_killed_worker_gives_the_model_that_this_process_gives(
+    planted: Planted, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ray_run, "train_loop", killed_at([20], 0, tmp_path))
     told: list[tuple[float, str]] = []
     with listening() as sockets:
         on_ray = train_effect(
@@ -118,6 +120,7 @@ def test_ray_train_gives_the_model_that_this_process_gives(
             progress=lambda share, text: told.append((share, text)),
         )
     _assert_loopback(sockets)
+    assert (tmp_path / "killed-0").exists()
     assert on_ray.history == trained.history
     assert on_ray.artifact.version == trained.artifact.version
     shares = [share for share, _ in told]

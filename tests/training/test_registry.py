@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from qiance.artifacts import Artifact, ArtifactError, write_artifact
-from training.registry import CHALLENGER, CHAMPION, current, promote, register
+from training.registry import (
+    CHALLENGER,
+    CHAMPION,
+    changes,
+    current,
+    find,
+    make_champion,
+    previous_champion,
+    register,
+    versions,
+)
 
 
 def _artifact(folder: Path, content: str) -> Artifact:
@@ -50,12 +60,51 @@ def test_the_newest_is_challenger_and_nobody_champion(workspace: tuple[Path, str
     assert (found.path / "weights.txt").read_text() == "two"
 
 
-def test_promotion_moves_the_alias(workspace: tuple[Path, str, str, str]) -> None:
+def _promote(uri: str, name: str, version: str) -> None:
+    make_champion(uri, find(uri, name, version), by="ann", reason="because")
+
+
+def test_promotion_moves_the_alias_and_says_who_and_why(workspace: tuple[Path, str, str, str]) -> None:
     _, uri, first, second = workspace
     for version in (first, second, first):
-        promoted = promote(uri, "effect", version)
-        assert current(uri, "effect", CHAMPION) == promoted
-        assert promoted.version == version
+        _promote(uri, "effect", version)
+        found = current(uri, "effect", CHAMPION)
+        assert found is not None
+        assert found.version == version
+    assert [(c.version, c.by, c.reason) for c in changes(uri, "effect")] == [
+        (version, "ann", "because") for version in (first, second, first)
+    ]
+    with pytest.raises(ValueError, match="by and reason: must not be empty"):
+        make_champion(uri, find(uri, "effect", second), by=" ", reason="because")
+
+
+def test_rolling_back_goes_back_one_champion_at_a_time(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    numbers = [register(_artifact(tmp_path, name), uri, "line", metrics={}) for name in "abc"]
+    with pytest.raises(ValueError, match="has no champion"):
+        previous_champion(uri, "line")
+    for number in numbers:
+        _promote(uri, "line", number)
+    seen = []
+    for _ in range(2):
+        back = previous_champion(uri, "line")
+        make_champion(uri, back, by="ann", reason="back", action="rollback")
+        seen.append(back.version)
+    assert seen == [numbers[1], numbers[0]]
+    with pytest.raises(ValueError, match="is its first champion"):
+        previous_champion(uri, "line")
+    _promote(uri, "line", numbers[2])
+    assert previous_champion(uri, "line").version == numbers[0]
+
+
+def test_versions_are_found_by_number_content_and_alias(workspace: tuple[Path, str, str, str]) -> None:
+    _, uri, first, second = workspace
+    newest, oldest = versions(uri, "effect")
+    assert (newest.version, oldest.version) == (second, first)
+    assert newest.kind == "effect-model"
+    assert newest.metrics["auc"] == 0.7
+    for which in (second, newest.artifact_version, CHALLENGER):
+        assert find(uri, "effect", which).version == second
 
 
 def test_metrics_params_and_history_are_kept(workspace: tuple[Path, str, str, str]) -> None:
@@ -75,7 +124,9 @@ def test_metrics_params_and_history_are_kept(workspace: tuple[Path, str, str, st
 def test_unknown_versions_are_refused(workspace: tuple[Path, str, str, str]) -> None:
     _, uri, _, _ = workspace
     with pytest.raises(ValueError, match="version '99' is not registered"):
-        promote(uri, "effect", "99")
+        find(uri, "effect", "99")
+    with pytest.raises(ValueError, match="nothing is registered under this name"):
+        find(uri, "nobody", "1")
 
 
 def test_changed_files_are_neither_promoted_nor_served(workspace: tuple[Path, str, str, str]) -> None:
@@ -84,7 +135,7 @@ def test_changed_files_are_neither_promoted_nor_served(workspace: tuple[Path, st
     version = register(artifact, uri, "other", metrics={})
     (artifact.path / "weights.txt").write_text("tampered")
     with pytest.raises(ArtifactError, match=r"file 'weights.txt' was changed"):
-        promote(uri, "other", version)
+        _promote(uri, "other", version)
     with pytest.raises(ArtifactError, match=r"file 'weights.txt' was changed"):
         current(uri, "other", CHALLENGER)
 

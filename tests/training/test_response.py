@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from qiance.artifacts import ArtifactError
 from qiance.artifacts.response import ResponseModel
+from qiance.cli.contest import register_response
 from qiance.cli.main import app
 from qiance.data.errors import DataError
 from qiance.data.mapped import read_mapped
@@ -259,3 +260,26 @@ def test_features_may_all_be_of_one_kind(tmp_path: Path, kind: str) -> None:
     model = ResponseModel.load(trained.artifact.path)
     assert model.schema.names == tuple(FEATURES[kind])
     assert np.isfinite(model.predict(model.schema.columns(read(log).table))).all()
+
+
+def test_a_registered_model_is_promoted_on_a_log_that_it_was_not_trained_on(
+    case: Case, tmp_path: Path
+) -> None:
+    number = register_response(case.trained, "coupons", tmp_path)
+    later = write_log(tmp_path, n=1_500, seed=0)
+    runner, where = CliRunner(), ["-w", str(tmp_path)]
+    same = ["--data", str(case.log.data), "-m", str(case.log.mapping)]
+    refused = runner.invoke(app, ["models", "promote", "coupons", *where])
+    assert "give a log that no rival was trained on" in str(refused.exception)
+    refused = runner.invoke(app, ["models", "promote", "coupons", *same, *where])
+    assert "is what model" in str(refused.exception)
+    fresh = ["--data", str(later.data), "-m", str(later.mapping)]
+    assert runner.invoke(app, ["models", "promote", "coupons", *fresh, *where]).exit_code == 0
+    assert register_response(case.trained, "coupons", tmp_path) != number
+    compared = runner.invoke(app, ["models", "compare", "coupons", *fresh, *where, "--json"])
+    assert compared.exit_code == 0
+    found = json.loads(compared.output)["test"]
+    assert found["rows"] == 1_500
+    assert [one["outcome"] for one in found["differences"]] == ["conversion", "conversion"]
+    with pytest.raises(ValueError, match="is the name of the model that the service follows"):
+        register_response(case.trained, "effect", tmp_path)

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from qiance.artifacts import EffectInfo, export_program, load_program
-from qiance.artifacts.effect import ACTIONS, ENCODER, INFO, PAIRS, PROGRAM
+from qiance.artifacts.effect import ACTIONS, ENCODER, INFO, OTHER, PAIRS, PROGRAM, Calibration
 from qiance.features.grid import GridColumns
 from qiance.features.schema import Encoder
 from training.effect.network import EffectNetwork
-from training.effect.served import ServedActions, ServedNetwork, ServedPairs
+from training.effect.served import Curves, ServedActions, ServedNetwork, ServedPairs
 
 Files = dict[str, Callable[[Path], None]]
 
@@ -38,6 +38,7 @@ def effect_files(
     cat: NDArray[np.int64],
     width_scale: float,
     width_scales: Mapping[str, float],
+    calibration: Calibration | None = None,
 ) -> Files:
     """What an artifact of kind `effect-model` holds, as functions that write each file.
 
@@ -45,19 +46,35 @@ def effect_files(
     """
     config, columns = network.config, GridColumns.of(encoder)
     info = EffectInfo(
-        config.tasks, config.heads, config.hidden, config.entire_space, width_scale, width_scales, columns
+        config.tasks,
+        config.heads,
+        config.hidden,
+        config.entire_space,
+        width_scale,
+        width_scales,
+        columns,
+        calibration,
     )
+    curves = None if calibration is None else curves_of(calibration, encoder)
     rows = torch.from_numpy(num), torch.from_numpy(cat)
     files: Files = {
-        PROGRAM: lambda path: _export(network, *rows, path),
+        PROGRAM: lambda path: _export(ServedNetwork(network, curves).eval(), *rows, path),
         ENCODER: lambda path: _write_json(path, encoder.to_dict()),
         INFO: lambda path: _write_json(path, info.to_dict()),
     }
-    return files if columns is None else files | _grid_files(network, *rows, columns)
+    return files if columns is None else files | _grid_files(network, *rows, columns, curves)
 
 
-def _export(network: EffectNetwork, num: torch.Tensor, cat: torch.Tensor, path: Path) -> None:
-    served = ServedNetwork(network).eval()
+def curves_of(calibration: Calibration, encoder: Encoder) -> Curves:
+    """The same by code of the segment's feature, for the programs."""
+    place = None if calibration.segment is None else encoder.schema.categorical.index(calibration.segment)
+    names = (OTHER, *encoder.vocabularies[place]) if place is not None else (OTHER,)
+    found = calibration.tasks.items()
+    rows = [[own.c + own.offsets.get(name, 0.0) for _, own in found] for name in names]
+    return Curves({task: (own.a, own.b) for task, own in found}, torch.tensor(rows), place)
+
+
+def _export(served: ServedNetwork, num: torch.Tensor, cat: torch.Tensor, path: Path) -> None:
     export_program(served, {"num": num, "cat": cat}, path)
     program = load_program(path)
     with torch.inference_mode():
@@ -65,10 +82,16 @@ def _export(network: EffectNetwork, num: torch.Tensor, cat: torch.Tensor, path: 
             torch.testing.assert_close(program(num[:n], cat[:n]), served(num[:n], cat[:n]), **_TOLERANCE)
 
 
-def _grid_files(network: EffectNetwork, num: torch.Tensor, cat: torch.Tensor, columns: GridColumns) -> Files:
+def _grid_files(
+    network: EffectNetwork,
+    num: torch.Tensor,
+    cat: torch.Tensor,
+    columns: GridColumns,
+    curves: Curves | None,
+) -> Files:
     """The programs for users × actions."""
-    first = ServedActions(network, columns.user, columns.pair).eval()
-    second = ServedPairs(network, columns.user, columns.pair).eval()
+    first = ServedActions(network, columns.user, columns.pair, curves).eval()
+    second = ServedPairs(network, columns.user, columns.pair, curves).eval()
     with torch.no_grad():
         action, product = first(num, cat)
     inputs = {

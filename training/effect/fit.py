@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from qiance.artifacts import Artifact, write_artifact
 from qiance.artifacts.effect import KIND
-from qiance.features.schema import Encoder, FeatureSchema
+from qiance.features.schema import FeatureSchema
+from training.effect.calibrate import SegmentCalibration, segment_feature
 from training.effect.export import effect_files
-from training.effect.labels import network_config, read_labels
-from training.effect.loop import train_here
+from training.effect.judge import Judged, judge
+from training.effect.loop import best_of, train_here
 from training.effect.network import EffectNetwork, NetworkConfig
-from training.effect.randomness import poisson_weights
+from training.effect.prepared import Prepared, prepare
 from training.effect.ray_run import run_ray_train, tell_epoch
-from training.effect.scores import task_scores
-from training.effect.served import ServedNetwork
-from training.effect.split import Mask, Split
-from training.effect.width import Width, coverage, fit_width, make_groups
-
-_CHUNK = 8_192
+from training.effect.runs import ROWS, open_run
+from training.effect.split import Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +37,11 @@ class TrainSettings:
         9 epochs: 2.0 s with one, 1.8 s with two on idle cores), and threads that wait for each other
         on busy cores lose much.
     seed: with equal data and settings, the same seed gives the same model.
+    checkpoint_steps: gradient steps after which a checkpoint is written, beside one after each epoch; what
+        a killed worker has to do again.
+    calibrate_by: categorical feature by whose values calibration differs; None takes the arm, or the first.
+    negative_ratio: training rows without a response that are kept for each with one, and predictions are
+        corrected for it; None keeps all. See `training.effect.sampling`.
     """
 
     epochs: int = 12
@@ -55,15 +54,20 @@ class TrainSettings:
     threads: int = 1
     seed: int = 0
     min_count: int = 5
+    checkpoint_steps: int = 1_000
+    calibrate_by: str | None = None
+    negative_ratio: float | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ValueError(f"settings.workers: {self.workers} is negative")
-        for name in ("epochs", "batch_size", "heads", "patience", "threads", "min_count"):
+        for name in ("epochs", "batch_size", "heads", "patience", "threads", "min_count", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"settings.{name}: {getattr(self, name)} is not positive")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"settings.learning_rate: {self.learning_rate} is outside (0, 1)")
+        if self.negative_ratio is not None and not self.negative_ratio > 0:
+            raise ValueError(f"settings.negative_ratio: {self.negative_ratio} is not positive")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"settings.hidden: {self.hidden} must be one or more positive sizes")
 
@@ -76,23 +80,13 @@ class Trained:
         group means on test rows (`click_coverage_90`; a rough figure below some 20 groups of 500 rows,
         which all share the luck of one test set), widths, epochs, seconds.
     history: per epoch its number, train_loss and valid_loss.
+    segments: calibration of the test rows by segment, before and after it was corrected.
     """
 
     artifact: Artifact
     metrics: Mapping[str, float]
     history: tuple[Mapping[str, float], ...]
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """Rows ready for the network."""
-
-    encoder: Encoder
-    config: NetworkConfig
-    num: NDArray[np.float32]
-    cat: NDArray[np.int64]
-    labels: dict[str, NDArray[np.float64]]
-    natural: list[NDArray[np.str_]]
+    segments: tuple[SegmentCalibration, ...]
 
 
 def train_effect(
@@ -114,13 +108,14 @@ def train_effect(
 
     labels: which of click, conversion, sales, margin the table has (columns of those names); the
         others are not learned and are NaN in predictions.
-    out: folder that the artifact is written to. storage: folder for Ray Train's runs, seen by all nodes.
+    out: folder that the artifact is written to. storage: folder for runs and their checkpoints, seen by all
+        nodes; the same call after a crash goes on from the last one, to the same model.
     units: id per row, `[n]`; rows of one unit share their bootstrap weight, so that intervals are
         honest about few users with many rows. Without it each row is its own unit.
     groups: columns whose values are groups that intervals must cover, beside the categorical features.
     progress: called with a fraction and a sentence.
     Ray must be running unless settings.workers is 0. Raises ValueError for bad labels, columns or split;
-    RuntimeError without Ray.
+    RuntimeError without Ray, or while the same training runs in another process.
     """
     chosen = settings or TrainSettings()
     tell = progress or (lambda share, text: None)
@@ -128,122 +123,62 @@ def train_effect(
     if len(split) != table.num_rows:
         raise ValueError(f"split: has {len(split)} rows where the table has {table.num_rows}")
     tell(0.0, f"encoding {table.num_rows:,} rows of {len(schema.names)} features")
-    rows = _prepare(table, schema, labels, split, chosen, groups)
-    weights = poisson_weights(_unit_ids(units, table.num_rows), chosen.heads, chosen.seed)
-    run = storage.resolve() / f"effect-{uuid.uuid4().hex[:12]}"
-    run.mkdir(parents=True)
-    try:
-        data = _write_rows(run / "rows.npz", rows, weights, split)
-        state, history = _run(_loop_config(data, rows.config, chosen), run, chosen, tell)
-    finally:
-        # Only the best weights are kept, in the artifact.
-        shutil.rmtree(run, ignore_errors=True)
-    tell(0.9, "fitting interval widths and scoring the test rows")
-    network = _network(rows.config, state)
-    width, metrics = _judge(ServedNetwork(network).eval(), rows, split, chosen)
-    metrics |= _run_metrics(history, split, time.monotonic() - started)
-    artifact = _write(network, rows, width, metrics, out, data_fingerprint, parents)
+    feature = segment_feature(schema, chosen.calibrate_by)
+    rows = prepare(
+        table,
+        schema,
+        labels,
+        split,
+        units,
+        groups,
+        heads=chosen.heads,
+        hidden=chosen.hidden,
+        min_count=chosen.min_count,
+        negative_ratio=chosen.negative_ratio,
+        seed=chosen.seed,
+    )
+    config, arrays = _loop_config(rows.config, chosen), rows.arrays(chosen.heads, chosen.seed)
+    with open_run(storage, config, arrays) as run:
+        state, history = _run({**config, "data": str(run / ROWS)}, run, chosen, tell)
+    tell(0.9, "calibrating, fitting interval widths and scoring the test rows")
+    network = _network(rows, state)
+    judged = judge(network, rows, split, feature, chosen.seed)
+    metrics = judged.metrics | _run_metrics(history, rows, split, time.monotonic() - started)
+    artifact = _write(network, rows, judged, metrics, out, data_fingerprint, parents)
     tell(1.0, f"effect model {artifact.version} written")
-    return Trained(artifact, metrics, tuple(history))
-
-
-def _prepare(
-    table: pa.Table,
-    schema: FeatureSchema,
-    labels: Sequence[str],
-    split: Split,
-    settings: TrainSettings,
-    groups: Sequence[str],
-) -> _Prepared:
-    columns = schema.columns(table)
-    found = read_labels(table, labels)
-    fitted = {name: values[split.train] for name, values in columns.items()}
-    encoder = Encoder.fit(schema, fitted, min_count=settings.min_count)
-    num, cat = encoder.encode(columns)
-    config = network_config(encoder, found, split.train, heads=settings.heads, hidden=settings.hidden)
-    names = dict.fromkeys((*schema.categorical, *groups))
-    natural = [np.asarray(table.column(name).to_numpy()).astype(np.str_) for name in names]
-    return _Prepared(encoder, config, num, cat, found, natural)
-
-
-def _unit_ids(units: ArrayLike | None, n: int) -> NDArray[Any]:
-    ids = np.arange(n) if units is None else np.asarray(units)
-    if ids.shape != (n,):
-        raise ValueError(f"units: has shape {ids.shape} where the table has {n} rows")
-    return ids
-
-
-def _write_rows(path: Path, rows: _Prepared, weights: NDArray[np.uint8], split: Split) -> Path:
-    arrays: dict[str, NDArray[Any]] = {}
-    for part, mask in (("train", split.train), ("valid", split.valid)):
-        arrays |= {f"{part}_num": rows.num[mask], f"{part}_cat": rows.cat[mask]}
-        arrays[f"{part}_weights"] = weights[mask]
-        for task, values in rows.labels.items():
-            arrays[f"{part}_{task}"] = values[mask].astype(np.float32)
-    np.savez(path, **arrays)
-    return path
+    return Trained(artifact, metrics, tuple(history), judged.segments)
 
 
 def _run(
     config: dict[str, Any], run: Path, settings: TrainSettings, tell: Callable[[float, str], None]
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     if settings.workers:
-        return run_ray_train(config, run, settings.workers, tell)
-    return train_here(config, lambda row: tell_epoch(row, settings.epochs, tell))
+        return best_of(run_ray_train(config, run, settings.workers, tell))
+    return train_here(config, lambda row: tell_epoch(row, settings.epochs, tell), run)
 
 
-def _loop_config(data: Path, config: NetworkConfig, settings: TrainSettings) -> dict[str, Any]:
-    return {**asdict(settings), "data": str(data), "network": config.to_dict()}
+def _loop_config(config: NetworkConfig, settings: TrainSettings) -> dict[str, Any]:
+    return {**asdict(settings), "network": config.to_dict()}
 
 
-def _network(config: NetworkConfig, state: Mapping[str, torch.Tensor]) -> EffectNetwork:
-    network = EffectNetwork(config)
+def _network(rows: Prepared, state: Mapping[str, torch.Tensor]) -> EffectNetwork:
+    network = EffectNetwork(rows.config)
     network.load_state_dict(state)
+    if rows.sampling is not None:
+        rows.sampling.correct(network)
     return network.eval()
 
 
-@torch.inference_mode()
-def _draws(served: torch.nn.Module, rows: _Prepared, mask: Mask) -> dict[str, NDArray[np.float32]]:
-    """Task → `[n, H]` for the rows of `mask`."""
-    num, cat = torch.from_numpy(rows.num[mask]), torch.from_numpy(rows.cat[mask])
-    parts = [served(*chunk) for chunk in zip(num.split(_CHUNK), cat.split(_CHUNK), strict=True)]
-    output = torch.cat(parts).numpy()
-    return {task: output[:, :, place] for place, task in enumerate(rows.config.tasks)}
-
-
-def _judge(
-    served: torch.nn.Module, rows: _Prepared, split: Split, settings: TrainSettings
-) -> tuple[Width, dict[str, float]]:
-    """Widths from the validation rows; scores and coverage from the test rows."""
-    valid, test = _draws(served, rows, split.valid), _draws(served, rows, split.test)
-    width = fit_width(valid, _of(rows.labels, split.valid), _groups(valid, rows, split.valid, settings.seed))
-    metrics: dict[str, float] = {"width_scale": width.scale}
-    truth, groups = _of(rows.labels, split.test), _groups(test, rows, split.test, settings.seed)
-    for task, draws in test.items():
-        metrics |= task_scores(task, truth[task], draws.mean(axis=1, dtype=np.float64))
-        metrics[f"{task}_coverage_90_raw"] = coverage(draws, truth[task], groups, 1.0)
-        metrics[f"{task}_coverage_90"] = coverage(draws, truth[task], groups, width.scale)
-    return width, metrics
-
-
-def _groups(
-    draws: Mapping[str, NDArray[np.float32]], rows: _Prepared, mask: Mask, seed: int
-) -> list[NDArray[np.intp]]:
-    means = {task: values.mean(axis=1, dtype=np.float64) for task, values in draws.items()}
-    return make_groups(means, [values[mask] for values in rows.natural], seed)
-
-
-def _of(labels: Mapping[str, NDArray[np.float64]], mask: Mask) -> dict[str, NDArray[np.float64]]:
-    return {task: values[mask] for task, values in labels.items()}
-
-
-def _run_metrics(history: Sequence[Mapping[str, float]], split: Split, seconds: float) -> dict[str, float]:
+def _run_metrics(
+    history: Sequence[Mapping[str, float]], rows: Prepared, split: Split, seconds: float
+) -> dict[str, float]:
     best = min(history, key=lambda row: row["valid_loss"])
     return {
         "best_epoch": best["epoch"],
         "epochs": float(len(history)),
         "valid_loss": best["valid_loss"],
-        "train_rows": float(split.train.sum()),
+        "train_rows": float(rows.fitted.sum()),
+        "negatives_kept": 1.0 if rows.sampling is None else rows.sampling.share,
         "test_rows": float(split.test.sum()),
         "seconds": round(seconds, 2),
     }
@@ -251,18 +186,19 @@ def _run_metrics(history: Sequence[Mapping[str, float]], split: Split, seconds: 
 
 def _write(
     network: EffectNetwork,
-    rows: _Prepared,
-    width: Width,
+    rows: Prepared,
+    judged: Judged,
     metrics: Mapping[str, float],
     out: Path,
     data_fingerprint: str,
     parents: Sequence[str],
 ) -> Artifact:
-    schema = rows.encoder.schema
+    schema, width = rows.encoder.schema, judged.width
+    some = rows.num[:64], rows.cat[:64]
     return write_artifact(
         out,
         KIND,
-        effect_files(network, rows.encoder, rows.num[:64], rows.cat[:64], width.scale, width.scales),
+        effect_files(network, rows.encoder, *some, width.scale, width.scales, judged.calibration),
         metrics=metrics,
         parents=parents,
         feature_service=schema.service,

@@ -1,15 +1,19 @@
-"""The training loop: epochs over tensors that each worker slices itself.
+"""Gradient steps over tensors that each worker slices itself, from checkpoint to checkpoint.
 
 The encoded rows come as one `.npz` file in the run's storage (a folder that every node sees, as Ray
-Train's checkpoints need anyway). The whole set fits in memory, and slicing tensors costs microseconds
-a batch where a data loader's per-row work would dominate a network this small.
+Train's checkpoints need anyway), not as a stream of Ray Data, which makes the tables they are encoded from.
+A step must find its rows again after a restart: rows by the index of a seeded permutation are the same on
+every attempt, while a stream has to be read again from its start and its order depends on who was faster.
+The whole set fits in memory, and slicing tensors costs microseconds a batch.
+
+What happens between two checkpoints is a function of the first one: random numbers are drawn from a seed of
+epoch, step and worker, so none of their state has to be kept. A worker that is killed at any step goes on
+from the last checkpoint to the same weights, bit for bit, that it would have reached.
 """
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from training.effect.network import EffectNetwork, NetworkConfig, losses, total_loss
+from training.effect.workers import Alone, OnRay, State, Workers, read_checkpoint
 
-STATE = "state.pt"
-PROGRESS = "progress.jsonl"
 # Share of categorical values shown as unknown while training, so that code 0 has a meaning.
 _UNKNOWN_SHARE = 0.02
 _VALID_CHUNK = 8_192
 _WEIGHT_DECAY = 0.1
+
+Weights = dict[str, Tensor]
 
 
 @dataclass
@@ -56,93 +61,70 @@ class Rows:
 
 @dataclass
 class Progress:
-    """Where training stands; survives a restart of the worker."""
+    """Where training stands, as a checkpoint keeps it.
+
+    epoch, step: of the next gradient step. loss: sum over the rows of this epoch so far, of all workers.
+    best, stale: lowest validation loss and epochs since. history: one entry per finished epoch.
+    """
 
     epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
     best: float = float("inf")
     stale: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def add(self, train_loss: float, valid_loss: float) -> None:
-        self.history.append({"epoch": self.epoch, "train_loss": train_loss, "valid_loss": valid_loss})
+    def finish_epoch(self, rows: int, valid_loss: float) -> bool:
+        """Close the epoch over `rows` rows; whether it is the best so far."""
+        self.history.append({"epoch": self.epoch, "train_loss": self.loss / rows, "valid_loss": valid_loss})
         improved = valid_loss < self.best
         self.best = valid_loss if improved else self.best
         self.stale = 0 if improved else self.stale + 1
-        self.epoch += 1
+        self.epoch, self.step, self.loss = self.epoch + 1, 0, 0.0
+        return improved
+
+    def is_over(self, config: Mapping[str, Any]) -> bool:
+        return self.epoch >= config["epochs"] or self.stale >= config["patience"]
 
 
-def train_loop(config: dict[str, Any]) -> list[dict[str, float]]:
-    """What a Ray Train worker runs: `fit_network` on its share; returns the history.
-
-    A restarted worker goes on from the last checkpoint; the first worker writes them.
-    """
+def train_loop(config: dict[str, Any]) -> None:
+    """What a Ray Train worker runs, from the last checkpoint on; the result is in the one it leaves."""
     import ray.train
-    import ray.train.torch
 
-    from training.effect.rendezvous import join_group
-
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    join_group(Path(config["data"]).parent, rank, world)
-
-    def report(metrics: dict[str, float], state: dict[str, Any]) -> None:
-        if rank != 0:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(state, Path(folder) / STATE)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        with (Path(config["data"]).parent / PROGRESS).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(metrics) + "\n")
-
-    return fit_network(
-        config,
-        report,
-        start=_read_state(ray.train.get_checkpoint()),
-        rank=rank,
-        world=world,
-        wrap=ray.train.torch.prepare_model,
-    )
+    workers = OnRay(Path(config["data"]).parent)
+    fit_network(config, workers, read_checkpoint(ray.train.get_checkpoint()))
 
 
 def train_here(
-    config: dict[str, Any], tell: Callable[[dict[str, float]], None]
-) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """The same in the calling process, without Ray; returns the best epoch's weights and the history."""
-    best: dict[str, Tensor] = {}
-    lowest = float("inf")
+    config: dict[str, Any], tell: Callable[[dict[str, float]], None], folder: Path | None = None
+) -> tuple[Weights, list[dict[str, float]]]:
+    """The same in the calling process, without Ray; returns the best epoch's weights and the history.
 
-    def report(metrics: dict[str, float], state: dict[str, Any]) -> None:
-        nonlocal best, lowest
-        if metrics["valid_loss"] < lowest:
-            lowest = metrics["valid_loss"]
-            best = {name: values.clone() for name, values in state["network"].items()}
-        tell(metrics)
-
+    folder: where a checkpoint is kept, which the next call with this folder goes on from.
+    """
+    workers = Alone(tell, folder)
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
         with torch.random.fork_rng(devices=[]):
-            history = fit_network(config, report)
+            return best_of(fit_network(config, workers, workers.last()))
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)
-    return best, history
 
 
-def fit_network(
-    config: Mapping[str, Any],
-    report: Callable[[dict[str, float], dict[str, Any]], None],
-    *,
-    start: Mapping[str, Any] | None = None,
-    rank: int = 0,
-    world: int = 1,
-    wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
-) -> list[dict[str, float]]:
-    """Train on every `world`-th batch row from `rank` on, until the patience or the epochs are used up.
+def best_of(state: State) -> tuple[Weights, list[dict[str, float]]]:
+    """The weights of the best epoch and the history; RuntimeError where no epoch was any good."""
+    if not state["best"]:
+        raise RuntimeError("training ended without a model: no epoch had a finite validation loss")
+    return state["best"], state["progress"]["history"]
 
-    report: called after each epoch with its metrics and the whole state. start: a state to go on from.
-    wrap: makes the network distributed. Every worker computes the validation loss over all validation
-    rows: the copies of the network are equal, so all stop at the same epoch without talking.
+
+def fit_network(config: Mapping[str, Any], workers: Workers, start: State | None = None) -> State:
+    """Train on every `world`-th row from `rank` on, until the patience or the epochs are used up.
+
+    start: a checkpoint to go on from. Returns the last state: network, optimiser, progress, and `best`, the
+    weights of the best epoch. Every worker computes the validation loss over all validation rows: the copies
+    of the network are equal, so all stop at the same epoch without talking.
     """
     torch.set_num_threads(config["threads"])
     torch.use_deterministic_algorithms(True)
@@ -153,52 +135,73 @@ def fit_network(
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=config["learning_rate"], weight_decay=_WEIGHT_DECAY
     )
-    progress = Progress()
+    progress, best = Progress(), Weights()
     if start is not None:
         network.load_state_dict(start["network"])
         optimiser.load_state_dict(start["optimiser"])
-        progress = Progress(**start["progress"])
-    model = wrap(network)
-    while progress.epoch < config["epochs"] and progress.stale < config["patience"]:
-        # One seed per epoch and worker: a run that goes on from a checkpoint repeats what it lost.
-        torch.manual_seed((config["seed"] * 1_000_003 + progress.epoch) * 1_009 + rank)
-        shuffle = torch.Generator().manual_seed(config["seed"] * 1_000_003 + progress.epoch)
-        share = torch.randperm(len(train), generator=shuffle)[rank::world][: len(train) // world]
-        batches = share.split(max(1, config["batch_size"] // world))
-        train_loss = _epoch(model, network.config, optimiser, train, batches)
-        progress.add(train_loss, _valid_loss(network, valid))
-        report(
-            progress.history[-1],
-            {
-                "network": network.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "progress": vars(progress),
-            },
+        progress, best = Progress(**start["progress"]), start["best"]
+    while not progress.is_over(config):
+        batches, count = _batches(config, progress, len(train), workers)
+        _seed_steps(config, progress, workers)
+        progress.loss += workers.sum(
+            _steps(network, optimiser, train, batches[progress.step :], config, workers)
         )
-    return progress.history
+        progress.step += config["checkpoint_steps"]
+        done = progress.step >= len(batches)
+        if done and progress.finish_epoch(count, _valid_loss(network, valid)):
+            best = {name: values.clone() for name, values in network.state_dict().items()}
+        workers.save(_state(network, optimiser, progress, best), progress.history[-1] if done else None)
+    return _state(network, optimiser, progress, best)
 
 
-def _epoch(
-    model: nn.Module,
-    config: NetworkConfig,
+def _state(network: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, best: Weights) -> State:
+    return {
+        "network": network.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "progress": vars(progress),
+        "best": best,
+    }
+
+
+def _batches(
+    config: Mapping[str, Any], progress: Progress, rows: int, workers: Workers
+) -> tuple[Sequence[Tensor], int]:
+    """This worker's batches of the epoch, and how many rows all workers' batches have."""
+    shuffle = torch.Generator().manual_seed(config["seed"] * 1_000_003 + progress.epoch)
+    own = rows // workers.world
+    share = torch.randperm(rows, generator=shuffle)[workers.rank :: workers.world][:own]
+    return share.split(max(1, config["batch_size"] // workers.world)), own * workers.world
+
+
+def _seed_steps(config: Mapping[str, Any], progress: Progress, workers: Workers) -> None:
+    """One seed per checkpoint and worker: a run that goes on from a checkpoint repeats what it lost."""
+    epoch = (config["seed"] * 1_000_003 + progress.epoch) * 1_009 + workers.rank
+    torch.manual_seed((epoch + progress.step * 0x9E3779B97F4A7C15) % 2**63)
+
+
+def _steps(
+    network: EffectNetwork,
     optimiser: torch.optim.Optimizer,
     rows: Rows,
-    batches: tuple[Tensor, ...],
+    batches: Sequence[Tensor],
+    config: Mapping[str, Any],
+    workers: Workers,
 ) -> float:
-    """One pass over the batches; returns the mean loss of a row."""
-    model.train()
+    """Gradient steps up to the next checkpoint; returns the sum of the losses of this worker's rows."""
+    network.train()
     total = 0.0
-    for index in batches:
+    for index in batches[: config["checkpoint_steps"]]:
         batch = rows.take(index)
         unknown = torch.rand(batch.cat.shape) < _UNKNOWN_SHARE
-        raw = model(batch.num, batch.cat.masked_fill(unknown, 0))
-        loss = total_loss(losses(config, raw, batch.labels), batch.weights.float())
+        raw = network(batch.num, batch.cat.masked_fill(unknown, 0))
+        loss = total_loss(losses(network.config, raw, batch.labels), batch.weights.float())
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        workers.average_gradients(network)
+        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimiser.step()
         total += float(loss.detach()) * len(index)
-    return total / sum(len(index) for index in batches)
+    return total
 
 
 @torch.no_grad()
@@ -212,10 +215,3 @@ def _valid_loss(network: EffectNetwork, rows: Rows) -> float:
         loss = total_loss(losses(network.config, raw, batch.labels), torch.ones(()))
         total += float(loss) * len(batch)
     return total / len(rows)
-
-
-def _read_state(checkpoint: Any) -> Any:
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as folder:
-        return torch.load(Path(folder) / STATE, weights_only=True)

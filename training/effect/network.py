@@ -114,6 +114,7 @@ def losses(config: NetworkConfig, raw: Tensor, labels: Mapping[str, Tensor]) -> 
         (Gouriéroux, Monfort and Trognon, 1984) and is spared the lognormal's bias.
     margin: squared error of conversions, standardised.
     Money is divided by the conversion rate, so that its weight does not hang on how rare one is.
+    A click or conversion that is NaN is not learned from, see `training.effect.sampling`.
     """
     column = {task: raw[:, :, place] for place, task in enumerate(config.tasks)}
     found = {}
@@ -122,9 +123,11 @@ def losses(config: NetworkConfig, raw: Tensor, labels: Mapping[str, Tensor]) -> 
         if task == "conversion" and config.entire_space:
             found[task] = _product_loss(column["click"], column["conversion"], target)
         elif task in ("click", "conversion"):
-            found[task] = functional.binary_cross_entropy_with_logits(column[task], target, reduction="none")
+            known = target.nan_to_num()
+            loss = functional.binary_cross_entropy_with_logits(column[task], known, reduction="none")
+            found[task] = loss.masked_fill(target.isnan(), 0.0)
         else:
-            paid = labels["conversion"][:, None] / config.rates["conversion"]
+            paid = labels["conversion"].nan_to_num()[:, None] / config.rates["conversion"]
             found[task] = paid * _money_loss(config, task, column[task], target)
     return found
 

@@ -1,4 +1,4 @@
-"""Runs the training loop on Ray Train and brings the best weights back."""
+"""Runs the training loop on Ray Train and brings what it ended with back."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from training.effect.loop import PROGRESS, STATE, train_loop
+from training.effect.loop import train_loop
+from training.effect.workers import PROGRESS, State, read_checkpoint
 
 Tell = Callable[[float, str], None]
 _POLL_SECONDS = 0.5
+_RESTARTS = 3  # a fault of our own would come again each time
 # Ray Train takes these from the environment only; what the caller has set wins. Its controller collects
 # one report per worker at the interval, 2 s by default: ten times as long as an epoch here takes. The
 # watcher is one more process to start, for warnings ahead of a node's preemption; a worker that is
@@ -27,13 +27,12 @@ _RAY_TRAIN_DEFAULTS = {
 }
 
 
-def run_ray_train(
-    config: Mapping[str, Any], run: Path, workers: int, tell: Tell
-) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """Train with `workers` Ray Train workers; returns the best epoch's weights and the history.
+def run_ray_train(config: Mapping[str, Any], run: Path, workers: int, tell: Tell) -> State:
+    """Train with `workers` Ray Train workers; returns the last state, see `training.effect.loop`.
 
-    run: folder of this run, holding the data; checkpoints go below it. A worker that dies is
-    restarted once from the last checkpoint. Raises RuntimeError when Ray is not running.
+    run: folder of this run, holding the data; checkpoints go below it, and are gone on from where an earlier
+    process left some. Workers that die are restarted from the last checkpoint, up to three times. Raises
+    RuntimeError when Ray is not running.
     """
     import ray
     import ray.train
@@ -52,21 +51,17 @@ def run_ray_train(
         run_config=ray.train.RunConfig(
             name="train",
             storage_path=str(run),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=2, checkpoint_score_attribute="valid_loss", checkpoint_score_order="min"
-            ),
-            failure_config=ray.train.FailureConfig(max_failures=1),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray.train.FailureConfig(max_failures=_RESTARTS),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
     with _watched(run / PROGRESS, config["epochs"], tell), _own_interrupt(), _ray_train_defaults():
         result = trainer.fit()
-    best = result.get_best_checkpoint("valid_loss", "min")
-    if best is None:
-        raise RuntimeError("training ended without a checkpoint: no epoch had a finite validation loss")
-    with best.as_directory() as folder:
-        state = torch.load(Path(folder) / STATE, weights_only=True)
-    return state["network"], result.return_value
+    state = read_checkpoint(result.checkpoint)
+    if state is None:
+        raise RuntimeError("training ended without a checkpoint")
+    return state
 
 
 @contextmanager
@@ -75,14 +70,15 @@ def _watched(path: Path, epochs: int, tell: Tell) -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
-        told = 0
+        told = -1.0
         while not done.wait(_POLL_SECONDS):
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-            for line in lines[told:]:
-                tell_epoch(json.loads(line), epochs, tell)
-            told = len(lines)
+            for row in _epochs(path):
+                if row["epoch"] > told:  # after a restart an epoch may come twice
+                    tell_epoch(row, epochs, tell)
+                    told = row["epoch"]
 
-    tell(0.05, "starting the Ray Train workers")
+    before = len({row["epoch"] for row in _epochs(path)})
+    tell(0.05, f"going on after {before} epochs" if before else "starting the Ray Train workers")
     watcher = threading.Thread(target=watch, name="training-progress", daemon=True)
     watcher.start()
     try:
@@ -90,6 +86,12 @@ def _watched(path: Path, epochs: int, tell: Tell) -> Iterator[None]:
     finally:
         done.set()
         watcher.join()
+
+
+def _epochs(path: Path) -> list[dict[str, float]]:
+    """The lines that were written to the end."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def tell_epoch(row: Mapping[str, float], epochs: int, tell: Tell) -> None:

@@ -14,7 +14,7 @@ from scipy import optimize
 from qiance.artifacts.explain import BACKGROUND
 from qiance.artifacts.response import ResponseScorer, blend, run_trees
 from qiance.artifacts.value import ValueModel
-from qiance.evaluate.calibration import fit_calibrator
+from qiance.evaluate.calibration import cross_calibrate, fit_calibrator
 from qiance.evaluate.prediction import log_loss
 from qiance.features.schema import Encoder
 from training.effect.network import EffectNetwork
@@ -73,7 +73,7 @@ def fit_stack(rows: ResponseRows, settings: ResponseSettings, tell: Tell) -> Sta
     )
     weight = _best_weight(rows.target, by_network, by_trees)
     blended = blend(by_network[:, None], by_trees[:, None], weight)
-    unseen = _cross_calibrated(rows, blended, fold)
+    unseen = cross_calibrate(rows.target, blended, fold, segments_of(rows))
     together = Networks(networks).eval()
     scorer = ResponseScorer(
         encoder,
@@ -169,16 +169,6 @@ def _best_weight(target: Floats, networks: Floats, trees: Floats) -> float:
 
     found = optimize.minimize_scalar(loss, bounds=(0.0, 1.0), method="bounded", options={"xatol": 1e-3})
     return float(min((0.0, 1.0, float(found.x)), key=loss))
-
-
-def _cross_calibrated(rows: ResponseRows, blended: Floats, fold: NDArray[np.int64]) -> Floats:
-    """`[N, H]`: each fold corrected by what the other folds say."""
-    corrected, segments = np.empty_like(blended), segments_of(rows)
-    for train, held in held_out(fold):
-        own = None if segments is None else segments[train]
-        calibrator = fit_calibrator(rows.target[train], blended[train].mean(axis=1), own)
-        corrected[held] = calibrator.apply(blended[held], None if segments is None else segments[held])
-    return corrected
 
 
 def groups_of(rows: ResponseRows, draws: Floats, seed: int) -> list[NDArray[np.intp]]:

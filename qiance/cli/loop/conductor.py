@@ -71,9 +71,9 @@ def train_models(
         table = learning.log_table(workspace, world, *world.logs[0][1:])
         table = learnable(ledger, table, settings.privacy.unrecorded)
         first = learning.learn(workspace, table, settings, stage)
+        first = learning.promote(workspace, first, ledger, settings, APPROVER, stage)
     with stages.stage("Train on the shop's real coupon redemptions") as stage:
         redemption = learning.learn_redemption(workspace, prepared, settings, stage)
-    ledger.set_versions(model=first.version, by=APPROVER)
     return Started(prepared, world, table, first, redemption)
 
 
@@ -143,6 +143,7 @@ def run_loop(settings: Settings, runs: Path, console: Console) -> Path:
             second = learning.learn(
                 workspace, table, settings, stage, parents=(first.version,), baselines=False
             )
+            second = learning.promote(workspace, second, ledger, settings, APPROVER, stage)
     with stages.stage("Refresh features from the ledger") as stage:
         users, unrecorded = world.snapshot.users.user_ids, settings.privacy.unrecorded
         rows = refresh_features(workspace, ledger, users, world.now, unrecorded)

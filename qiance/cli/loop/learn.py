@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from qiance.artifacts.effect import EffectModel
+from qiance.cli.contest import SERVED, contest, crown, note
 from qiance.cli.loop.world import World
 from qiance.cli.stages import Stage
+from qiance.evaluate.promotion import PromotionTest
 from qiance.features.columns import EFFECT_SCHEMA
+from qiance.ledger import Ledger
 from qiance.market.market import ActionTable
 from qiance.market.simulate import MarketLog
 from qiance.settings import Settings
 from qiance.workspace import Workspace
 
 LABELS = ("click", "conversion", "sales", "margin")
-MODEL_NAME = "effect"
 
 
 @dataclass(frozen=True)
 class Learned:
-    """A trained model with its scores beside the baselines'."""
+    """A trained model with its scores beside the baselines'.
+
+    registered: its number in the registry. segments: its calibration by segment. promotion: how it was tested
+    before it could serve.
+    """
 
     version: str
     model: EffectModel
@@ -33,6 +39,9 @@ class Learned:
     scores: Mapping[str, Sequence[Any]]
     rows: int
     parents: tuple[str, ...]
+    registered: str
+    segments: Sequence[Any] = ()
+    promotion: PromotionTest | None = None
 
 
 def log_table(workspace: Workspace, world: World, actions: ActionTable, log: MarketLog) -> pa.Table:
@@ -60,10 +69,11 @@ def learn(
     parents: tuple[str, ...] = (),
     baselines: bool = True,
 ) -> Learned:
-    """Train, compare on held-out users, and register; `parents` are the models this one follows."""
+    """Train, compare on held-out users, register as challenger; `parents` are the models this one follows."""
     from training.effect.baselines import compare
     from training.effect.fit import TrainSettings, train_effect
     from training.effect.split import split_by_unit
+    from training.promotion import split_name, write_held_out
     from training.registry import register
 
     split = split_by_unit(table["user_id"].to_numpy(zero_copy_only=False), settings.seed)
@@ -86,20 +96,62 @@ def learn(
     for label in ("click", "conversion", "sales") if baselines else ():
         stage.tell(0.85, f"baselines for {label}")
         scores[label] = compare(table, EFFECT_SCHEMA, label, split, model)
-    register(
+    name = split_name(settings.seed)
+    write_held_out(workspace.held_out / f"{SERVED}.parquet", table.filter(pa.array(split.test)), name)
+    number = register(
         trained.artifact,
         workspace.tracking_url,
-        MODEL_NAME,
+        SERVED,
         metrics=trained.metrics,
         params=settings.training.model_dump(mode="json"),
         history=trained.history,
-        alias="challenger" if parents else "champion",
+        split=name,
     )
     stage.note(
         f"model {trained.artifact.version}: {table.num_rows:,} rows, conversion AUC "
         f"{trained.metrics['conversion_auc']:.3f}, normalised entropy {trained.metrics['conversion_ne']:.3f}"
     )
-    return Learned(trained.artifact.version, model, trained.metrics, scores, table.num_rows, parents)
+    return Learned(
+        trained.artifact.version,
+        model,
+        trained.metrics,
+        scores,
+        table.num_rows,
+        parents,
+        number,
+        trained.segments,
+    )
+
+
+def promote(
+    workspace: Workspace, learned: Learned, ledger: Ledger, settings: Settings, by: str, stage: Stage
+) -> Learned:
+    """Let the model serve if it is not worse than the champion on rows that neither was trained on.
+
+    The first model of a workspace has nothing to be compared with, but must be fair to protected groups;
+    ValueError where it is not.
+    """
+    from training.registry import current, find
+
+    champion = current(workspace.tracking_url, SERVED)
+    challenger = find(workspace.tracking_url, SERVED, learned.registered)
+    try:
+        found = contest(workspace, settings, ledger, champion, challenger)
+    except ValueError as error:
+        if champion is None:
+            raise
+        # The champion was trained in another way, say: what serves goes on, and what was trained is kept.
+        stage.note(f"model {learned.version} stays challenger: {error}")
+        untested = PromotionTest(False, str(error), 0, 0, settings.promotion.confidence, ())
+        return replace(learned, promotion=untested)
+    note(workspace, found)
+    if found.test.passed:
+        crown(workspace, ledger, found.challenger, by=by, reason=found.test.reason)
+    elif champion is None:
+        raise ValueError(f"model {learned.version}: {found.test.reason}; see {found.report}")
+    verdict = "is promoted" if found.test.passed else "stays challenger"
+    stage.note(f"model {learned.version} {verdict}: {found.test.reason}")
+    return replace(learned, promotion=found.test)
 
 
 def fingerprint(table: pa.Table) -> str:

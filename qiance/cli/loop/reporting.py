@@ -116,6 +116,7 @@ def plain(value: Any) -> Any:
 
 def model_report(learned: Learned, name: str) -> dict[str, Any]:
     """One trained model with its baselines."""
+    test = learned.promotion
     return {
         "version": learned.version,
         "name": name,
@@ -124,6 +125,8 @@ def model_report(learned: Learned, name: str) -> dict[str, Any]:
         "seconds": learned.metrics.get("seconds"),
         "metrics": plain(dict(learned.metrics)),
         "scores": {label: [plain(s) for s in found] for label, found in learned.scores.items()},
+        "segments": [plain(one) for one in learned.segments],
+        "promotion": None if test is None else {"passed": test.passed, "reason": test.reason},
     }
 
 

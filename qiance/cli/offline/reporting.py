@@ -162,6 +162,7 @@ def _model(learned: Learned, study: Study) -> dict[str, Any]:
         "seconds": metrics.get("seconds"),
         "metrics": plain(metrics),
         "scores": {study.primary: [plain(score) for score in learned.scores]},
+        "segments": [plain(one) for one in learned.trained.segments],
     }
 
 
