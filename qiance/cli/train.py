@@ -12,12 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from qiance.cli.train_customers import customers
 from qiance.data.errors import DataError
 
 app = typer.Typer(
-    help="Train the effect model of a workspace; `train effect` trains on a response log of your own.",
+    help="Train the effect model of a workspace; `train effect` trains on a response log of your own, "
+    "`train customers` on a purchase log.",
     invoke_without_command=True,
 )
+app.command("customers")(customers)
 
 
 @app.callback()

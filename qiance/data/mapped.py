@@ -15,6 +15,7 @@ from qiance.data.convert import ARROW_TYPES, Kind, mask
 from qiance.data.errors import DataError
 from qiance.data.faults import Reason, TableReport
 from qiance.data.mapping import Mapping
+from qiance.data.purchases import PurchaseLog, purchases_of
 from qiance.data.responses import ResponseTable
 from qiance.data.roles import ROLES, MappingKind
 from qiance.data.schema import Checked, RawTable, check_table, join_key, put_aside
@@ -42,7 +43,9 @@ EVENT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class MappedResult:
-    """What a file became: one of `events` (see `EVENT_SCHEMA`) and `responses`, and the report.
+    """What a file became: `events` (see `EVENT_SCHEMA`) or `responses`, and the report.
+
+    purchases: by user and day, of a file of purchases or of events.
 
     faults: every quarantined value, see `FAULT_SCHEMA`.
     """
@@ -51,6 +54,7 @@ class MappedResult:
     faults: pa.Table
     events: pa.Table | None = None
     responses: ResponseTable | None = None
+    purchases: PurchaseLog | None = None
 
 
 def check_mapped(file: Path, mapping: Mapping, progress: Progress | None = None) -> Checked:
@@ -100,7 +104,12 @@ def read_mapped(
         )
         raise DataError(file, problem, "correct the mapping: `qiance data check` lists the faults")
     if mapping.kind is MappingKind.EVENTS:
-        return MappedResult(report, checked.faults, events=events_of(checked, mapping))
+        events = events_of(checked, mapping)
+        bought = purchases_of(events.filter(pc.equal(events["type"], "purchase")), mapping, str(file))
+        return MappedResult(report, checked.faults, events=events, purchases=bought)
+    if mapping.kind is MappingKind.PURCHASES:
+        bought = purchases_of(checked.table, mapping, str(file))
+        return MappedResult(report, checked.faults, purchases=bought)
     return MappedResult(
         report, checked.faults, responses=_responses(file, checked, mapping, report, outcomes)
     )

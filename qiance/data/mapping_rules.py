@@ -42,7 +42,7 @@ def _lacking(mapping: Mapping) -> Iterator[str]:
     for name in NEEDED_ROLES[mapping.kind]:
         if name not in given:
             yield f"columns.{name}: missing; name the source column that holds it"
-    if mapping.kind is MappingKind.EVENTS:
+    if mapping.kind is not MappingKind.RESPONSES:
         if (
             mapping.labels
             or mapping.features.numeric
@@ -113,5 +113,5 @@ def _bad_key(mapping: Mapping) -> Iterator[str]:
             yield f"key: {name!r} is not mapped under columns"
     if mapping.kind is MappingKind.EVENTS and not mapping.key and "event_id" not in mapping.columns:
         yield "columns.event_id: missing; map it, or list in `key` the roles that identify a row"
-    if mapping.key and (mapping.kind is MappingKind.RESPONSES or "event_id" in mapping.columns):
+    if mapping.key and (mapping.kind is not MappingKind.EVENTS or "event_id" in mapping.columns):
         yield "key: stands in for a missing event_id only; remove it"
