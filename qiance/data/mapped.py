@@ -93,7 +93,9 @@ def read_mapped(
     A file without one good row is refused with `DataError`.
     """
     if not outcomes:
-        mapping = mapping.model_copy(update={"labels": {}, "control": None, "arm_cost": {}})
+        known = {name: spec for name, spec in mapping.columns.items() if name != "converted_at"}
+        update = {"columns": known, "labels": {}, "control": None, "arm_cost": {}, "log_end": None}
+        mapping = mapping.model_copy(update=update)
     checked = check_mapped(file, mapping, progress)
     place = write_quarantine(checked.faults, quarantine, file.name) if quarantine else None
     report = checked.report(mapping.kind.value, str(file), place)
@@ -138,7 +140,7 @@ def _responses(
     table = checked.table
     row_id = table["row_id"] if "row_id" in table.column_names else pa.array(checked.rows).cast(pa.string())
     unit_id = table["unit_id"] if "unit_id" in table.column_names else row_id
-    names = [name for name in ("occurred_at",) if name in table.column_names]
+    names = [name for name in ("occurred_at", "converted_at") if name in table.column_names]
     names += [*mapping.features.numeric, *mapping.features.categorical, *mapping.labels]
     columns = {"row_id": row_id, "unit_id": unit_id}
     if "arm" in table.column_names:
@@ -159,6 +161,7 @@ def _responses(
         arm_cost={arm: mapping.arm_cost.get(arm, 0) for arm in arms},
         currency=mapping.currency,
         randomised=mapping.randomised,
+        log_end=mapping.log_end,
         report=report,
         fingerprint=fingerprint_table(full),
     )

@@ -49,9 +49,14 @@ def _lacking(mapping: Mapping) -> Iterator[str]:
             or mapping.features.categorical
             or mapping.control
             or mapping.arm_cost
+            or mapping.log_end
         ):
-            yield "labels, features, control, arm_cost: belong to kind responses; remove them"
+            yield "labels, features, control, arm_cost, log_end: belong to kind responses; remove them"
         return
+    if "converted_at" in given and not ("occurred_at" in given and "conversion" in mapping.labels):
+        yield "columns.converted_at: is the time of labels.conversion after columns.occurred_at: map both"
+    if mapping.log_end and "converted_at" not in given:
+        yield "log_end: says until when conversions were seen; map columns.converted_at, or remove it"
     if not mapping.labels:
         yield "labels: missing; map at least one of click, conversion, sales"
     if "arm" not in given and (mapping.control or mapping.arm_cost or "propensity" in given):
