@@ -73,8 +73,6 @@ class CustomerScorer:
 
     def _known(self, log: PurchaseLog, cutoff: int) -> Iterator[tuple[History, Posterior, Corrected]]:
         history = history_of(log, cutoff, self.span)
-        if not len(history):
-            raise DataError(log.source, "has no purchase before the cutoff", "choose a later cutoff")
         for low in range(0, len(history), _CHUNK):
             some = history.take(slice(low, low + _CHUNK))
             posterior = self.forecaster.process.posterior(some)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qiance.data.errors import DataError
 from qiance.data.purchases import PurchaseLog
 
 Floats = NDArray[np.float64]
@@ -58,11 +59,13 @@ class History:
 
 
 def history_of(log: PurchaseLog, cutoff: int, span: float) -> History:
-    """Of everybody who bought before day `cutoff`; later purchases are not looked at.
+    """Of everybody who bought before day `cutoff`; nothing later counts. DataError if nobody did.
 
     span: days of history that lengths are compared with: those that the model was fitted on.
     """
     seen = log.before(cutoff)
+    if not len(seen):
+        raise DataError(log.source, "has no purchase before the cutoff", "choose a later cutoff")
     count = seen.count()
     starts = np.concatenate([[0], np.cumsum(count)[:-1]]).astype(np.int64)
     ends = starts + count - 1

@@ -82,9 +82,6 @@ def fit_customers(
 
 def _lesson(known: PurchaseLog, period: Period, settings: CustomerSettings) -> Lesson:
     history = history_of(known, period.cutoff, period.cutoff - known.first_day)
-    if not len(history):
-        problem = f"has no customer {period.horizon} days before the cutoff"
-        raise DataError(known.source, problem, "give a longer log or another horizon")
     process, spend = fit_process(history, settings.process), credible(history)
     posterior = process.posterior(history)
     start, count = start_of(process, posterior, period.horizon)

@@ -74,13 +74,14 @@ def correct_delays(responses: ResponseTable, seed: int = 0, protected: Sequence[
         raise DataError(
             responses.report.source, problem, "log more, or leave converted_at out of the mapping"
         )
-    model = fit_delay(delay[timed], elapsed[timed], features[timed], rows.units[timed])
-    seen = model.seen(elapsed, features)
+    when = np.column_stack([features, _weekday(responses)])
+    model = fit_delay(delay[timed], elapsed[timed], when[timed], rows.units[timed])
+    seen = model.seen(elapsed, when)
     found = fit_feedback(observed, seen, features, rows.units, seed)
     comes = np.random.default_rng([seed, 11]).random(len(observed)) < found.still
     label = pa.array((observed + comes).astype(np.int8))
     table = responses.table.set_column(responses.table.column_names.index("conversion"), "conversion", label)
-    report = _report(responses, model, features, elapsed, observed, seen, found.still)
+    report = _report(responses, model, when, elapsed, observed, seen, found.still)
     return Corrected(replace(responses, table=table), seen, found.still, report)
 
 
@@ -104,6 +105,11 @@ def _times(responses: ResponseTable) -> tuple[Floats, Floats, Floats]:
         )
         raise DataError(source, problem, "correct the log or the mapping")
     return end - at, np.where(observed > 0, converted - at, np.nan), observed
+
+
+def _weekday(responses: ResponseTable) -> Floats:
+    """`[N]` day of the week of the contact: who orders at the week-end does so later after a Monday."""
+    return np.floor(_days(responses.table["occurred_at"]) % 7)
 
 
 def _days(column: Any) -> Floats:

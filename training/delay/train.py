@@ -31,7 +31,7 @@ def train_delayed(
 ) -> TrainedResponse:
     """`train_response`, after `correct_delays` where the log has converted_at and conversion is predicted.
 
-    metrics.json then has `delay`: see `Corrected.report`, and the model's auc and log loss on ripe rows alone,
+    metrics.json then has `delay`: see `Corrected.report`, and the model's auc and log loss on ripe rows,
     of which at least 99 % of the conversions have come: their labels are seen, not expected.
     """
     told = tell or (lambda _share, _text: None)
