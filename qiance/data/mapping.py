@@ -100,7 +100,7 @@ class Mapping(_Strict):
     columns: role → source column; constants: role → the value of every row; key: roles that together
     identify an event, where there is no column for `event_id`. control, arm_cost (minor units per
     contact), randomised, features, labels, log_end (until when conversions were collected; without an
-    offset in the file's time zone) belong to response tables.
+    offset UTC) belong to response tables.
     """
 
     kind: MappingKind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
@@ -92,7 +92,7 @@ def _times(responses: ResponseTable) -> tuple[Floats, Floats, Floats]:
     at, converted = (_days(responses.table[name]) for name in ("occurred_at", "converted_at"))
     observed = np.asarray(responses.table["conversion"].to_numpy(zero_copy_only=False), dtype=np.float64)
     last = float(np.nanmax(np.concatenate([at, converted])))
-    end = last if responses.log_end is None else responses.log_end.astimezone(UTC).timestamp() / 86_400
+    end = last if responses.log_end is None else _utc(responses.log_end).timestamp() / 86_400
     if end < last:
         problem = f"has times up to {(last - end) * 24:.1f} hours after log_end"
         raise DataError(source, problem, "set log_end to when the log was cut, or leave it out")
@@ -105,6 +105,10 @@ def _times(responses: ResponseTable) -> tuple[Floats, Floats, Floats]:
         )
         raise DataError(source, problem, "correct the log or the mapping")
     return end - at, np.where(observed > 0, converted - at, np.nan), observed
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def _weekday(responses: ResponseTable) -> Floats:
@@ -134,7 +138,7 @@ def _report(
         for share in _SHARES
     }
     return {
-        "log_end": None if responses.log_end is None else responses.log_end.isoformat(),
+        "log_end": None if responses.log_end is None else _utc(responses.log_end).isoformat(),
         "observed_rate": float(observed.mean()),
         "corrected_rate": float((observed + still).mean()),
         "share_still_expected": float(still.sum() / (observed + still).sum()),
