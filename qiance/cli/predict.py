@@ -15,7 +15,9 @@ from qiance.data.errors import DataError
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder that `qiance train effect` wrote.")],
+    model: Annotated[
+        Path, typer.Argument(help="Folder that `qiance train effect` or `train customers` wrote.")
+    ],
     data: Annotated[Path, typer.Option("--data", help="Rows to predict: CSV, JSON lines or Parquet.")],
     mapping: Annotated[
         Path, typer.Option("--mapping", "-m", help="What their columns mean; labels are not read.")
@@ -29,19 +31,26 @@ def predict(
 ) -> None:
     """Predict the outcome of rows of your own, each with a 90 % interval, and of all of them together.
 
-    The interval of a row is of its probability. That of all rows is of the share of them that will answer.
-    Where the training log had sales, each row also gets its expected sales and what a purchase would be
-    worth, with a 90 % interval for that single purchase; all in minor units.
+    With a customer model: a row per customer of the purchase log, from its end.
+
+    With a response model: the interval of a row is of its probability, and that of all rows of the share of them
+    that will answer. Where the training log had sales, each row also gets its expected sales and what a purchase
+    would be worth, with a 90 % interval for that single purchase; all in minor units.
     """
     from qiance.artifacts.response import ResponseModel
     from qiance.cli.stages import Stages
     from qiance.data.mapped import read_mapped
     from qiance.data.mapping import load_mapping
 
-    console = Console()
+    console, found = Console(), _artifact(model)
+    if found.name.startswith("customer-model-"):
+        from qiance.cli.train_customers import predict_customers
+
+        predict_customers(found, data, mapping, out, console)
+        return
     stages = Stages(console)
     with stages.stage(f"reading {data.name}") as stage:
-        loaded = ResponseModel.load(_artifact(model))
+        loaded = ResponseModel.load(found)
         if not data.exists():
             raise DataError(data, "does not exist", "pass the path of the rows to predict with --data")
         result = read_mapped(
@@ -73,9 +82,7 @@ def _artifact(folder: Path) -> Path:
     try:
         return folder / str(json.loads(metrics.read_text(encoding="utf-8"))["model"])
     except (OSError, ValueError, KeyError):
-        raise DataError(
-            folder, "holds no trained response model", "pass the --out folder of `qiance train effect`"
-        ) from None
+        raise DataError(folder, "holds no trained model", "pass the --out folder of `qiance train`") from None
 
 
 def _write(out: Path, ids: list[str], model: Any, columns: Any, draws: Any) -> None:

@@ -12,13 +12,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from qiance.cli.train_customers import customers
 from qiance.data.errors import DataError
 from qiance.settings import DEFAULT_WORKSPACE
 
 app = typer.Typer(
-    help="Train the effect model of a workspace; `train effect` trains on a response log of your own.",
+    help="Train the effect model of a workspace; `train effect` trains on a response log of your own, "
+    "`train customers` on a purchase log.",
     invoke_without_command=True,
 )
+app.command("customers")(customers)
 
 
 @app.callback()
@@ -92,7 +95,8 @@ def effect(
 
     Writes into OUT: the model, metrics.json (by cross-validation, beside baselines), segments.csv (predicted
     and observed rates by category, with 90 % intervals), explanations.json (SHAP and LIME) and fairness.json
-    (error, calibration and exposure by protected group). `qiance predict` uses it. Ends with 1 where a
+    (error, calibration and exposure by protected group). Where `converted_at` is mapped, conversions that are
+    still to come are taken into account. `qiance predict` uses it. Ends with 1 where a
     protected group is predicted too high or too low beyond doubt.
     """
     from qiance.cli.contest import check_registration, register_response
@@ -105,9 +109,9 @@ def effect(
     with stages.stage(f"reading {data.name}") as stage:
         responses = _read(data, mapping, out, stage)
     with stages.stage("training") as stage:
-        from training.response.fit import train_response
+        from training.delay.train import train_delayed
 
-        trained = train_response(
+        trained = train_delayed(
             responses,
             out,
             folds=folds,
@@ -121,6 +125,8 @@ def effect(
     for name in trained.metrics["left_out"]:
         console.print(f"[yellow]{name} has no value in any row and was left out[/]")
     console.print(_scores(trained.metrics))
+    if "delay" in trained.metrics:
+        console.print(_delay(trained.metrics["delay"]), highlight=False)
     console.print(_importance(trained.explanations))
     console.print(f"Model and figures: [bold]{out}[/]", highlight=False)
     if register is not None:
@@ -167,6 +173,14 @@ def _scores(metrics: Mapping[str, Any]) -> Table:
     table.add_row("[bold]response model[/]", *own, ece)
     table.caption = f"{metrics['label']}: {metrics['rate']:.2%} of {metrics['rows']:,} rows; {folds} folds"
     return table
+
+
+def _delay(found: Mapping[str, Any]) -> str:
+    """What the log's cut hides."""
+    return (
+        f"Late conversions: {found['observed_rate']:.2%} had converted, {found['corrected_rate']:.2%} are "
+        f"expected in the end; {found['share_still_expected']:.1%} of the conversions are still to come"
+    )
 
 
 def _importance(explanations: Mapping[str, Any]) -> Table:

@@ -15,6 +15,7 @@ from qiance.data.convert import ARROW_TYPES, Kind, mask
 from qiance.data.errors import DataError
 from qiance.data.faults import Reason, TableReport
 from qiance.data.mapping import Mapping
+from qiance.data.purchases import PurchaseLog, purchases_of
 from qiance.data.responses import ResponseTable
 from qiance.data.roles import ROLES, MappingKind
 from qiance.data.schema import Checked, RawTable, check_table, join_key, put_aside
@@ -42,7 +43,9 @@ EVENT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class MappedResult:
-    """What a file became: one of `events` (see `EVENT_SCHEMA`) and `responses`, and the report.
+    """What a file became: `events` (see `EVENT_SCHEMA`) or `responses`, and the report.
+
+    purchases: by user and day, of a file of purchases or of events.
 
     faults: every quarantined value, see `FAULT_SCHEMA`.
     """
@@ -51,6 +54,7 @@ class MappedResult:
     faults: pa.Table
     events: pa.Table | None = None
     responses: ResponseTable | None = None
+    purchases: PurchaseLog | None = None
 
 
 def check_mapped(file: Path, mapping: Mapping, progress: Progress | None = None) -> Checked:
@@ -89,7 +93,9 @@ def read_mapped(
     A file without one good row is refused with `DataError`.
     """
     if not outcomes:
-        mapping = mapping.model_copy(update={"labels": {}, "control": None, "arm_cost": {}})
+        known = {name: spec for name, spec in mapping.columns.items() if name != "converted_at"}
+        update = {"columns": known, "labels": {}, "control": None, "arm_cost": {}, "log_end": None}
+        mapping = mapping.model_copy(update=update)
     checked = check_mapped(file, mapping, progress)
     place = write_quarantine(checked.faults, quarantine, file.name) if quarantine else None
     report = checked.report(mapping.kind.value, str(file), place)
@@ -100,7 +106,12 @@ def read_mapped(
         )
         raise DataError(file, problem, "correct the mapping: `qiance data check` lists the faults")
     if mapping.kind is MappingKind.EVENTS:
-        return MappedResult(report, checked.faults, events=events_of(checked, mapping))
+        events = events_of(checked, mapping)
+        bought = purchases_of(events.filter(pc.equal(events["type"], "purchase")), mapping, str(file))
+        return MappedResult(report, checked.faults, events=events, purchases=bought)
+    if mapping.kind is MappingKind.PURCHASES:
+        bought = purchases_of(checked.table, mapping, str(file))
+        return MappedResult(report, checked.faults, purchases=bought)
     return MappedResult(
         report, checked.faults, responses=_responses(file, checked, mapping, report, outcomes)
     )
@@ -129,7 +140,7 @@ def _responses(
     table = checked.table
     row_id = table["row_id"] if "row_id" in table.column_names else pa.array(checked.rows).cast(pa.string())
     unit_id = table["unit_id"] if "unit_id" in table.column_names else row_id
-    names = [name for name in ("occurred_at",) if name in table.column_names]
+    names = [name for name in ("occurred_at", "converted_at") if name in table.column_names]
     names += [*mapping.features.numeric, *mapping.features.categorical, *mapping.labels]
     columns = {"row_id": row_id, "unit_id": unit_id}
     if "arm" in table.column_names:
@@ -150,6 +161,7 @@ def _responses(
         arm_cost={arm: mapping.arm_cost.get(arm, 0) for arm in arms},
         currency=mapping.currency,
         randomised=mapping.randomised,
+        log_end=mapping.log_end,
         report=report,
         fingerprint=fingerprint_table(full),
     )

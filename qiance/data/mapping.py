@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
@@ -98,7 +99,8 @@ class Mapping(_Strict):
 
     columns: role → source column; constants: role → the value of every row; key: roles that together
     identify an event, where there is no column for `event_id`. control, arm_cost (minor units per
-    contact), randomised, features, labels belong to response tables.
+    contact), randomised, features, labels, log_end (until when conversions were collected; without an
+    offset UTC) belong to response tables.
     """
 
     kind: MappingKind
@@ -113,6 +115,7 @@ class Mapping(_Strict):
     control: str | None = None
     arm_cost: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     randomised: bool = False
+    log_end: datetime | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -176,7 +179,9 @@ def load_mapping(path: Path) -> Mapping:
     except (yaml.YAMLError, RecursionError) as error:
         raise MappingError(f"{path}: is not YAML; {str(error)[:300]}") from None
     if not isinstance(data, dict):
-        raise MappingError(f"{path}: holds no keys; start with `kind: events` or `kind: responses`")
+        raise MappingError(
+            f"{path}: holds no keys; start with `kind: events`, `kind: purchases` or `kind: responses`"
+        )
     try:
         return Mapping.model_validate(data)
     except ValidationError as error:

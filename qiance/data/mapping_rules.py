@@ -42,16 +42,21 @@ def _lacking(mapping: Mapping) -> Iterator[str]:
     for name in NEEDED_ROLES[mapping.kind]:
         if name not in given:
             yield f"columns.{name}: missing; name the source column that holds it"
-    if mapping.kind is MappingKind.EVENTS:
+    if mapping.kind is not MappingKind.RESPONSES:
         if (
             mapping.labels
             or mapping.features.numeric
             or mapping.features.categorical
             or mapping.control
             or mapping.arm_cost
+            or mapping.log_end
         ):
-            yield "labels, features, control, arm_cost: belong to kind responses; remove them"
+            yield "labels, features, control, arm_cost, log_end: belong to kind responses; remove them"
         return
+    if "converted_at" in given and not ("occurred_at" in given and "conversion" in mapping.labels):
+        yield "columns.converted_at: is the time of labels.conversion after columns.occurred_at: map both"
+    if mapping.log_end and "converted_at" not in given:
+        yield "log_end: says until when conversions were seen; map columns.converted_at, or remove it"
     if not mapping.labels:
         yield "labels: missing; map at least one of click, conversion, sales"
     if "arm" not in given and (mapping.control or mapping.arm_cost or "propensity" in given):
@@ -113,5 +118,5 @@ def _bad_key(mapping: Mapping) -> Iterator[str]:
             yield f"key: {name!r} is not mapped under columns"
     if mapping.kind is MappingKind.EVENTS and not mapping.key and "event_id" not in mapping.columns:
         yield "columns.event_id: missing; map it, or list in `key` the roles that identify a row"
-    if mapping.key and (mapping.kind is MappingKind.RESPONSES or "event_id" in mapping.columns):
+    if mapping.key and (mapping.kind is not MappingKind.EVENTS or "event_id" in mapping.columns):
         yield "key: stands in for a missing event_id only; remove it"

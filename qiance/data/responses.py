@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -21,12 +22,14 @@ class ResponseTable:
     """Logged responses of N rows to K arms.
 
     table: `[N]` rows with row_id, unit_id, arm (strings), propensity (of the arm shown, in (0, 1]; null
-        where nobody logged it), optionally occurred_at, the feature columns, and the labels click and
-        conversion (int8, 0 or 1) and sales (int64 minor units). Features are null where unknown. Without
-        arms there is no arm and no propensity: such a log is for prediction alone.
+        where nobody logged it), optionally occurred_at and converted_at (null without a conversion), the
+        feature columns, and the labels click and conversion (int8, 0 or 1) and sales (int64 minor units).
+        Features are null where unknown. Without arms there is no arm and no propensity: such a log is for
+        prediction alone.
     numeric, categorical, labels: names of those columns.
     arms: `[K]` in a fixed order; control_arm: the one that means doing nothing, if there is one.
     arm_cost: minor units per contact; an arm that is not listed costs nothing.
+    log_end: until when conversions were collected, where that is known and the table has converted_at.
     randomised: each arm was drawn with the same propensity for every row.
     arm_features: `[K]` rows in the order of `arms`: `arm` and the features that belong to the arm.
     pair_features: feature name → `[N, K]` values of that feature for every row and arm.
@@ -46,6 +49,7 @@ class ResponseTable:
     fingerprint: str = ""
     arm_features: pa.Table | None = None
     pair_features: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    log_end: datetime | None = None
 
     @property
     def can_compare(self) -> bool:

@@ -15,6 +15,7 @@ class MappingKind(StrEnum):
 
     EVENTS = "events"
     RESPONSES = "responses"
+    PURCHASES = "purchases"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,13 @@ ROLES: dict[MappingKind, dict[str, Role]] = {
         "arm": Role(types=_TEXT),
         "propensity": Role(types=(Kind.NUMBER,), above=0, maximum=1),
         "occurred_at": Role(types=_WHEN),
+        "converted_at": Role(types=_WHEN, required=False),
+    },
+    MappingKind.PURCHASES: {
+        "event_id": Role(types=_TEXT),
+        "user_id": Role(types=_TEXT),
+        "value": Role(types=_MONEY, if_missing=0, minimum=0),
+        "occurred_at": Role(types=_WHEN),
     },
 }
 LABEL_ROLES = {
@@ -66,8 +74,10 @@ CATEGORICAL_ROLE = Role(types=_TEXT, required=False)
 NEEDED_ROLES = {
     MappingKind.EVENTS: ("user_id", "item_id", "value", "occurred_at"),
     MappingKind.RESPONSES: (),
+    MappingKind.PURCHASES: ("user_id", "value", "occurred_at"),
 }
 CONSTANT_ROLES = {
     MappingKind.EVENTS: ("type", "quantity", "value", "discount", "coupon"),
     MappingKind.RESPONSES: ("propensity",),
+    MappingKind.PURCHASES: ("value",),
 }

@@ -181,7 +181,9 @@ def _deployments() -> Row:
 
 def decisions_dashboard() -> Json:
     """The dashboard as plain data; the same call gives the same result."""
-    cluster = label_variable("cluster", "Ray cluster", "ray_serve_deployment_replica_healthy", "ray_io_cluster")
+    cluster = label_variable(
+        "cluster", "Ray cluster", "ray_serve_deployment_replica_healthy", "ray_io_cluster"
+    )
     return dashboard(
         uid=DASHBOARD_UID,
         title="Qiance: decisions",

@@ -1,0 +1,1 @@
+"""Purchase logs and peers of the benchmark of customers."""

@@ -1,0 +1,1 @@
+"""The customer model: from a purchase log to next purchase, churn and value of every customer."""
