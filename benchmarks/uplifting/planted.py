@@ -56,7 +56,9 @@ def _chances(columns: Columns, family: str) -> Floats:
     mens, womens, newbie = columns["mens"], columns["womens"], columns["newbie"]
     web = (columns["channel"] == "Web").astype(np.float64)
     rural = (columns["zip_code"] == "Rural").astype(np.float64)
-    score = -2.2 - 0.06 * (recency - 6) + 0.25 * (history - 5) - 0.4 * newbie + 0.3 * rural + 0.5 * mens * womens
+    score = (
+        -2.2 - 0.06 * (recency - 6) + 0.25 * (history - 5) - 0.4 * newbie + 0.3 * rural + 0.5 * mens * womens
+    )
     if family == "odds":
         first = 0.35 + 0.35 * mens - 0.2 * newbie * (1 - rural)
         second = 0.05 + 0.55 * womens - 0.03 * (recency - 6)
@@ -76,6 +78,8 @@ def _chances(columns: Columns, family: str) -> Floats:
 def _targeting(columns: Columns) -> Floats:
     """`[N, 3]` chances of each arm: old and large customers are written to, by what they bought."""
     warm = -0.25 * (columns["recency"] - 6) + 0.5 * (np.log1p(columns["history"]) - 5)
-    score = np.column_stack([np.zeros(len(warm)), 0.8 * columns["mens"] + warm, 0.8 * columns["womens"] + warm])
+    score = np.column_stack(
+        [np.zeros(len(warm)), 0.8 * columns["mens"] + warm, 0.8 * columns["womens"] + warm]
+    )
     share = np.exp(score - score.max(axis=1, keepdims=True))
     return np.asarray(0.05 + 0.85 * share / share.sum(axis=1, keepdims=True))
