@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qiance.artifacts.uplift import CANDIDATES, Anchor, Effects, Learner, UpliftScorer
+from training.uplift.crossing import Crossed, Tell, cross_fit
 from training.uplift.folds import halves_by_arm
 from training.uplift.learner import Data, UpliftSettings, fit_contrasts, fit_outcomes, rounds_of
 from training.uplift.rows import UpliftRows
-from training.uplift.crossing import Crossed, Tell, cross_fit
 
 Floats = NDArray[np.float64]
 

@@ -34,11 +34,11 @@ class UpliftSettings:
     simulations: int = 2
     leaves: int = 4
     learning_rate: float = 0.05
-    shared_rounds: int = 1_000
-    head_rounds: int = 200
-    patience: int = 30
+    shared_rounds: int = 300
+    head_rounds: int = 40
+    patience: int = 50
     min_rows: int = 100
-    contrast_rounds: int = 60
+    contrast_rounds: int = 100
     contrast_rate: float = 0.03
     contrast_rows: int = 300
     row_share: float = 0.8

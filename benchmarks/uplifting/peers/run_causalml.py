@@ -27,15 +27,15 @@ def _effects(task: Task, learner: Any, **more: Any) -> Any:
 
 def x_learner(task: Task) -> Any:
     """Künzel et al. (2019)."""
-    outcome = trees(LGBMClassifier, task.seed, 100)
-    effect = trees(LGBMRegressor, task.seed, 60, 0.03, 300)
+    outcome = trees(LGBMClassifier, task.seed, 60)
+    effect = trees(LGBMRegressor, task.seed, 150, 0.03, 300)
     return _effects(task, BaseXClassifier(outcome, effect, control_name="0"))
 
 
 def dr_learner(task: Task) -> Any:
     """Kennedy (2023), by three folds."""
     outcome = trees(LGBMRegressor, task.seed, 100)
-    effect = trees(LGBMRegressor, task.seed, 60, 0.03, 300)
+    effect = trees(LGBMRegressor, task.seed, 100, 0.03, 300)
     learner = BaseDRLearner(
         control_outcome_learner=outcome,
         treatment_outcome_learner=outcome,
@@ -46,15 +46,15 @@ def dr_learner(task: Task) -> Any:
 
 
 def uplift_forest(task: Task) -> Any:
-    """Uplift random forest by Kullback-Leibler divergence, of several arms at once (Rzepakowski and Jaroszewicz, 2012)."""
+    """Forest of all arms at once, split by the distance of outcomes (Rzepakowski and Jaroszewicz, 2012)."""
     forest = UpliftRandomForestClassifier(
         control_name="0",
         n_estimators=50,
-        max_depth=5,
-        min_samples_leaf=200,
-        min_samples_treatment=50,
-        n_reg=100,
-        evaluationFunction="KL",
+        max_depth=4,
+        min_samples_leaf=500,
+        min_samples_treatment=100,
+        n_reg=1_000,
+        evaluationFunction="ED",
         n_jobs=1,
         random_state=task.seed,
     )

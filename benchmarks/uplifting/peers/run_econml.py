@@ -39,7 +39,7 @@ def linear_dr(task: Task) -> Any:
 
 def dr_learner(task: Task) -> Any:
     """Kennedy (2023), small boosted trees."""
-    final = trees(LGBMRegressor, task.seed, 60, 0.03, 300)
+    final = trees(LGBMRegressor, task.seed, 100, 0.03, 300)
     return _effects(task, DRLearner(model_final=final, **_nuisances(task)))
 
 
@@ -52,7 +52,7 @@ def causal_forest(task: Task) -> Any:
         discrete_treatment=True,
         cv=FOLDS,
         n_estimators=100,
-        min_samples_leaf=50,
+        min_samples_leaf=500,
         max_samples=0.45,
         n_jobs=1,
         inference=False,

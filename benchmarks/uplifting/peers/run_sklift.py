@@ -1,4 +1,4 @@
-"""scikit-uplift: solo model, two models and class transformation on LightGBM; it has one treatment at a time."""
+"""scikit-uplift on LightGBM: solo model, two models, class transformation; one treatment at a time."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Files in which rows go to a peer and effects come back.
 
-A task is `NAME.npz` with train_x `[n, F]`, train_arm `[n]` (0 is control), train_outcome `[n]`, share `[K]` (the
-propensity of each arm, the same for all rows) and test_x `[m, F]`. The answer is `NAME.effects.npz`: configuration
-→ `[m, K]` effects over control, and `seconds-CONFIGURATION`.
+A folder has `x.npy` `[N, F]` and, per task, `NAME.npz`: train and test (row numbers), arm `[N]` (0 is control),
+outcome `[N]`, share `[K]` (the propensity of each arm, the same for all rows) and seed. The answer is
+`NAME.effects.npz`: configuration → `[m, K]` effects over control of the test rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ANSWER = ".effects.npz"
 
 @dataclass(frozen=True)
 class Task:
-    """See the module. seed: of whatever the learner draws."""
+    """The rows to train on and those to predict; see the module. seed: of whatever the learner draws."""
 
     train_x: Any
     train_arm: Any
@@ -31,13 +31,22 @@ class Task:
     test_x: Any
     seed: int
 
+    @classmethod
+    def read(cls, path: Path) -> Task:
+        """The task at `path`, with the features of its folder."""
+        x = np.load(path.with_name("x.npy"), allow_pickle=False)
+        with np.load(path, allow_pickle=False) as file:
+            train, test = file["train"], file["test"]
+            arm, outcome = file["arm"][train], file["outcome"][train]
+            return cls(x[train], arm, outcome, file["share"], x[test], int(file["seed"]))
+
     @property
     def arms(self) -> int:
         """K, control included."""
         return len(self.share)
 
     def by_arm(self, effect_of: Callable[[Any, Any, Any], Any]) -> Any:
-        """`[m, K]` from a learner of one treatment: called with x, treated, outcome per arm, returns `[m]`."""
+        """`[m, K]` from a learner of one treatment, called with x, treated, outcome per arm."""
         found = np.zeros((len(self.test_x), self.arms))
         for arm in range(1, self.arms):
             rows = (self.train_arm == 0) | (self.train_arm == arm)
@@ -65,15 +74,8 @@ def trees(kind: Any, seed: int, rounds: int, rate: float = 0.05, least: int = 10
 def answer(learners: Mapping[str, Callable[[Task], Any]]) -> None:
     """Answer every task in the folder that the command line names, with the configurations named after it."""
     warnings.simplefilter("ignore")
-    wanted = sys.argv[2:] or list(learners)
     for path in sorted(p for p in Path(sys.argv[1]).glob("*.npz") if not p.name.endswith(ANSWER)):
-        with np.load(path, allow_pickle=False) as file:
-            names = ("train_x", "train_arm", "train_outcome", "share", "test_x")
-            task = Task(*(file[name] for name in names), seed=int(file["seed"]))
-        found = {}
-        for name in wanted:
-            started = time.perf_counter()
-            found[name] = np.asarray(learners[name](task), dtype=np.float64)
-            found[f"seconds-{name}"] = np.array(time.perf_counter() - started)
+        task, started = Task.read(path), time.perf_counter()
+        found = {name: np.asarray(learners[name](task), dtype=np.float64) for name in sys.argv[2:]}
         np.savez(path.with_name(path.stem + ANSWER), **found)
-        print(path.stem, flush=True)
+        print(f"{path.stem} {time.perf_counter() - started:.1f} s", flush=True)
