@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from benchmarks.harness import ROOT, PeerEnvironment, log, peer_environment
 from benchmarks.uplifting.cases import Case, Users
 from benchmarks.uplifting.peers.tasks import ANSWER
-from qiance.artifacts.uplift import Inputs
 from training.uplift.learner import UpliftSettings
 from training.uplift.stack import fit_uplift
 
@@ -97,13 +95,12 @@ def our_effects(users: Users, cases: Sequence[Case], settings: UpliftSettings) -
         log(f"  qiance: {case.name}, {number + 1} of {len(cases)}")
         rows = users.rows(case).take(case.train)
         fitted = fit_uplift(rows, replace(settings, seed=case.seed), _silent, intervals=False)
-        inputs = Inputs.of(fitted.scorer.encoder, users.columns(case.test))
-        members = [np.mean(one.chances(inputs), axis=0) for one in fitted.scorer.members]
+        inputs = fitted.scorer.inputs(users.columns(case.test))
         chance = np.random.default_rng(case.seed).random(len(case.test)) + 1e-9
         best = 1 + int(fitted.scorer.anchor.ate[1:].argmax())
         found[case.name] = {
             "qiance": fitted.scorer.value(inputs),
-            "response": np.mean(members, axis=0),
+            "response": fitted.scorer.chances(inputs),
             "random": np.eye(len(case.share))[best] * chance[:, None],
         }
     return found
@@ -111,6 +108,3 @@ def our_effects(users: Users, cases: Sequence[Case], settings: UpliftSettings) -
 
 def _silent(_share: float, _text: str) -> None:
     pass
-
-
-Scores = Callable[[Case, Mapping[str, Any]], dict[str, Any]]

@@ -236,7 +236,11 @@ class UpliftScorer:
 
     def predict(self, columns: Columns) -> Effects:
         """Raises ValueError naming a missing column."""
-        return self.score(Inputs.of(self.encoder, columns))
+        return self.score(self.inputs(columns))
+
+    def inputs(self, columns: Columns) -> Inputs:
+        """Rows as learners read them; raises as `predict`."""
+        return Inputs.of(self.encoder, columns)
 
     def score(self, rows: Inputs) -> Effects:
         """As `predict`, of encoded rows."""
@@ -246,6 +250,10 @@ class UpliftScorer:
         """`[N, A]` effects, without the halves' work."""
         candidates = np.mean([one.candidates(rows) for one in self.members], axis=0)
         return self.anchor.effects(candidates, self.weights)
+
+    def chances(self, rows: Inputs) -> Floats:
+        """`[N, A]` probability of the outcome under each arm: mean of linear models and heads."""
+        return np.asarray(np.mean([np.mean(one.chances(rows), axis=0) for one in self.members], axis=0))
 
     def draws(self, rows: Inputs) -> Floats:
         """`[N, A, H]` effects by half."""
@@ -302,7 +310,7 @@ class UpliftModel:
         """Why the effect of `arm` on the one row of `columns` is what it is, in units of the outcome."""
         place = self.info.arms.index(arm)
         return explain(
-            lambda given: self._scorer.value(Inputs.of(self._scorer.encoder, given))[:, place],
+            lambda given: self._scorer.value(self._scorer.inputs(given))[:, place],
             columns,
             background_columns(self.info.background, self.schema),
             self.schema.names,

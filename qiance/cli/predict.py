@@ -1,9 +1,10 @@
-"""`qiance predict`: what a response model says of rows whose outcome is not known yet."""
+"""`qiance predict`: what a response or an uplift model says of rows whose outcome is not known yet."""
 
 from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +16,7 @@ from qiance.data.errors import DataError
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder that `qiance train effect` wrote.")],
+    model: Annotated[Path, typer.Argument(help="Folder that `qiance train effect` or `train uplift` wrote.")],
     data: Annotated[Path, typer.Option("--data", help="Rows to predict: CSV, JSON lines or Parquet.")],
     mapping: Annotated[
         Path, typer.Option("--mapping", "-m", help="What their columns mean; labels are not read.")
@@ -29,15 +30,22 @@ def predict(
 ) -> None:
     """Predict the outcome of rows of your own, each with a 90 % interval, and of all of them together.
 
-    The interval of a row is of its probability. That of all rows is of the share of them that will answer.
+    The interval of a row is of its probability. That of all rows is of the share of them that will answer. Of an
+    uplift model: the effect of each arm on each row, and the arm that brings most net of its cost.
     """
+    from qiance.artifacts.manifest import load_manifest
     from qiance.artifacts.response import ResponseModel
+    from qiance.artifacts.uplift import KIND as UPLIFT
+    from qiance.cli.predict_uplift import predict_uplift
     from qiance.cli.stages import Stages
     from qiance.data.mapped import read_mapped
     from qiance.data.mapping import load_mapping
 
     console = Console()
     stages = Stages(console)
+    if load_manifest(_artifact(model)).kind == UPLIFT:
+        predict_uplift(_artifact(model), data, mapping, out, explain, explain_rows, stages)
+        return
     with stages.stage(f"reading {data.name}") as stage:
         loaded = ResponseModel.load(_artifact(model))
         if not data.exists():
@@ -72,7 +80,9 @@ def _artifact(folder: Path) -> Path:
         return folder / str(json.loads(metrics.read_text(encoding="utf-8"))["model"])
     except (OSError, ValueError, KeyError):
         raise DataError(
-            folder, "holds no trained response model", "pass the --out folder of `qiance train effect`"
+            folder,
+            "holds no trained model",
+            "pass the --out folder of `qiance train effect` or `train uplift`",
         ) from None
 
 
@@ -89,10 +99,22 @@ def _write(out: Path, ids: list[str], model: Any, draws: Any) -> None:
 
 
 def _explain(out: Path, ids: list[str], model: Any, columns: Any, method: Any, most: int, stage: Any) -> None:
+    write_explanations(out, ids, columns, lambda row, _place: asdict(model.explain(row, method)), most, stage)
+
+
+def write_explanations(
+    out: Path,
+    ids: list[str],
+    columns: Any,
+    explain_row: Callable[[Any, int], dict[str, Any]],
+    most: int,
+    stage: Any,
+) -> None:
+    """One JSON line for each of the first rows; explain_row gets the row's columns and its place."""
     count = min(most, len(ids))
     with out.with_name(out.name + ".explanations.jsonl").open("w", encoding="utf-8") as stream:
         for place in range(count):
             stage.tell(place / count, f"explaining row {place + 1} of {count}")
             row = {name: values[place : place + 1] for name, values in columns.items()}
-            line = {"row_id": ids[place], **asdict(model.explain(row, method))}
+            line = {"row_id": ids[place], **explain_row(row, place)}
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""`qiance train`: the effect model of a workspace, or a response model of a file of one's own."""
+"""`qiance train`: the effect model of a workspace, or a response or uplift model of a file of one's own."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from qiance.cli.train_uplift import uplift
 from qiance.data.errors import DataError
 
 app = typer.Typer(
-    help="Train the effect model of a workspace; `train effect` trains on a response log of your own.",
+    help="Train the effect model of a workspace; `train effect` and `train uplift` learn from a log of your own.",
     invoke_without_command=True,
 )
 
@@ -93,7 +94,7 @@ def effect(
     console = Console()
     stages = Stages(console)
     with stages.stage(f"reading {data.name}") as stage:
-        responses = _read(data, mapping, out, stage)
+        _, responses = read_responses(data, mapping, out, stage)
     with stages.stage("training") as stage:
         from training.response.fit import train_response
         from training.response.members import ResponseSettings
@@ -120,14 +121,18 @@ def effect(
         raise typer.Exit(1)
 
 
-def _read(data: Path, mapping: Path, out: Path, stage: Any) -> Any:
+app.command("uplift")(uplift)
+
+
+def read_responses(data: Path, mapping: Path, out: Path, stage: Any) -> tuple[Any, Any]:
+    """The mapping and the rows of a response log; `DataError` for a mapping of events or no such file."""
     from qiance.data.mapped import read_mapped
     from qiance.data.mapping import load_mapping
     from qiance.data.roles import MappingKind
 
     found = load_mapping(mapping)
     if found.kind is not MappingKind.RESPONSES:
-        problem = f"maps {found.kind.value}, and a response model learns from responses"
+        problem = f"maps {found.kind.value}, and a model of responses learns from those"
         raise DataError(mapping, problem, "map one row per contact with `kind: responses`")
     if not data.exists():
         raise DataError(data, "does not exist", "pass the path of your response log with --data")
@@ -138,7 +143,7 @@ def _read(data: Path, mapping: Path, out: Path, stage: Any) -> Any:
     stage.note(f"{report.rows_read:,} rows, {report.quarantined:,} in quarantine")
     if report.quarantined:
         stage.note(f"why: {report.quarantine}")
-    return result.responses
+    return found, result.responses
 
 
 def _scores(metrics: Mapping[str, Any]) -> Table:

@@ -1,4 +1,4 @@
-"""How rows are dealt into folds and halves: units whole, arms and outcomes alike in all."""
+"""How rows are dealt into folds and halves: units stay whole."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Mask = NDArray[np.bool_]
 
 
 def folds_by_arm(rows: ResponseRows, arm: NDArray[np.int64], folds: int, seed: int) -> NDArray[np.int64]:
-    """`[N]` fold of each row, in [0, folds)."""
+    """`[N]` fold of each row, in [0, folds); arms and outcomes are alike in all."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     names, units = np.unique(rows.units, return_inverse=True)
@@ -30,7 +30,13 @@ def folds_by_arm(rows: ResponseRows, arm: NDArray[np.int64], folds: int, seed: i
     return fold
 
 
-def halves_by_arm(rows: ResponseRows, arm: NDArray[np.int64], count: int, seed: int) -> Iterator[Mask]:
-    """`count` masks `[N]`, each of half of the units, drawn anew."""
+def halves_of(rows: ResponseRows, count: int, seed: int) -> Iterator[Mask]:
+    """`count` masks `[N]`, each of half of the units, drawn anew.
+
+    Not stratified: halves with the same outcomes would agree on the mean effect, and hide how uncertain it is.
+    """
+    names, units = np.unique(rows.units, return_inverse=True)
     for number in range(count):
-        yield folds_by_arm(rows, arm, 2, seed + number) == 0
+        half = np.zeros(len(names), dtype=np.bool_)
+        half[np.random.default_rng([seed, number]).permutation(len(names))[: len(names) // 2]] = True
+        yield half[units.ravel()]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from qiance.artifacts.uplift import CANDIDATES, Anchor, Effects, Learner, UpliftScorer
 from training.uplift.crossing import Crossed, Tell, cross_fit
-from training.uplift.folds import halves_by_arm
+from training.uplift.folds import halves_of
 from training.uplift.learner import Data, UpliftSettings, fit_contrasts, fit_outcomes, rounds_of
 from training.uplift.rows import UpliftRows
 
@@ -42,7 +42,7 @@ def fit_halves(
     shared, heads = rounds_of(crossed.members)
     fixed = replace(settings, shared_rounds=shared, head_rounds=heads)
     learners, anchors = [], []
-    for number, half in enumerate(halves_by_arm(rows.rows, rows.arm, settings.halves, settings.seed)):
+    for number, half in enumerate(halves_of(rows.rows, settings.halves, settings.seed)):
         tell(number / settings.halves, f"half {number + 1} of {settings.halves}")
         seed = settings.seed + 100_000 + 1_000 * number
         learner = fit_outcomes(data, half, None, fixed, seed)
