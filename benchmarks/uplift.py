@@ -1,11 +1,12 @@
 """Effects of e-mails on who visits, against the libraries of the field: real outcomes and planted ones.
 
-Hillstrom's test, three arms. Half of the users train, half judge, at random, 50 times: what it is worth to write to
-the best 10, 30 and 50 % (SNIPS), with corrected resampled t intervals (Nadeau and Bengio, 2003) of the difference to
-everyone else. Then the same users with effects that are planted, so that errors are known (PEHE).
+Hillstrom's test, three arms. Half of the users train, half judge, at random, 50 times: what it is worth to
+write to the best 10, 30 and 50 % (SNIPS), with corrected resampled t intervals (Nadeau and Bengio, 2003) of
+the difference to everyone else. Then the same users with effects that are planted, so that errors are known
+(PEHE).
 
-`response` writes to whoever visits most likely, `random` to anyone; both with an arm that is best for them. A peer
-runs in two configurations; what is compared is the one that is better on the score in question.
+`response` writes to whoever visits most likely, `random` to anyone; both with an arm that is best for them. A
+peer runs in two configurations; what is compared is the one that is better on the score in question.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ Table = dict[str, dict[str, list[float]]]
 
 
 def run_peers(users: Users, cases: Sequence[Case], args: Args) -> tuple[dict[str, Any], dict[str, str]]:
-    """Ours and all peers on the cases: case → configuration → effects; peers that are missing, with the reason."""
+    """Case → configuration → effects, of ours and all peers; and which peers are missing, with the reason."""
     missing = dict.fromkeys(CONFIGURATIONS, "not installed for --smoke") if args.mode is Mode.SMOKE else {}
     found: dict[str, Any] = {case.name: {} for case in cases}
     with tempfile.TemporaryDirectory(prefix="qiance-uplift-") as name:

@@ -87,8 +87,9 @@ def read_answers(folder: Path, cases: Sequence[Case]) -> dict[str, Effects]:
 def our_effects(users: Users, cases: Sequence[Case], settings: UpliftSettings) -> dict[str, Effects]:
     """Case → `qiance`, `response` and `random` → `[m, K]` scores for targeting; ours are effects.
 
-    response: the predicted outcome under each arm, by the same outcome models: whoever answers most likely comes
-    first, with the arm under which he does. random: everyone alike, the arm with the largest mean effect.
+    response: the predicted outcome under each arm, by the same outcome models: whoever answers most likely
+    comes first, with the arm under which he does. random: everyone alike, the arm with the largest mean
+    effect.
     """
     found = {}
     for number, case in enumerate(cases):

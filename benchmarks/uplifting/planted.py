@@ -1,8 +1,9 @@
 """Effects planted on the users of the e-mail test: what every arm would do to every user is known.
 
 Three families, written down before the learner was: effects that are constant or interact on the scale of log
-odds, effects that are additive on that of probabilities and have nothing to do with the base rate, and effects
-by steps. Base rates and mean effects are near those of the real test; some users are put off by an e-mail.
+odds, effects that are additive on that of probabilities and have nothing to do with the base rate, and
+effects by steps. Base rates and mean effects are near those of the real test; some users are put off by an
+e-mail.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Planted:
 
 
 def plant(columns: Columns, family: str, targeted: bool, seed: int) -> Planted:
-    """Outcomes of a test on these users; targeted: who bought more gets e-mails more often, by a known rule."""
+    """Outcomes of a test on these users; targeted: who bought more gets e-mails more often, by a rule."""
     random = np.random.default_rng(seed)
     chance = _chances(columns, family)
     shares = _targeting(columns) if targeted else np.full(chance.shape, 1 / 3)

@@ -25,7 +25,7 @@ Values = Mapping[str, Sequence[float]]
 
 
 def of_real(case: Case, effects: Floats) -> dict[str, float]:
-    """`value_B` by budget (SNIPS), and means over the arms of `qini_a`, `qini_b` and `rate` on the test rows."""
+    """Of the test rows: `value_B` by budget (SNIPS), and means over arms of `qini_a`, `qini_b`, `rate`."""
     values = targeting_value(case.log(), effects, BUDGETS)
     found = {f"value_{budget:g}": one.value for budget, one in values.items()}
     ranks = [_ranks(case, effects[:, arm], arm) for arm in range(1, len(case.share))]

@@ -1,9 +1,10 @@
 """The uplift model: what each arm adds to the outcome of a row over control, in units of the outcome.
 
-A learner gives M candidate effects per row and arm (see `CANDIDATES`). The effect is τ = ATE + Σ w · (candidate −
-its mean): the mean effect is doubly robust, and a candidate moves rows away from it as far as it has shown to on
-rows that it had not seen. K members, each fitted without one fold, are averaged; H halves, each fitted on half of
-the units, give the spread that intervals come from. Shapes: N rows, A arms (control included), F inputs.
+A learner gives M candidate effects per row and arm (see `CANDIDATES`). The effect is τ = ATE + Σ w ·
+(candidate − its mean): the mean effect is doubly robust, and a candidate moves rows away from it as far as it
+has shown to on rows that it had not seen. K members, each fitted without one fold, are averaged; H halves,
+each fitted on half of the units, give the spread that intervals come from. Shapes: N rows, A arms (control
+included), F inputs.
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ class Inputs:
 class Learner:
     """Fitted on some rows. control: number of that arm.
 
-    linear: `[A, 1 + F]` log odds of the outcome under each arm. shared: trees that say how rows differ whatever
-    the arm, on top of intercepts `[A]`; heads: `[A]` trees that say what the arm changes about it. contrasts:
-    `[A]` trees of the effect over control, fitted on doubly robust pseudo-outcomes; that of control is None.
+    linear: `[A, 1 + F]` log odds of the outcome under each arm. shared: trees that say how rows differ
+    whatever the arm, on top of intercepts `[A]`; heads: `[A]` trees that say what the arm changes about it.
+    contrasts: `[A]` trees of the effect over control, fitted on doubly robust pseudo-outcomes; that of
+    control is None.
     """
 
     control: int
@@ -158,10 +160,10 @@ class Anchor:
 class UpliftInfo:
     """What an uplift model says about itself.
 
-    label: the outcome. arms: A names; control: one of them. cost: by arm, in units of the outcome. weights: of
-    the candidates; spread_weights: of those of the halves, which are not drawn to the mean. width_scale: factor
-    on the spread of the halves, so that 90 % intervals cover the effect of 90 % of rows. rate: share of the
-    outcome in the training rows. background: rows that explanations compare with, feature → values.
+    label: the outcome. arms: A names; control: one of them. cost: by arm, in units of the outcome. weights:
+    of the candidates; spread_weights: of those of the halves, which are not drawn to the mean. width_scale:
+    factor on the spread of the halves, so that 90 % intervals cover the effect of 90 % of rows. rate: share
+    of the outcome in the training rows. background: rows that explanations compare with, feature → values.
     """
 
     label: str

@@ -30,8 +30,8 @@ def predict(
 ) -> None:
     """Predict the outcome of rows of your own, each with a 90 % interval, and of all of them together.
 
-    The interval of a row is of its probability. That of all rows is of the share of them that will answer. Of an
-    uplift model: the effect of each arm on each row, and the arm that brings most net of its cost.
+    The interval of a row is of its probability. That of all rows is of the share of them that will answer. Of
+    an uplift model: the effect of each arm on each row, and the arm that brings most net of its cost.
     """
     from qiance.artifacts.manifest import load_manifest
     from qiance.artifacts.response import ResponseModel

@@ -100,6 +100,6 @@ def _summary(model: UpliftModel, effects: Effects, best: Any) -> Iterator[str]:
             continue
         low, high = value[arm] - half[arm], value[arm] + half[arm]
         yield (
-            f"{name}: {value[arm]:+.2%} {model.info.label} over {model.info.control}, 90 % interval {low:+.2%} "
-            f"to {high:+.2%}; {share}"
+            f"{name}: {value[arm]:+.2%} {model.info.label} over {model.info.control}, "
+            f"90 % interval {low:+.2%} to {high:+.2%}; {share}"
         )

@@ -16,7 +16,7 @@ from qiance.cli.train_uplift import uplift
 from qiance.data.errors import DataError
 
 app = typer.Typer(
-    help="Train the effect model of a workspace; `train effect` and `train uplift` learn from a log of your own.",
+    help="Train the effect model of a workspace; `train effect` and `train uplift` learn from your own log.",
     invoke_without_command=True,
 )
 

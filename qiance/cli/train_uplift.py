@@ -154,6 +154,7 @@ def _notes(metrics: Mapping[str, Any]) -> list[str]:
         least = min(overlap["smallest"], key=overlap["smallest"].get)
         notes.append(
             "propensities are estimated from the features: effects hold where nothing else decided the arm; "
-            f"smallest {overlap['smallest'][least]:.1%} ({least}), {overlap['raised']:.1%} of rows raised to 1 %"
+            f"smallest {overlap['smallest'][least]:.1%} ({least}), "
+            f"{overlap['raised']:.1%} of rows raised to 1 %"
         )
     return notes

@@ -1,4 +1,4 @@
-"""Logs of an e-mail campaign whose true effects are known, as a shop would have them: a file and a mapping."""
+"""Logs of a campaign whose true effects are known, as a shop would have them: a file and a mapping."""
 
 from __future__ import annotations
 

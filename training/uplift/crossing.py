@@ -23,8 +23,8 @@ Tell = Callable[[float, str], None]
 class Crossed:
     """K members, and what they say of rows they have not seen.
 
-    chances: `[N, A]`, mean of linear model and heads. candidates: `[N, A, M]`. scores: `[N, A]` pseudo-outcomes.
-    weights: `[M]` of the candidates.
+    chances: `[N, A]`, mean of linear model and heads. candidates: `[N, A, M]`. scores: `[N, A]`
+    pseudo-outcomes. weights: `[M]` of the candidates.
     """
 
     members: list[Learner]
@@ -63,8 +63,8 @@ def cross_fit(rows: UpliftRows, data: Data, settings: UpliftSettings, tell: Tell
 def _weigh(candidates: Floats, scores: Floats, anchor: Anchor) -> Floats:
     """`[M]` ≥ 0: the least squares of the scores around their means on the candidates around theirs.
 
-    As the candidates are of rows that they had not seen, noise in them draws their weight to 0. Source: causal
-    stacking, Han and Wu (2022); with the doubly robust loss, Lan and Syrgkanis (2023).
+    As the candidates are of rows that they had not seen, noise in them draws their weight to 0. Source:
+    causal stacking, Han and Wu (2022); with the doubly robust loss, Lan and Syrgkanis (2023).
     """
     x = (candidates - anchor.means).reshape(-1, len(CANDIDATES))
     return np.asarray(nnls(x, (scores - anchor.ate).ravel())[0])

@@ -33,7 +33,8 @@ def folds_by_arm(rows: ResponseRows, arm: NDArray[np.int64], folds: int, seed: i
 def halves_of(rows: ResponseRows, count: int, seed: int) -> Iterator[Mask]:
     """`count` masks `[N]`, each of half of the units, drawn anew.
 
-    Not stratified: halves with the same outcomes would agree on the mean effect, and hide how uncertain it is.
+    Not stratified: halves with the same outcomes would agree on the mean effect, and hide how uncertain it
+    is.
     """
     names, units = np.unique(rows.units, return_inverse=True)
     for number in range(count):

@@ -1,8 +1,9 @@
 """How wide the intervals of effects must be: found by fitting again to outcomes whose truth is known.
 
-The spread of learners on halves of the units is how far an estimate moves by chance. It leaves out what shrinkage
-and small trees keep from being learned. So outcomes are drawn anew for the same rows and arms from the model
-itself, everything is fitted to them, and the spread is widened until it covers the effect of 90 % of the rows.
+The spread of learners on halves of the units is how far an estimate moves by chance. It leaves out what
+shrinkage and small trees keep from being learned. So outcomes are drawn anew for the same rows and arms from
+the model itself, everything is fitted to them, and the spread is widened until it covers the effect of 90 %
+of the rows.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _MOST = 20_000  # rows that widths are compared on
 
 
 def spread_weights(weights: Floats) -> Floats:
-    """Weights for the halves: what is drawn to the mean in the effects, for want of proof, is not in their doubt.
+    """Weights for the halves: effects are drawn to the mean for want of proof, their doubt is not.
 
     Where nothing was shown to differ, the linear candidate says how much could.
     """

@@ -145,7 +145,9 @@ def curve(rows: UpliftRows, held: HeldOut, cost: Floats) -> list[dict[str, float
         lines.append(
             {
                 "budget": budget,
-                "value": own.value, "low": own.low, "high": own.high,
+                "value": own.value,
+                "low": own.low,
+                "high": own.high,
                 **{name: found[name].value for name in ("response", "random")},
                 "treated": float(1 - given[rows.control]),
                 "cost": float(given @ cost),

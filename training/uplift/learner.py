@@ -55,7 +55,7 @@ class UpliftSettings:
 
 @dataclass(frozen=True)
 class Data:
-    """Encoded rows: inputs, outcome `[N]`, arm `[N]` of A, propensity `[N]`; codes: categories in the table."""
+    """Encoded rows: inputs, outcome `[N]`, arm `[N]`, propensity `[N]`; codes: categories in the table."""
 
     encoder: Encoder
     inputs: Inputs
@@ -80,8 +80,8 @@ class Data:
     def pseudo_outcomes(self, chances: Floats) -> Floats:
         """Γ `[N, A]`: doubly robust scores of each row's effects, from chances `[N, A]` by models without it.
 
-        Γ_a = μ_a − μ_0 + (1[arm = a] − 1[arm = 0]) (y − μ_arm) / e; its mean given x is the effect where e or μ
-        is right. Source: Robins, Rotnitzky and Zhao (1994); as a regression target, Kennedy (2023).
+        Γ_a = μ_a − μ_0 + (1[arm = a] − 1[arm = 0]) (y − μ_arm) / e; its mean given x is the effect where e or
+        μ is right. Source: Robins, Rotnitzky and Zhao (1994); as a regression target, Kennedy (2023).
         """
         rows = np.arange(len(self.target))
         gap = (self.target - chances[rows, self.arm]) / self.propensity

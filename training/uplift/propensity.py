@@ -1,4 +1,4 @@
-"""With which probability a row got its arm: as logged, or estimated where the log was targeted by features."""
+"""With which probability a row got its arm: as logged, or estimated from the features."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def estimate_propensity(
             rows.name,
             f"has no overlap: for {below[worst]:.0%} of the rows the arm {worst!r} was all but impossible "
             f"(estimated propensity below {FLOOR:.0%})",
-            "keep rows that could have got every arm, leave out features that decide the arm, or draw at random",
+            "keep rows that could have got every arm, leave out features that decide it, or draw at random",
         )
     own = chances[np.arange(len(arm)), arm]
     kept = np.maximum(own, FLOOR)

@@ -25,8 +25,8 @@ MIN_EVENTS = 20
 class UpliftRows:
     """N rows. rows: features (without the arm), outcome, units. arms: A names; control: number of one.
 
-    arm: `[N]` number of the arm given; propensity: `[N]` with which it was, in (0, 1]; overlap says where it comes
-    from.
+    arm: `[N]` number of the arm given; propensity: `[N]` with which it was, in (0, 1]; overlap says where it
+    comes from.
     """
 
     rows: ResponseRows
@@ -93,7 +93,7 @@ def _check_arms(rows: ResponseRows, arms: tuple[str, ...], arm: NDArray[Any]) ->
         if len(own) < MIN_ROWS or rarer < MIN_EVENTS:
             raise DataError(
                 rows.name,
-                f"has {len(own)} rows of arm {name!r}, {rarer} of them with the rarer outcome of {rows.label}",
+                f"has {len(own)} rows of arm {name!r}, {rarer} of the rarer outcome of {rows.label}",
                 f"log at least {MIN_ROWS} and {MIN_EVENTS} of every arm, or leave the arm out",
             )
 

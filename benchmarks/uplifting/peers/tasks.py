@@ -1,8 +1,8 @@
 """Files in which rows go to a peer and effects come back.
 
-A folder has `x.npy` `[N, F]` and, per task, `NAME.npz`: train and test (row numbers), arm `[N]` (0 is control),
-outcome `[N]`, share `[K]` (the propensity of each arm, the same for all rows) and seed. The answer is
-`NAME.effects.npz`: configuration → `[m, K]` effects over control of the test rows.
+A folder has `x.npy` `[N, F]` and, per task, `NAME.npz`: train and test (row numbers), arm `[N]` (0 is
+control), outcome `[N]`, share `[K]` (the propensity of each arm, the same for all rows) and seed. The answer
+is `NAME.effects.npz`: configuration → `[m, K]` effects over control of the test rows.
 """
 
 from __future__ import annotations
