@@ -26,7 +26,7 @@ from qiance.features.schema import Columns, Encoder, FeatureSchema
 
 KIND = "uplift"
 ENCODER, INFO = "encoder.json", "uplift.json"
-CANDIDATES = ("linear", "heads", "doubly_robust")
+CANDIDATES = ("linear", "heads", "proportional", "doubly_robust")
 _MOST_VALUES = 50  # of a category that have a column of their own in the linear model
 
 Floats = NDArray[np.float64]
@@ -66,6 +66,9 @@ class Inputs:
 class Learner:
     """Fitted on some rows. control: number of that arm.
 
+    Candidate effects are the differences in the chance of the outcome by `linear`, by `heads`, and by shared
+    trees alone, which makes effects proportional in odds; and what `contrasts` say.
+
     linear: `[A, 1 + F]` log odds of the outcome under each arm. shared: trees that say how rows differ
     whatever the arm, on top of intercepts `[A]`; heads: `[A]` trees that say what the arm changes about it.
     contrasts: `[A]` trees of the effect over control, fitted on doubly robust pseudo-outcomes; that of
@@ -89,7 +92,8 @@ class Learner:
     def candidates(self, rows: Inputs) -> Floats:
         """`[N, A, M]` effects over control, in the order of `CANDIDATES`; those of control are 0."""
         found = np.zeros((len(rows), len(self.heads), len(CANDIDATES)))
-        for place, chance in enumerate(self.chances(rows)):
+        alike = _expit(_raw(self.shared, rows.table)[:, None] + self.intercepts)
+        for place, chance in enumerate((*self.chances(rows), alike)):
             found[:, :, place] = chance - chance[:, [self.control]]
         for arm, trees in enumerate(self.contrasts):
             if trees is not None:

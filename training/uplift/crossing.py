@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,11 @@ from training.uplift.learner import Data, UpliftSettings, fit_contrasts, fit_out
 from training.uplift.rows import UpliftRows
 
 Floats = NDArray[np.float64]
+
+# Weights that are expected before a log is seen, less for that with the noisiest target; how far they may be off.
+PRIOR = {"linear": 0.25, "heads": 0.25, "proportional": 0.25, "doubly_robust": 0.1}
+SPREAD = 0.2
+
 Tell = Callable[[float, str], None]
 
 
@@ -57,14 +62,23 @@ def cross_fit(rows: UpliftRows, data: Data, settings: UpliftSettings, tell: Tell
         members[number] = fit_contrasts(members[number], data, scores, train, settings, seed)
         candidates[held] = members[number].candidates(data.inputs.take(held))
     anchor = Anchor(scores.mean(axis=0), candidates.mean(axis=0))
-    return Crossed(members, chances, candidates, scores, anchor, _weigh(candidates, scores, anchor))
+    return Crossed(members, chances, candidates, scores, anchor, weigh(candidates, scores, anchor))
 
 
-def _weigh(candidates: Floats, scores: Floats, anchor: Anchor) -> Floats:
-    """`[M]` ≥ 0: the least squares of the scores around their means on the candidates around theirs.
+def weigh(candidates: Floats, scores: Floats, anchor: Anchor, prior: Mapping[str, float] = PRIOR) -> Floats:
+    """`[M]` ≥ 0: least squares of scores around their means on candidates around theirs, near `prior`.
 
-    As the candidates are of rows that they had not seen, noise in them draws their weight to 0. Source:
-    causal stacking, Han and Wu (2022); with the doubly robust loss, Lan and Syrgkanis (2023).
+    As the candidates are of rows that they had not seen, noise in them draws their weight to 0 (causal
+    stacking: Han and Wu, 2022; with the doubly robust loss: Lan and Syrgkanis, 2023). Scores are so noisy
+    that weights of similar candidates are chance, so they have a normal prior with deviation `SPREAD`, which
+    a large log overrules. A candidate that `prior` does not name gets 0.
     """
-    x = (candidates - anchor.means).reshape(-1, len(CANDIDATES))
-    return np.asarray(nnls(x, (scores - anchor.ate).ravel())[0])
+    kept = [place for place, name in enumerate(CANDIDATES) if name in prior]
+    x = (candidates - anchor.means)[:, :, kept].reshape(-1, len(kept))
+    y = (scores - anchor.ate).ravel()
+    strength = float((scores - anchor.ate).var(axis=0).sum()) / (scores.shape[1] - 1) / SPREAD**2
+    wanted = x.T @ y + strength * np.array([prior[CANDIDATES[place]] for place in kept])
+    root = np.linalg.cholesky(x.T @ x + strength * np.eye(len(kept)))
+    weights = np.zeros(len(CANDIDATES))
+    weights[kept] = nnls(root.T, np.linalg.solve(root, wanted))[0]
+    return weights
