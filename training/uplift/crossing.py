@@ -17,7 +17,7 @@ from training.uplift.rows import UpliftRows
 
 Floats = NDArray[np.float64]
 
-# Weights that are expected before a log is seen, less for that with the noisiest target; how far they may be off.
+# Weights expected before a log is seen, the least for the noisiest target; and how far they may be off.
 PRIOR = {"linear": 0.25, "heads": 0.25, "proportional": 0.25, "doubly_robust": 0.1}
 SPREAD = 0.2
 
