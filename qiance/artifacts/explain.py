@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qiance.features.schema import Columns
+from qiance.features.schema import Columns, FeatureSchema
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,16 @@ class Explanation:
     baseline: float
     contributions: tuple[Contribution, ...]
     additivity_error: float
+
+
+def background_columns(
+    background: Mapping[str, Sequence[Any]], schema: FeatureSchema
+) -> dict[str, NDArray[Any]]:
+    """Background rows as an artifact stores them, feature → values, as columns of `schema`."""
+    return {
+        name: np.array(values, dtype=np.float64 if name in schema.numeric else object)
+        for name, values in background.items()
+    }
 
 
 class _Mixer:

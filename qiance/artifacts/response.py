@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtri
 
-from qiance.artifacts.explain import Explanation, Method, explain
+from qiance.artifacts.explain import Explanation, Method, background_columns, explain
 from qiance.artifacts.manifest import Artifact, ArtifactError, load_manifest
 from qiance.artifacts.program import load_program
 from qiance.artifacts.trees import tree_inputs
@@ -70,13 +70,6 @@ class ResponseInfo:
             "design": self.design,
             "rate": self.rate,
             "background": {name: list(values) for name, values in self.background.items()},
-        }
-
-    def columns(self, schema: FeatureSchema) -> dict[str, NDArray[Any]]:
-        """The background as columns of `schema`."""
-        return {
-            name: np.array(values, dtype=np.float64 if name in schema.numeric else object)
-            for name, values in self.background.items()
         }
 
     @classmethod
@@ -179,7 +172,7 @@ class ResponseModel:
             [lightgbm.Booster(model_file=path / trees_file(k, h)) for h in range(info.heads + 1)]
             for k in range(info.members)
         ]
-        networks, background = _program(path / NETWORKS), info.columns(encoder.schema)
+        networks, background = _program(path / NETWORKS), background_columns(info.background, encoder.schema)
         scorer = ResponseScorer(
             encoder, networks, trees, info.weight, info.calibrator, info.segment, background
         )

@@ -1,4 +1,4 @@
-"""`qiance train`: the effect model of a workspace, or a response model of a file of one's own."""
+"""`qiance train`: the effect model of a workspace, or a response or uplift model of a file of one's own."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from qiance.cli.train_customers import customers
+from qiance.cli.train_uplift import uplift
 from qiance.data.errors import DataError
 from qiance.settings import DEFAULT_WORKSPACE
 
 app = typer.Typer(
-    help="Train the effect model of a workspace; `train effect` trains on a response log of your own, "
-    "`train customers` on a purchase log.",
+    help="Train the effect model of a workspace; effect, uplift and customers learn from a log of your own.",
     invoke_without_command=True,
 )
 app.command("customers")(customers)
@@ -107,7 +107,7 @@ def effect(
     if register is not None:
         check_registration(register, workspace)
     with stages.stage(f"reading {data.name}") as stage:
-        responses = _read(data, mapping, out, stage)
+        _, responses = read_responses(data, mapping, out, stage)
     with stages.stage("training") as stage:
         from training.delay.train import train_delayed
 
@@ -138,14 +138,18 @@ def effect(
         raise typer.Exit(1)
 
 
-def _read(data: Path, mapping: Path, out: Path, stage: Any) -> Any:
+app.command("uplift")(uplift)
+
+
+def read_responses(data: Path, mapping: Path, out: Path, stage: Any) -> tuple[Any, Any]:
+    """The mapping and the rows of a response log; `DataError` for a mapping of events or no such file."""
     from qiance.data.mapped import read_mapped
     from qiance.data.mapping import load_mapping
     from qiance.data.roles import MappingKind
 
     found = load_mapping(mapping)
     if found.kind is not MappingKind.RESPONSES:
-        problem = f"maps {found.kind.value}, and a response model learns from responses"
+        problem = f"maps {found.kind.value}, and a model of responses learns from those"
         raise DataError(mapping, problem, "map one row per contact with `kind: responses`")
     if not data.exists():
         raise DataError(data, "does not exist", "pass the path of your response log with --data")
@@ -156,7 +160,7 @@ def _read(data: Path, mapping: Path, out: Path, stage: Any) -> Any:
     stage.note(f"{report.rows_read:,} rows, {report.quarantined:,} in quarantine")
     if report.quarantined:
         stage.note(f"why: {report.quarantine}")
-    return result.responses
+    return found, result.responses
 
 
 def _scores(metrics: Mapping[str, Any]) -> Table:
