@@ -52,9 +52,9 @@ def register(
     history: one mapping per epoch, with `epoch`. Values that are not finite are left out: MLflow's
     database does not hold them. alias: set on the new version, None sets none.
     """
-    client = _client(tracking_uri)
-    run_id = client.create_run(_experiment(client, tracking_uri, name), run_name=artifact.version).info.run_id
-    _log(client, run_id, metrics, params or {}, history)
+    client = tracking_client(tracking_uri)
+    run_id = client.create_run(experiment_of(client, tracking_uri, name), run_name=artifact.version).info.run_id
+    log_run(client, run_id, metrics, params or {}, history)
     client.set_terminated(run_id)
     if not _has_model(client, name):
         client.create_registered_model(name)
@@ -73,7 +73,7 @@ def promote(tracking_uri: str, name: str, version: str, alias: str = CHAMPION) -
     """
     from mlflow.exceptions import MlflowException
 
-    client = _client(tracking_uri)
+    client = tracking_client(tracking_uri)
     try:
         found = client.get_model_version(name, version)
     except MlflowException as error:
@@ -90,7 +90,7 @@ def current(tracking_uri: str, name: str, alias: str = CHAMPION) -> Registered |
     """
     from mlflow.exceptions import MlflowException
 
-    client = _client(tracking_uri)
+    client = tracking_client(tracking_uri)
     try:
         return _verified(client.get_model_version_by_alias(name, alias))
     except MlflowException as error:
@@ -99,7 +99,8 @@ def current(tracking_uri: str, name: str, alias: str = CHAMPION) -> Registered |
         raise
 
 
-def _client(tracking_uri: str) -> Any:
+def tracking_client(tracking_uri: str) -> Any:
+    """MLflow's client, without telemetry; the folder of a SQLite database is made."""
     # MLflow reads this when it is imported; it would report its use over the network.
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     from mlflow.tracking import MlflowClient
@@ -111,7 +112,8 @@ def _client(tracking_uri: str) -> Any:
     return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
 
-def _experiment(client: Any, tracking_uri: str, name: str) -> str:
+def experiment_of(client: Any, tracking_uri: str, name: str) -> str:
+    """Id of the experiment `name`; made where there is none, with its files beside a SQLite database."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
@@ -121,13 +123,14 @@ def _experiment(client: Any, tracking_uri: str, name: str) -> str:
     return str(client.create_experiment(name, artifact_location=location))
 
 
-def _log(
+def log_run(
     client: Any,
     run_id: str,
     metrics: Mapping[str, float],
     params: Mapping[str, Any],
     history: Sequence[Mapping[str, float]],
 ) -> None:
+    """Metrics, params and, by `epoch`, `history/…`; values that are not finite are left out."""
     from mlflow.entities import Metric, Param
 
     now = int(time.time() * 1000)

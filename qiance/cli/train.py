@@ -93,7 +93,7 @@ def effect(
     console = Console()
     stages = Stages(console)
     with stages.stage(f"reading {data.name}") as stage:
-        responses = _read(data, mapping, out, stage)
+        responses = read_responses(data, mapping, out, stage)
     with stages.stage("training") as stage:
         from training.response.fit import train_response
         from training.response.members import ResponseSettings
@@ -120,7 +120,8 @@ def effect(
         raise typer.Exit(1)
 
 
-def _read(data: Path, mapping: Path, out: Path, stage: Any) -> Any:
+def read_responses(data: Path, mapping: Path, out: Path, stage: Any) -> Any:
+    """The response log as its mapping says; `DataError` where it is none."""
     from qiance.data.mapped import read_mapped
     from qiance.data.mapping import load_mapping
     from qiance.data.roles import MappingKind

@@ -43,6 +43,8 @@ class TrainSettings:
         9 epochs: 2.0 s with one, 1.8 s with two on idle cores), and threads that wait for each other
         on busy cores lose much.
     seed: with equal data and settings, the same seed gives the same model.
+    weight_decay: of AdamW. dropout: share of the trunk's hidden values set to 0. embedding: widest vector
+        that a category gets.
     """
 
     epochs: int = 12
@@ -55,15 +57,22 @@ class TrainSettings:
     threads: int = 1
     seed: int = 0
     min_count: int = 5
+    weight_decay: float = 0.1
+    dropout: float = 0.1
+    embedding: int = 16
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ValueError(f"settings.workers: {self.workers} is negative")
-        for name in ("epochs", "batch_size", "heads", "patience", "threads", "min_count"):
+        for name in ("epochs", "batch_size", "heads", "patience", "threads", "min_count", "embedding"):
             if getattr(self, name) < 1:
                 raise ValueError(f"settings.{name}: {getattr(self, name)} is not positive")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"settings.learning_rate: {self.learning_rate} is outside (0, 1)")
+        if self.weight_decay < 0:
+            raise ValueError(f"settings.weight_decay: {self.weight_decay} is negative")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"settings.dropout: {self.dropout} is outside [0, 1)")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"settings.hidden: {self.hidden} must be one or more positive sizes")
 
@@ -160,7 +169,15 @@ def _prepare(
     fitted = {name: values[split.train] for name, values in columns.items()}
     encoder = Encoder.fit(schema, fitted, min_count=settings.min_count)
     num, cat = encoder.encode(columns)
-    config = network_config(encoder, found, split.train, heads=settings.heads, hidden=settings.hidden)
+    config = network_config(
+        encoder,
+        found,
+        split.train,
+        heads=settings.heads,
+        hidden=settings.hidden,
+        dropout=settings.dropout,
+        embedding=settings.embedding,
+    )
     names = dict.fromkeys((*schema.categorical, *groups))
     natural = [np.asarray(table.column(name).to_numpy()).astype(np.str_) for name in names]
     return _Prepared(encoder, config, num, cat, found, natural)

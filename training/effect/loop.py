@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ PROGRESS = "progress.jsonl"
 # Share of categorical values shown as unknown while training, so that code 0 has a meaning.
 _UNKNOWN_SHARE = 0.02
 _VALID_CHUNK = 8_192
-_WEIGHT_DECAY = 0.1
 
 
 @dataclass
@@ -119,14 +119,21 @@ def train_here(
             best = {name: values.clone() for name, values in state["network"].items()}
         tell(metrics)
 
+    with torch_left_alone():
+        history = fit_network(config, report)
+    return best, history
+
+
+@contextmanager
+def torch_left_alone() -> Iterator[None]:
+    """Gives threads, determinism and random state back as they were: `fit_network` sets them."""
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
         with torch.random.fork_rng(devices=[]):
-            history = fit_network(config, report)
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)
-    return best, history
 
 
 def fit_network(
@@ -151,7 +158,7 @@ def fit_network(
     data, tasks = Path(config["data"]), network.config.tasks
     train, valid = Rows.read(data, "train", tasks), Rows.read(data, "valid", tasks)
     optimiser = torch.optim.AdamW(
-        network.parameters(), lr=config["learning_rate"], weight_decay=_WEIGHT_DECAY
+        network.parameters(), lr=config["learning_rate"], weight_decay=config["weight_decay"]
     )
     progress = Progress()
     if start is not None:
