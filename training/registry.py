@@ -53,7 +53,9 @@ def register(
     database does not hold them. alias: set on the new version, None sets none.
     """
     client = tracking_client(tracking_uri)
-    run_id = client.create_run(experiment_of(client, tracking_uri, name), run_name=artifact.version).info.run_id
+    run_id = client.create_run(
+        experiment_of(client, tracking_uri, name), run_name=artifact.version
+    ).info.run_id
     log_run(client, run_id, metrics, params or {}, history)
     client.set_terminated(run_id)
     if not _has_model(client, name):

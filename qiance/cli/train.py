@@ -80,23 +80,33 @@ def effect(
         ),
     ] = 0.05,
     seed: Annotated[int, typer.Option(help="With equal data, the same seed gives the same model.")] = 0,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="Hyper-parameters (YAML), such as best.yaml of `qiance tune`."),
+    ] = None,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(help="Tracking URI of MLflow that the run is logged to; default: a SQLite file in OUT."),
+    ] = None,
 ) -> None:
     """Train a calibrated model on a response log of your own, with intervals and explanations.
 
     Writes into OUT: the model, metrics.json (by cross-validation, beside baselines), segments.csv (predicted
     and observed rates by category, with 90 % intervals), explanations.json (SHAP and LIME) and fairness.json
-    (error, calibration and exposure by protected group). `qiance predict` uses it. Ends with 1 where a
-    protected group is predicted too high or too low beyond doubt.
+    (error, calibration and exposure by protected group), and an MLflow run with parameters, folds and
+    learning curves. `qiance predict` uses the model. Ends with 1 where a protected group is predicted too
+    high or too low beyond doubt.
     """
     from qiance.cli.stages import Stages
 
     console = Console()
     stages = Stages(console)
+    settings = _response_settings(config, seed)
     with stages.stage(f"reading {data.name}") as stage:
         responses = read_responses(data, mapping, out, stage)
     with stages.stage("training") as stage:
         from training.response.fit import train_response
-        from training.response.members import ResponseSettings
+        from training.response.tracking import log_training
 
         trained = train_response(
             responses,
@@ -106,9 +116,10 @@ def effect(
             segment=calibrate_by,
             protected=protected or (),
             max_gap=max_gap,
-            settings=ResponseSettings(seed=seed),
+            settings=settings,
             tell=stage.tell,
         )
+        log_training(trained, mlflow or f"sqlite:///{(out / 'mlflow.db').resolve()}")
     for name in trained.metrics["left_out"]:
         console.print(f"[yellow]{name} has no value in any row and was left out[/]")
     console.print(_scores(trained.metrics))
@@ -118,6 +129,14 @@ def effect(
         console.print(f"[red]unfair:[/] {escape(sentence)}", highlight=False)
     if trained.fairness.broken:
         raise typer.Exit(1)
+
+
+def _response_settings(config: Path | None, seed: int) -> Any:
+    from training.response.config import apply_parameters, load_parameters
+    from training.response.members import ResponseSettings
+
+    settings = ResponseSettings(seed=seed)
+    return settings if config is None else apply_parameters(load_parameters(config), settings)
 
 
 def read_responses(data: Path, mapping: Path, out: Path, stage: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
@@ -27,8 +28,12 @@ def tune(
     space: Annotated[
         Path | None, typer.Option(help="Search space (YAML); see docs/tuning.md. Default: the packaged one.")
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Trials in all; more of them may be asked for later.")] = 16,
-    metric: Annotated[str, typer.Option(help="What is best: log_loss, ne or auc on held-out rows.")] = "log_loss",
+    trials: Annotated[
+        int, typer.Option(min=1, help="Trials in all; more of them may be asked for later.")
+    ] = 16,
+    metric: Annotated[
+        str, typer.Option(help="What is best: log_loss, ne or auc on held-out rows.")
+    ] = "log_loss",
     label: Annotated[
         str | None, typer.Option(help="Outcome to predict: conversion (default where mapped) or click.")
     ] = None,
@@ -62,32 +67,32 @@ def tune(
     from qiance.cli.stages import Stages
     from qiance.cli.train import read_responses
 
+    from serve.loopback import prepare
+
+    prepare(os.environ)  # before Ray is imported
+    from training.tune.space import load_space
+    from training.tune.sweep import Sweep, SweepSettings
+
+    settings = SweepSettings(trials, metric, folds, seed, workers, os.environ.get("RAY_ADDRESS"))
+    searched, given = load_space(space), _given(config)
     stages = Stages(console := Console())
     with stages.stage(f"reading {data.name}") as stage:
         responses = read_responses(data, mapping, out, stage)
     with stages.stage("sweeping") as stage:
-        from serve.loopback import prepare
         from training.response.rows import response_rows
         from training.tune.run import run_sweep
-        from training.tune.space import load_space
-        from training.tune.sweep import Sweep, SweepSettings
 
-        prepare(os.environ)  # before Ray is imported
-        address = os.environ.get("RAY_ADDRESS")
-        sweep = Sweep(
-            rows=response_rows(responses, label, None, protected or ()),
-            space=load_space(space),
-            settings=SweepSettings(trials, metric, folds, seed, workers, address),
-            given=_given(config),
-            mapping=_digest(mapping),
-        )
+        rows = response_rows(responses, label, None, protected or ())
+        sweep = Sweep(rows, searched, settings, given, _digest(mapping))
         result = run_sweep(sweep, out, resume=resume, tracking_uri=mlflow, tell=stage.tell)
         if result.before:
             stage.note(f"{result.before} of {len(result.trials)} trials were there before")
     for model, one in result.best.items():
         console.print(_table(model, result, metric))
         console.print(_sentence(model, one, result, metric), highlight=False)
-    console.print(f"Best configuration: [bold]{out / 'best.yaml'}[/]; page: {out / 'sweep.html'}", highlight=False)
+    console.print(
+        f"Best configuration: [bold]{out / 'best.yaml'}[/]; page: {out / 'sweep.html'}", highlight=False
+    )
 
 
 def _given(config: Path | None) -> Any:
@@ -110,14 +115,15 @@ def _table(model: str, result: SweepResult, metric: str) -> Table:
 
     trials = [one for one in result.trials if one.model == model]
     best_first = sorted(trials, key=lambda one: _order(one.value, metric))
-    names = list(trials[0].parameters)
-    columns = [Column(head, justify="right") for head in (metric, "steps", "seconds", *names)]
-    table = Table(f"{model} trial", "state", *columns, box=None)
+    columns = [Column(head, justify="right", no_wrap=True) for head in (metric, "steps", "seconds")]
+    table = Table(Column("trial", no_wrap=True), "state", *columns, "parameters", box=None)
     for one in best_first:
         value = "–" if one.value is None else f"{one.value:.4f}"
-        cells = [parameter_text(one.parameters[name]) for name in names]
+        said = ", ".join(f"{name} {parameter_text(found)}" for name, found in one.parameters.items())
         style = "bold" if result.best.get(model) == one else None
-        table.add_row(one.name, one.state, value, str(one.steps), f"{one.seconds:.1f}", *cells, style=style)
+        table.add_row(
+            one.name, one.state, value, str(one.steps), f"{one.seconds:.1f}", escape(said), style=style
+        )
     table.caption = _important(result.importance.get(model, {}))
     return table
 

@@ -1,10 +1,11 @@
-"""Charts over two axes: curves that run side by side, and points. Drawn as those of `qiance.report.charts`."""
+"""Charts over two axes: curves side by side, and points. Drawn as those of `qiance.report.charts`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -59,7 +60,7 @@ def _curve(line: Curve, across: Scale, up: Scale) -> Markup:
     thin = [*line.points[:-1:step], *line.points[-1:]]
     parts = [
         _segment(_x(across, a), _y(up, b), _x(across, c), _y(up, d), f"curve {line.tone}")
-        for (a, b), (c, d) in zip(thin, thin[1:], strict=False)
+        for (a, b), (c, d) in pairwise(thin)
     ]
     if thin:
         end = thin[-1]

@@ -32,8 +32,9 @@ class TreeSettings:
     """Boosted trees. rounds: most trees; patience: trees without a better log loss before it stops.
 
     leaves: sizes of a tree, tried from the first until the log loss on held-out rows rises: small trees suit
-    weak signals, large ones many interactions. row_share, feature_share: drawn anew for each tree. l2: penalty
-    on the values of leaves. threads: of LightGBM; threads that wait for each other on busy cores lose more than a second one gains.
+    weak signals, large ones many interactions. row_share, feature_share: drawn anew for each tree. l2:
+    penalty on the values of leaves. threads: of LightGBM; threads that wait for each other on busy cores lose
+    more than a second one gains.
     """
 
     rounds: int = 3_000

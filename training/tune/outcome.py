@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import TrialState
 
 from training.tune.record import Point, Record, trial_name
-from training.tune.search import asked
+from training.tune.search import asked, finished
 from training.tune.space import Space
 from training.tune.work import MODES
 
@@ -92,7 +92,7 @@ def importance(studies: Mapping[str, optuna.study.Study]) -> dict[str, dict[str,
 
     found = {}
     for model, study in studies.items():
-        values = {t.value for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))}
+        values = {trial.value for trial in finished(study) if trial.value is not None}
         if len(values) < 4:
             continue
         shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
@@ -103,7 +103,7 @@ def importance(studies: Mapping[str, optuna.study.Study]) -> dict[str, dict[str,
 def efficiency(
     curves: Sequence[Sequence[Point]], cores: int, since: float, until: float = float("inf")
 ) -> dict[str, float] | None:
-    """How busy the cores were in between: from when each had a trial until there were fewer trials than cores.
+    """How busy the cores were, from when each had a trial until there were fewer trials than cores.
 
     Seconds inside steps ÷ (seconds × cores), and the same of processor seconds. since, until: seconds since
     the epoch, of one process. None where too few trials ran.

@@ -20,8 +20,8 @@ TRIALS = "trials"
 class Point:
     """A step of a trial. value: by the sweep's metric on held-out rows, None where training diverged.
 
-    best: of this and the steps before; last: nothing more is to come. started, ended: seconds since the epoch;
-    cpu: seconds of the processor.
+    best: of this and the steps before; last: nothing more is to come. started, ended: seconds since the
+    epoch; cpu: seconds of the processor.
     """
 
     step: int

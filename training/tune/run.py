@@ -37,7 +37,12 @@ class SweepResult:
 
 
 def run_sweep(
-    sweep: Sweep, out: Path, *, resume: bool = False, tracking_uri: str | None = None, tell: Tell | None = None
+    sweep: Sweep,
+    out: Path,
+    *,
+    resume: bool = False,
+    tracking_uri: str | None = None,
+    tell: Tell | None = None,
 ) -> SweepResult:
     """Run the trials that are missing and write table, best configuration, page and MLflow runs into `out`.
 
@@ -79,9 +84,7 @@ def _run_params(sweep: Sweep) -> dict[str, Any]:
 def _defaults(found: Sequence[Outcome], sweep: Sweep) -> dict[str, Outcome]:
     """By model, the trial that the defaults began with."""
     return {
-        one.model: one
-        for one in found
-        if one.number == 0 and sweep.space.defaults(one.model) is not None
+        one.model: one for one in found if one.number == 0 and sweep.space.defaults(one.model) is not None
     }
 
 
@@ -90,7 +93,9 @@ def _write(sweep: Sweep, result: SweepResult, out: Path, runs: Any) -> None:
     if not result.best:
         reasons = [Record.of(out, one.model, one.number).error() for one in over]
         why = next((reason for reason in reasons if reason), "training diverged in all")
-        raise RuntimeError(f"no trial of {len(over)} came to a value ({why}); change the space, use another --out")
+        raise RuntimeError(
+            f"no trial of {len(over)} came to a value ({why}); change the space, use another --out"
+        )
     for one in over:
         runs.log(one)
         Record.of(out, one.model, one.number).forget_state()
@@ -187,5 +192,3 @@ def page_of(sweep: Sweep, result: SweepResult) -> SweepPage:
         trials=tuple(views),
         importance={model: dict(shares) for model, shares in result.importance.items()},
     )
-
-

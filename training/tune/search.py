@@ -30,7 +30,7 @@ Key = tuple[str, int]  # model, number
 
 
 class SeededTPE(BaseSampler):
-    """TPE whose draws for a trial hang on the seed, its number and what is known by then, and on nothing else.
+    """TPE whose draws for a trial hang on the seed, its number and what is known by then, and nothing else.
 
     So a study that is opened again goes on with other random numbers than it began with. startup: trials at
     random before the first that learns from them.

@@ -154,7 +154,7 @@ class Space:
         return {name: one.decode(drawn[name]) for name, one in self.models[model].items() if name in drawn}
 
     def defaults(self, model: str) -> dict[str, Any] | None:
-        """The default configuration as drawn values, as near as the ranges allow; None where a choice lacks it."""
+        """The default configuration as drawn values, moved into the ranges; None where a choice lacks it."""
         drawn = {}
         for name, one in self.models[model].items():
             value = one.nearest(_default(model, name))

@@ -47,10 +47,14 @@ class HalvingByModel(FIFOScheduler):
         self._before: dict[tuple[str, int], Sequence[Point]] = {}
 
     def remember(
-        self, over: Mapping[tuple[str, int], Sequence[Point]], open_: Mapping[tuple[str, int], Sequence[Point]]
+        self,
+        over: Mapping[tuple[str, int], Sequence[Point]],
+        open_: Mapping[tuple[str, int], Sequence[Point]],
     ) -> None:
-        """Fill the rungs with trials of an earlier process, by (model, number): those that are over, and those
-        that go on and have passed their rungs once already."""
+        """Fill the rungs with trials of an earlier process, by (model, number).
+
+        over: those that have ended. open_: those that go on, past rungs that they have been judged at.
+        """
         for (model, number), curve in over.items():
             stand_in = SimpleNamespace(trial_id=f"{model}/{number}")
             self._by_model[model].on_trial_add(None, stand_in)
@@ -84,5 +88,3 @@ class HalvingByModel(FIFOScheduler):
     def debug_string(self) -> str:
         """For Tune's log."""
         return "; ".join(f"{model}: {one.debug_string()}" for model, one in self._by_model.items())
-
-

@@ -56,7 +56,7 @@ class SweepSettings:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep is over. given: parameters that hold for every trial. mapping: hash of the mapping file."""
+    """What a sweep is over. given: parameters of every trial. mapping: hash of what the mapping says."""
 
     rows: ResponseRows
     space: Space
@@ -247,4 +247,3 @@ def _tune_environment() -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
-

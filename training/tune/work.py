@@ -1,4 +1,4 @@
-"""What a trial does, step by step: one epoch of networks, or one block of boosted trees, without each fold."""
+"""What a trial does, step by step: an epoch of networks, or a block of trees, without each fold."""
 
 from __future__ import annotations
 
@@ -203,5 +203,3 @@ def judge(metric: str, target: Floats, unseen: Floats) -> dict[str, float]:
         return dict.fromkeys(("value", *METRICS), float("nan"))
     found = {name: float(function(target, unseen)) for name, function in METRICS.items()}
     return {"value": found[metric], **found}
-
-
