@@ -66,7 +66,6 @@ def tune(
     """
     from qiance.cli.stages import Stages
     from qiance.cli.train import read_responses
-
     from serve.loopback import prepare
 
     prepare(os.environ)  # before Ray is imported

@@ -50,30 +50,32 @@ def test_whatever_is_drawn_is_a_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "message"),
+    ("text", "message"),
     [
-        ({"forest": {"depth": {"kind": "int", "low": 1, "high": 2}}}, "forest: unknown model .* known: network, trees"),
-        ({"network": {"learning_rat": {"kind": "uniform", "low": 0.1, "high": 0.2}}}, "did you mean network.learning_rate"),
-        ({"network": {"epochs": {"kind": "int", "low": 1, "high": 2}}}, "network.epochs: unknown key"),
-        ({"network": {}}, "network: {} .* has no parameters; write some below it"),
-        ({"network": {"dropout": 0.1}}, "network.dropout: 0.1 .*kind: choice"),
-        ({"network": {"dropout": {"kind": "normal", "low": 0.1, "high": 0.2}}}, "network.dropout: .*'normal'"),
-        ({"network": {"dropout": {"kind": "uniform", "low": 0.1}}}, "network.dropout.high: "),
-        ({"network": {"dropout": {"kind": "uniform", "low": 0.1, "high": 0.2, "q": 1}}}, "network.dropout.q: 1 Extra"),
-        ({"network": {"dropout": {"kind": "uniform", "low": 0.3, "high": 0.2}}}, "low 0.3 is not below high 0.2"),
-        ({"network": {"dropout": {"kind": "uniform", "low": 0.3, "high": 1.2}}}, "network.dropout: 1.2 should be less"),
-        ({"network": {"hidden": {"kind": "choice", "values": [[64], [0]]}}}, "network.hidden.0: 0 should be greater"),
-        ({"network": {"hidden": {"kind": "choice", "values": []}}}, "network.hidden.values: "),
-        ({"trees": {"l2": {"kind": "loguniform", "low": 0.0, "high": 1.0}}}, "low 0.0 is not above 0"),
-        ({"trees": {"leaves": {"kind": "int", "low": 2, "high": 9, "step": 2, "log": True}}}, "step 2 with log"),
-        ({"trees": {"leaves": {"kind": "int", "low": 2.5, "high": 9}}}, "trees.leaves.low: 2.5 should be a valid integer"),
-        ({"trees": {"leaves": {"kind": "int", "low": True, "high": 9}}}, "should be a number, not true or false"),
-        ({}, "is empty; give parameters of network or trees"),
+        ("forest: {depth: {kind: int, low: 1, high: 2}}", "forest: unknown model .* known: network, trees"),
+        ("network: {learning_rat: {kind: uniform}}", "did you mean network.learning_rate"),
+        ("network: {epochs: {kind: int, low: 1, high: 2}}", "network.epochs: unknown key"),
+        ("network: {}", "network: {} .* has no parameters; write some below it"),
+        ("network: {dropout: 0.1}", "network.dropout: 0.1 .*kind: choice"),
+        ("network: {dropout: {kind: normal, low: 0.1, high: 0.2}}", "network.dropout: .*'normal'"),
+        ("network: {dropout: {kind: uniform, low: 0.1}}", "network.dropout.high: "),
+        ("network: {dropout: {kind: uniform, low: 0.1, high: 0.2, q: 1}}", "network.dropout.q: 1 Extra"),
+        ("network: {dropout: {kind: uniform, low: 0.3, high: 0.2}}", "low 0.3 is not below high 0.2"),
+        ("network: {dropout: {kind: uniform, low: 0.3, high: 1.2}}", "network.dropout: 1.2 should be less"),
+        ("network: {hidden: {kind: choice, values: [[64], [0]]}}", "network.hidden.0: 0 should be greater"),
+        ("network: {hidden: {kind: choice, values: []}}", "network.hidden.values: "),
+        ("trees: {l2: {kind: loguniform, low: 0.0, high: 1.0}}", "low 0.0 is not above 0"),
+        ("trees: {leaves: {kind: int, low: 2, high: 9, step: 2, log: true}}", "step 2 with log"),
+        ("trees: {leaves: {kind: int, low: 2.5, high: 9}}", "leaves.low: 2.5 should be a valid integer"),
+        ("trees: {leaves: {kind: int, low: true, high: 9}}", "should be a number, not true or false"),
+        ("", "is empty; give parameters of network or trees"),
     ],
-)  # fmt: skip
-def test_a_mistake_in_the_space_is_named(tmp_path: Path, edit: Any, message: str) -> None:
+)
+def test_a_mistake_in_the_space_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(SettingsError, match=message):
-        load_space(written(tmp_path, edit))
+        load_space(path)
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def test_a_sweep_over_something_else_is_refused(tmp_path: Path) -> None:
     assert open_sweep(more, out, resume=False) == first, "more trials are the same sweep"
     other = replace(sweep, rows=replace(sweep.rows, fingerprint="0123456789ab"))
     with pytest.raises(
-        DataError, match="over something else: data was .*, is 0123456789ab; give what it began"
+        DataError, match=r"over something else: data was .*, is 0123456789ab; give what it began"
     ):
         open_sweep(other, out, resume=False)
     with pytest.raises(DataError, match="something else: mapping was m, is n"):
@@ -236,7 +236,7 @@ def test_a_sweep_over_something_else_is_refused(tmp_path: Path) -> None:
     narrow = load_space(written(tmp_path, {"trees": SPACE["trees"]}))
     with pytest.raises(DataError, match="something else: space was"):
         open_sweep(replace(sweep, space=narrow), out, resume=False)
-    with pytest.raises(DataError, match='config was .*, is {"members": 3, "network": {}, "trees": {}}'):
+    with pytest.raises(DataError, match=r'config was .*, is {"members": 3, "network": {}, "trees": {}}'):
         open_sweep(replace(sweep, given=check_parameters({"members": 3}, "t")), out, resume=False)
     with pytest.raises(DataError, match="seed was 0, is 1"):
         open_sweep(replace(sweep, settings=replace(sweep.settings, seed=1)), out, resume=False)
@@ -264,7 +264,7 @@ def test_a_wrong_setting_is_named(tmp_path: Path, settings: dict[str, Any], mess
 
 
 def test_efficiency_counts_the_steady_part_only() -> None:
-    """Two cores from second 1, when the second trial begins, to 9, when only one trial is left: 14 of 16 s."""
+    """Two cores from second 1, when the second begins, to 9, when one trial is left: 14 of 16 s."""
     long = [point(1, 0.5, started=0, ended=5), point(2, 0.5, started=5, ended=20)]
     short = [point(1, 0.5, started=1, ended=4), point(2, 0.5, started=6, ended=9)]
     found = efficiency([long, short], 2, since=0)

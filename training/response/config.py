@@ -136,9 +136,9 @@ def default_value(section: str, name: str) -> Any:
     return getattr(part, name)
 
 
-def write_parameters(path: Path, nested: Mapping[str, Mapping[str, Any]], comment: str) -> None:
+def write_parameters(path: Path, nested: Mapping[str, Any], comment: str) -> None:
     """A file that `load_parameters` reads, headed by `comment`."""
     check_parameters(nested, str(path))
     head = "".join(f"# {line}\n" for line in comment.splitlines())
-    text = yaml.safe_dump({name: dict(part) for name, part in nested.items()}, sort_keys=False)
+    text = yaml.safe_dump(dict(nested), sort_keys=False)
     path.write_text(head + text, encoding="utf-8")

@@ -239,7 +239,11 @@ def _tune_environment() -> Iterator[None]:
     Its loggers would write what the records hold already; its handler of Ctrl-C would end the trials first,
     where a kill is no loss.
     """
-    wanted = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+    wanted = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints at verbosity 0 too
+    }
     added = {name: value for name, value in wanted.items() if name not in os.environ}
     os.environ.update(added)
     try:
