@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qiance.data.errors import DataError
+from training.preprocess.streaming import start_ray
 from training.response.config import ResponseParameters, apply_parameters
 from training.response.members import ResponseSettings
 from training.response.rows import ResponseRows
@@ -217,15 +218,13 @@ def _ray(settings: SweepSettings) -> Iterator[int]:
     if ray.is_initialized():
         yield settings.workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
         return
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     # Short: Ray puts Unix sockets below it, and their paths may have 107 bytes.
     folder = tempfile.mkdtemp(prefix="qiance-")
     try:
-        if settings.address:
-            ray.init(address=settings.address, **quiet)
-        else:
-            cpus = settings.workers or os.cpu_count()
-            ray.init(num_cpus=cpus, include_dashboard=False, _temp_dir=folder, **quiet)
+        cpus = settings.workers or os.cpu_count()
+        local = {"num_cpus": cpus, "include_dashboard": False, "_temp_dir": folder}
+        start_ray(quiet | ({"address": settings.address} if settings.address else local))
         yield settings.workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
     finally:
         ray.shutdown()
