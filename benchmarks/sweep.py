@@ -20,8 +20,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure(args: Args, folder: Path) -> None:
     """The sweep, its kill and its end; then the grid on the same rows and folds."""
-    rows = args.pick(smoke=1_500, quick=4_000, full=12_000)
+    rows = args.pick(smoke=600, quick=4_000, full=12_000)
     trials = args.pick(smoke=4, quick=16, full=16)
     cores = os.cpu_count() or 1
     write_log(folder, rows, args.seed)
@@ -99,8 +100,9 @@ def measure(args: Args, folder: Path) -> None:
     after = snapshot(out)
     sweep = {model: _sweep_of(after, model) for model in GRID}
     log("the grid")
-    grid = run_grid(folder, args, cores)
-    luck = seed_luck(folder, grid, args.pick(smoke=2, quick=3, full=5), cores, args.seed)
+    with ProcessPoolExecutor(args.pick(smoke=1, quick=cores, full=cores), get_context("spawn")) as pool:
+        grid = run_grid(folder, args, pool)
+        luck = seed_luck(folder, grid, args.pick(smoke=2, quick=3, full=5), pool, args.seed)
     gaps = {model: sweep[model].value - min(one.value for one in grid[model].values()) for model in GRID}
     work = sum(one.cpu for one in sweep.values())
     grid_work = sum(one.cpu for found in grid.values() for one in found.values())
@@ -261,7 +263,7 @@ def steady(
     }
 
 
-def run_grid(folder: Path, args: Args, cores: int) -> dict[str, dict[str, Trained]]:
+def run_grid(folder: Path, args: Args, pool: Executor) -> dict[str, dict[str, Trained]]:
     """By model and configuration (as JSON), every combination trained to its end."""
     grid: dict[str, dict[str, Trained]] = {}
     for model, values in GRID.items():
@@ -269,44 +271,30 @@ def run_grid(folder: Path, args: Args, cores: int) -> dict[str, dict[str, Traine
             name: args.pick(smoke=found[:1], quick=found[:2], full=found) for name, found in values.items()
         }
         every = [dict(zip(kept, drawn, strict=True)) for drawn in itertools.product(*kept.values())]
-        jobs = [Job(folder, args.seed, args.seed, model, one) for one in every]
-        trained = _train_all(jobs, cores)
+        trained = pool.map(train_one, [Job(folder, args.seed, args.seed, model, one) for one in every])
         grid[model] = {json.dumps(one): found for one, found in zip(every, trained, strict=True)}
     return grid
 
 
 def seed_luck(
-    folder: Path, grid: Mapping[str, Mapping[str, Trained]], seeds: int, cores: int, split: int
+    folder: Path, grid: Mapping[str, Mapping[str, Trained]], seeds: int, pool: Executor, split: int
 ) -> dict[str, float]:
     """By model, the standard deviation of the best configuration's value over seeds of training."""
     luck = {}
     for model, found in grid.items():
         best = json.loads(min(found, key=lambda name: found[name].value))
         jobs = [Job(folder, split, split + 1 + place, model, best) for place in range(seeds)]
-        luck[model] = statistics.stdev(one.value for one in _train_all(jobs, cores))
+        luck[model] = statistics.stdev(one.value for one in pool.map(train_one, jobs))
     return luck
-
-
-def _train_all(jobs: Sequence[Job], cores: int) -> list[Trained]:
-    with ProcessPoolExecutor(cores, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(train_one, jobs))
 
 
 def train_one(job: Job) -> Trained:
     """One configuration to its end, by the code of a trial, but not stopped early."""
-    from dataclasses import replace
-
-    from qiance.data.mapped import read_mapped
-    from qiance.data.mapping import load_mapping
     from training.response.members import ResponseSettings
-    from training.response.rows import response_rows
     from training.tune.trial import Run
-    from training.tune.work import SweepData, Workshop
+    from training.tune.work import Workshop
 
-    found = read_mapped(job.folder / "log.csv", load_mapping(job.folder / "map.yaml")).responses
-    assert found is not None, "the mapping is of responses"
-    base = ResponseSettings(seed=job.split)
-    data = SweepData.of(response_rows(found), FOLDS, base)
+    base, data = ResponseSettings(seed=job.split), _data(job.folder, job.split)
     network = replace(base.network, seed=base.network.seed + job.seed - job.split)
     workshop = Workshop(data, replace(base, seed=job.seed, network=network))
     with tempfile.TemporaryDirectory() as place:
@@ -319,6 +307,20 @@ def train_one(job: Job) -> Trained:
     best = run.curve[-1].best
     assert best is not None, "it came to a value"
     return Trained(best, cpu, len(run.curve))
+
+
+@cache
+def _data(folder: Path, split: int) -> Any:
+    """Rows and folds as the sweep has them; once per process."""
+    from qiance.data.mapped import read_mapped
+    from qiance.data.mapping import load_mapping
+    from training.response.members import ResponseSettings
+    from training.response.rows import response_rows
+    from training.tune.work import SweepData
+
+    found = read_mapped(folder / "log.csv", load_mapping(folder / "map.yaml")).responses
+    assert found is not None, "the mapping is of responses"
+    return SweepData.of(response_rows(found), FOLDS, ResponseSettings(seed=split))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from training.tune.record import trial_name
 from training.tune.space import Space
 from training.tune.trial import VALUE
 from training.tune.work import MODES
@@ -134,10 +133,6 @@ class StudySearch(Searcher):
             self._studies[model].tell(number, state=TrialState.FAIL)
         else:
             self._studies[model].tell(number, float(value))
-
-    def name(self, trial_id: str) -> str:
-        """What Tune's trial is called in the sweep."""
-        return trial_name(*self.given[trial_id])
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune writes a pickle of itself when it begins, which nobody reads."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,12 +113,3 @@ class SweepTrial(tune.Trainable):
     def cleanup(self) -> None:
         """With the actor."""
         self._workshop.close()
-
-
-def summary(curve: Sequence[Point]) -> dict[str, Any]:
-    """Steps, seconds and best value of a curve."""
-    return {
-        "steps": len(curve),
-        "seconds": sum(point.ended - point.started for point in curve),
-        "value": curve[-1].best if curve else None,
-    }
