@@ -94,9 +94,10 @@ def register(
     """
     if alias == CHAMPION:
         raise ValueError("alias: a champion is made by make_champion, which notes who and why")
-    client = _client(tracking_uri)
-    run_id = client.create_run(_experiment(client, tracking_uri, name), run_name=artifact.version).info.run_id
-    _log(client, run_id, metrics, params or {}, history)
+    client = tracking_client(tracking_uri)
+    experiment = experiment_of(client, tracking_uri, name)
+    run_id = client.create_run(experiment, run_name=artifact.version).info.run_id
+    log_run(client, run_id, metrics, params or {}, history)
     client.set_terminated(run_id)
     if not _has_model(client, name):
         client.create_registered_model(name)
@@ -121,7 +122,7 @@ def make_champion(
     """Give the alias `champion` to a verified version, and note who did it and why."""
     if not by.strip() or not reason.strip():
         raise ValueError("by and reason: must not be empty; they are kept with the change")
-    client = _client(tracking_uri)
+    client = tracking_client(tracking_uri)
     now = datetime.now(UTC)
     change = Change(
         action, found.version, found.artifact_version, by, reason[:_LONGEST], now.isoformat(), override
@@ -134,7 +135,7 @@ def make_champion(
 
 def changes(tracking_uri: str, name: str) -> list[Change]:
     """Every change of the champion, the oldest first. Raises ValueError for a name that is not registered."""
-    tags = _model(_client(tracking_uri), name).tags
+    tags = _model(tracking_client(tracking_uri), name).tags
     return [Change(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(_CHANGE_TAG)]
 
 
@@ -167,7 +168,7 @@ def find(tracking_uri: str, name: str, which: str) -> Registered:
     """
     for version in versions(tracking_uri, name):
         if which in (version.version, version.artifact_version, *version.aliases):
-            return _verified(_client(tracking_uri).get_model_version(name, version.version))
+            return _verified(tracking_client(tracking_uri).get_model_version(name, version.version))
     raise ValueError(
         f"model {name!r}: version {which!r} is not registered; `qiance models list` shows what is"
     )
@@ -175,7 +176,7 @@ def find(tracking_uri: str, name: str, which: str) -> Registered:
 
 def versions(tracking_uri: str, name: str | None = None) -> list[Version]:
     """What is registered under `name`, or under every name; the newest first."""
-    client = _client(tracking_uri)
+    client = tracking_client(tracking_uri)
     names = sorted(m.name for m in client.search_registered_models()) if name is None else [name]
     models = [_model(client, one) for one in names]
     return [_version(client, found, model.aliases) for model in models for found in _all(client, model.name)]
@@ -183,7 +184,7 @@ def versions(tracking_uri: str, name: str | None = None) -> list[Version]:
 
 def tag_version(tracking_uri: str, found: Registered, key: str, value: str) -> None:
     """Keep a note of at most 5,000 characters with a version."""
-    _client(tracking_uri).set_model_version_tag(found.name, found.version, key, value[:5_000])
+    tracking_client(tracking_uri).set_model_version_tag(found.name, found.version, key, value[:5_000])
 
 
 def _all(client: Any, name: str) -> list[Any]:
@@ -218,7 +219,7 @@ def current(tracking_uri: str, name: str, alias: str = CHAMPION) -> Registered |
     """
     from mlflow.exceptions import MlflowException
 
-    client = _client(tracking_uri)
+    client = tracking_client(tracking_uri)
     try:
         return _verified(client.get_model_version_by_alias(name, alias))
     except MlflowException as error:
@@ -227,7 +228,8 @@ def current(tracking_uri: str, name: str, alias: str = CHAMPION) -> Registered |
         raise
 
 
-def _client(tracking_uri: str) -> Any:
+def tracking_client(tracking_uri: str) -> Any:
+    """MLflow's client, without telemetry; the folder of a SQLite database is made."""
     # MLflow reads this when it is imported; it would report its use over the network.
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     from mlflow.tracking import MlflowClient
@@ -239,7 +241,8 @@ def _client(tracking_uri: str) -> Any:
     return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
 
-def _experiment(client: Any, tracking_uri: str, name: str) -> str:
+def experiment_of(client: Any, tracking_uri: str, name: str) -> str:
+    """Id of the experiment `name`; made where there is none, with its files beside a SQLite database."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
@@ -249,13 +252,14 @@ def _experiment(client: Any, tracking_uri: str, name: str) -> str:
     return str(client.create_experiment(name, artifact_location=location))
 
 
-def _log(
+def log_run(
     client: Any,
     run_id: str,
     metrics: Mapping[str, float],
     params: Mapping[str, Any],
     history: Sequence[Mapping[str, float]],
 ) -> None:
+    """Metrics, params and, by `epoch`, `history/…`; values that are not finite are left out."""
     from mlflow.entities import Metric, Param
 
     now = int(time.time() * 1000)

@@ -14,7 +14,19 @@ from rich.console import Console
 from rich.markup import escape
 
 from qiance import __version__
-from qiance.cli import dashboards, data, embeddings, features, keys, models, predict, strategies, train, users
+from qiance.cli import (
+    dashboards,
+    data,
+    embeddings,
+    features,
+    keys,
+    models,
+    predict,
+    strategies,
+    train,
+    tune,
+    users,
+)
 from qiance.settings import DEFAULT_WORKSPACE, Settings, SettingsError, load_settings
 
 app = typer.Typer(
@@ -35,6 +47,7 @@ app.add_typer(strategies.app, name="strategies")
 app.add_typer(train.app, name="train")
 app.add_typer(users.app, name="users")
 app.command("predict")(predict.predict)
+app.command("tune")(tune.tune)
 
 ConfigOption = Annotated[
     Path | None,

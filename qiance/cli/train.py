@@ -90,26 +90,39 @@ def effect(
     workspace: Annotated[
         Path, typer.Option("--workspace", "-w", help="Folder whose registry takes it.")
     ] = DEFAULT_WORKSPACE,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="Hyper-parameters (YAML), such as best.yaml of `qiance tune`."),
+    ] = None,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(help="Tracking URI of MLflow that the run is logged to; default: a SQLite file in OUT."),
+    ] = None,
 ) -> None:
     """Train a calibrated model on a response log of your own, with intervals and explanations.
 
     Writes into OUT: the model, metrics.json (by cross-validation, beside baselines), segments.csv (predicted
     and observed rates by category, with 90 % intervals), explanations.json (SHAP and LIME) and fairness.json
-    (error, calibration and exposure by protected group). Where `converted_at` is mapped, conversions that are
-    still to come are taken into account. `qiance predict` uses it. Ends with 1 where a
-    protected group is predicted too high or too low beyond doubt.
+    (error, calibration and exposure by protected group), and an MLflow run with parameters, folds and
+    learning curves. Where `converted_at` is mapped, conversions that are still to come are taken into
+    account. `qiance predict` uses the model. Ends with 1 where a protected group is predicted too high or too
+    low beyond doubt.
     """
     from qiance.cli.contest import check_registration, register_response
     from qiance.cli.stages import Stages
 
     console = Console()
     stages = Stages(console)
+    parameters = _parameters(config)
     if register is not None:
         check_registration(register, workspace)
     with stages.stage(f"reading {data.name}") as stage:
         _, responses = read_responses(data, mapping, out, stage)
     with stages.stage("training") as stage:
         from training.delay.train import train_delayed
+        from training.response.config import apply_parameters
+        from training.response.members import ResponseSettings
+        from training.response.tracking import log_training
 
         trained = train_delayed(
             responses,
@@ -119,9 +132,10 @@ def effect(
             segment=calibrate_by,
             protected=protected or (),
             max_gap=max_gap,
-            seed=seed,
+            settings=apply_parameters(parameters, ResponseSettings.for_rows(len(responses), seed)),
             tell=stage.tell,
         )
+        log_training(trained, mlflow or f"sqlite:///{(out / 'mlflow.db').resolve()}")
     for name in trained.metrics["left_out"]:
         console.print(f"[yellow]{name} has no value in any row and was left out[/]")
     console.print(_scores(trained.metrics))
@@ -139,6 +153,13 @@ def effect(
 
 
 app.command("uplift")(uplift)
+
+
+def _parameters(config: Path | None) -> Any:
+    """Hyper-parameters of the file; read before the log is, so that a mistake in it costs no time."""
+    from training.response.config import ResponseParameters, load_parameters
+
+    return ResponseParameters() if config is None else load_parameters(config)
 
 
 def read_responses(data: Path, mapping: Path, out: Path, stage: Any) -> tuple[Any, Any]:

@@ -26,8 +26,8 @@ def write_report(report: RunReport, folder: Path) -> tuple[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     document = folder / "report.json"
     page = folder / "report.html"
-    _replace(document, to_json(report))
-    _replace(page, render(report))
+    replace_text(document, to_json(report))
+    replace_text(page, render(report))
     return document, page
 
 
@@ -38,7 +38,7 @@ def to_json(report: RunReport) -> str:
 
 def render(report: RunReport) -> str:
     """The page; every word that came from data is escaped."""
-    template = _environment(report.currency).get_template("report.html.j2")
+    template = page_environment(report.currency).get_template("report.html.j2")
     unit = figures.Unit(report.unit, report.currency)
     return template.render(
         report=report,
@@ -64,7 +64,8 @@ def render(report: RunReport) -> str:
 
 
 @cache
-def _environment(currency: str) -> Environment:
+def page_environment(currency: str) -> Environment:
+    """Templates with the report's filters."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -86,7 +87,8 @@ def _environment(currency: str) -> Environment:
     return environment
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Write under a temporary name and rename, so that a reader never sees half of it."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as stream:

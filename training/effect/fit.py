@@ -42,6 +42,8 @@ class TrainSettings:
     calibrate_by: categorical feature by whose values calibration differs; None takes the arm, or the first.
     negative_ratio: training rows without a response that are kept for each with one, and predictions are
         corrected for it; None keeps all. See `training.effect.sampling`.
+    weight_decay: of AdamW. dropout: share of the trunk's hidden values set to 0. embedding: widest vector
+        that a category gets.
     """
 
     epochs: int = 12
@@ -57,17 +59,27 @@ class TrainSettings:
     checkpoint_steps: int = 1_000
     calibrate_by: str | None = None
     negative_ratio: float | None = None
+    weight_decay: float = 0.1
+    dropout: float = 0.1
+    embedding: int = 16
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ValueError(f"settings.workers: {self.workers} is negative")
-        for name in ("epochs", "batch_size", "heads", "patience", "threads", "min_count", "checkpoint_steps"):
+        for name in (
+            "epochs", "batch_size", "heads", "patience", "threads", "min_count", "checkpoint_steps",
+            "embedding",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"settings.{name}: {getattr(self, name)} is not positive")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"settings.learning_rate: {self.learning_rate} is outside (0, 1)")
         if self.negative_ratio is not None and not self.negative_ratio > 0:
             raise ValueError(f"settings.negative_ratio: {self.negative_ratio} is not positive")
+        if self.weight_decay < 0:
+            raise ValueError(f"settings.weight_decay: {self.weight_decay} is negative")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"settings.dropout: {self.dropout} is outside [0, 1)")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"settings.hidden: {self.hidden} must be one or more positive sizes")
 
@@ -133,6 +145,8 @@ def train_effect(
         groups,
         heads=chosen.heads,
         hidden=chosen.hidden,
+        dropout=chosen.dropout,
+        embedding=chosen.embedding,
         min_count=chosen.min_count,
         negative_ratio=chosen.negative_ratio,
         seed=chosen.seed,

@@ -46,7 +46,14 @@ def is_entire_space(labels: Labels) -> bool:
 
 
 def network_config(
-    encoder: Encoder, labels: Labels, train: Mask, *, heads: int, hidden: tuple[int, ...]
+    encoder: Encoder,
+    labels: Labels,
+    train: Mask,
+    *,
+    heads: int,
+    hidden: tuple[int, ...],
+    dropout: float = 0.1,
+    embedding: int = 16,
 ) -> NetworkConfig:
     """Sizes from the encoder, scales from the training rows.
 
@@ -72,6 +79,8 @@ def network_config(
         heads=heads,
         hidden=hidden,
         rates=rates,
+        dropout=dropout,
+        embedding=embedding,
         **scales,
     )
 

@@ -13,7 +13,8 @@ from the last checkpoint to the same weights, bit for bit, that it would have re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ from training.effect.workers import Alone, OnRay, State, Workers, read_checkpoin
 # Share of categorical values shown as unknown while training, so that code 0 has a meaning.
 _UNKNOWN_SHARE = 0.02
 _VALID_CHUNK = 8_192
-_WEIGHT_DECAY = 0.1
 
 Weights = dict[str, Tensor]
 
@@ -103,10 +103,17 @@ def train_here(
     folder: where a checkpoint is kept, which the next call with this folder goes on from.
     """
     workers = Alone(tell, folder)
+    with torch_left_alone():
+        return best_of(fit_network(config, workers, workers.last()))
+
+
+@contextmanager
+def torch_left_alone() -> Iterator[None]:
+    """Gives threads, determinism and random state back as they were: `fit_network` sets them."""
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
         with torch.random.fork_rng(devices=[]):
-            return best_of(fit_network(config, workers, workers.last()))
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict)
@@ -133,7 +140,7 @@ def fit_network(config: Mapping[str, Any], workers: Workers, start: State | None
     data, tasks = Path(config["data"]), network.config.tasks
     train, valid = Rows.read(data, "train", tasks), Rows.read(data, "valid", tasks)
     optimiser = torch.optim.AdamW(
-        network.parameters(), lr=config["learning_rate"], weight_decay=_WEIGHT_DECAY
+        network.parameters(), lr=config["learning_rate"], weight_decay=config["weight_decay"]
     )
     progress, best = Progress(), Weights()
     if start is not None:

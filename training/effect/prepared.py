@@ -75,6 +75,8 @@ def prepare(
     *,
     heads: int,
     hidden: tuple[int, ...],
+    dropout: float,
+    embedding: int,
     min_count: int,
     negative_ratio: float | None,
     seed: int,
@@ -90,7 +92,8 @@ def prepare(
     fitted, choosing = split.train, split.valid
     if sampling is not None:
         fitted, choosing = (sampling.keep(mask, found) for mask in (fitted, choosing))
-    config = network_config(encoder, found, fitted, heads=heads, hidden=hidden)
+    sizes: dict[str, Any] = {"heads": heads, "hidden": hidden, "dropout": dropout, "embedding": embedding}
+    config = network_config(encoder, found, fitted, **sizes)
     names = dict.fromkeys((*schema.categorical, *groups))
     natural = [np.asarray(table.column(name).to_numpy()).astype(np.str_) for name in names]
     ids = _unit_ids(units, table.num_rows)

@@ -59,14 +59,15 @@ def _ray(workers: int | None, address: str | None) -> Iterator[None]:
         "_temp_dir": folder,
     }
     try:
-        _start(quiet | ({"address": address} if address else local))
+        remedy = "or run without Ray (workers: 0)"
+        start_ray(quiet | ({"address": address} if address else local), remedy)
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(options: dict[str, Any]) -> None:
+def start_ray(options: dict[str, Any], remedy: str = "or give it fewer workers") -> None:
     """Start or join Ray; on a machine that is busy its parts may miss each other's deadline once."""
     import ray
 
@@ -78,8 +79,8 @@ def _start(options: dict[str, Any]) -> None:
             ray.shutdown()
             if attempt == 2:
                 first = str(error).splitlines()[0] if str(error) else type(error).__name__
-                remedy = "try again when the machine is less busy, or run without Ray (workers: 0)"
-                raise RuntimeError(f"Ray did not start: {first[:200]}; {remedy}") from error
+                said = f"try again when the machine is less busy, {remedy}"
+                raise RuntimeError(f"Ray did not start: {first[:200]}; {said}") from error
 
 
 def _stream(work: Callable[[Any], Any], pieces: Sequence[Any], size: int) -> Iterator[Any]:

@@ -49,13 +49,17 @@ Tell = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class TrainedResponse:
-    """The artifact, how it was judged, and what metrics.json, explanations.json and fairness.json hold."""
+    """The artifact, how it was judged, and what metrics.json, explanations.json and fairness.json hold.
+
+    curves: by network of the artifact, its history by epoch.
+    """
 
     artifact: Artifact
     judged: Judged
     metrics: Mapping[str, Any]
     explanations: Mapping[str, Any]
     fairness: Fairness
+    curves: tuple[list[dict[str, float]], ...]
 
 
 def train_response(
@@ -97,7 +101,7 @@ def train_response(
     metrics = _report(rows, stack, judged, chosen, folds, artifact, time.monotonic() - started)
     _write_json(out / METRICS, metrics)  # last: it names what the folder holds
     told(1.0, f"response model {artifact.version} written")
-    return TrainedResponse(artifact, judged, metrics, explanations, fairness)
+    return TrainedResponse(artifact, judged, metrics, explanations, fairness, stack.curves)
 
 
 def _write_figures(

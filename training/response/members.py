@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from qiance.features.schema import Encoder
 from training.effect.fit import TrainSettings
 from training.effect.labels import network_config
 from training.effect.loop import train_here
-from training.effect.network import EffectNetwork
+from training.effect.network import EffectNetwork, NetworkConfig
 from training.effect.randomness import poisson_weights
 from training.effect.served import ServedNetwork
 from training.response.rows import Mask, ResponseRows
@@ -32,8 +32,9 @@ class TreeSettings:
     """Boosted trees. rounds: most trees; patience: trees without a better log loss before it stops.
 
     leaves: sizes of a tree, tried from the first until the log loss on held-out rows rises: small trees suit
-    weak signals, large ones many interactions. row_share, feature_share: drawn anew for each tree. threads:
-    of LightGBM; threads that wait for each other on busy cores lose more than a second one gains.
+    weak signals, large ones many interactions. row_share, feature_share: drawn anew for each tree. l2:
+    penalty on the values of leaves. threads: of LightGBM; threads that wait for each other on busy cores lose
+    more than a second one gains.
     """
 
     rounds: int = 3_000
@@ -44,6 +45,7 @@ class TreeSettings:
     feature_share: float = 0.7
     patience: int = 50
     threads: int = 1
+    l2: float = 0.0
 
 
 def _network_settings(rows: int = 0) -> TrainSettings:
@@ -140,6 +142,7 @@ def tree_params(leaves: int, settings: TreeSettings, seed: int) -> dict[str, Any
         "bagging_fraction": settings.row_share,
         "bagging_freq": 1,
         "feature_fraction": settings.feature_share,
+        "lambda_l2": settings.l2,
         "num_threads": settings.threads,
         "seed": seed,
         "deterministic": True,
@@ -164,25 +167,45 @@ def cut_booster(booster: Any, rounds: int) -> Any:
 
 def fit_network(
     inputs: Inputs, label: str, train: Mask, choose: Mask, settings: TrainSettings, tell: Epochs
-) -> EffectNetwork:
-    """The effect model's network with the one task `label`, at its best epoch on the rows `choose`."""
-    from dataclasses import asdict
+) -> tuple[EffectNetwork, list[dict[str, float]]]:
+    """The effect model's network with the one task `label`, at its best epoch on the rows `choose`.
 
-    config = network_config(
-        inputs.encoder, {label: inputs.target}, train, heads=settings.heads, hidden=settings.hidden
-    )
+    Also its history, by epoch.
+    """
+    with tempfile.TemporaryDirectory(prefix="qiance-response-") as folder:
+        path = Path(folder) / "rows.npz"
+        write_rows(inputs, label, train, choose, path)
+        config = loop_config(inputs, label, train, settings, path)
+        state, history = train_here(config, tell)
+    network = EffectNetwork(NetworkConfig.from_dict(config["network"]))
+    network.load_state_dict(state)
+    return network.eval(), history
+
+
+def write_rows(inputs: Inputs, label: str, train: Mask, choose: Mask, path: Path) -> None:
+    """The encoded rows as the training loop reads them."""
     arrays: dict[str, NDArray[Any]] = {}
     for part, mask in (("train", train), ("valid", choose)):
         arrays |= {f"{part}_num": inputs.num[mask], f"{part}_cat": inputs.cat[mask]}
         arrays |= {f"{part}_weights": inputs.weights[mask]}
         arrays[f"{part}_{label}"] = inputs.target[mask].astype(np.float32)
-    with tempfile.TemporaryDirectory(prefix="qiance-response-") as folder:
-        path = Path(folder) / "rows.npz"
-        np.savez(path, **arrays)
-        state, _ = train_here({**asdict(settings), "data": str(path), "network": config.to_dict()}, tell)
-    network = EffectNetwork(config)
-    network.load_state_dict(state)
-    return network.eval()
+    np.savez(path, **arrays)
+
+
+def loop_config(
+    inputs: Inputs, label: str, train: Mask, settings: TrainSettings, data: Path
+) -> dict[str, Any]:
+    """What `training.effect.loop.fit_network` is called with for the one task `label`."""
+    network = network_config(
+        inputs.encoder,
+        {label: inputs.target},
+        train,
+        heads=settings.heads,
+        hidden=settings.hidden,
+        dropout=settings.dropout,
+        embedding=settings.embedding,
+    )
+    return {**asdict(settings), "data": str(data), "network": network.to_dict()}
 
 
 class Networks(torch.nn.Module):

@@ -41,7 +41,7 @@ class Stack:
 
     leaves: of a tree. unseen: `[N, H]` calibrated probabilities of the training rows, each by the member that
     did not see it and by a calibrator that did not either. design: see `design_effect`. value: what a
-    purchase is worth, None where that cannot be learned.
+    purchase is worth, None where that cannot be learned. curves: by network, its history by epoch.
     """
 
     scorer: ResponseScorer
@@ -51,6 +51,7 @@ class Stack:
     design: float
     unseen: Floats
     value: ValueModel | None
+    curves: tuple[list[dict[str, float]], ...]
 
     def predict(self, rows: ResponseRows) -> Floats:
         """Calibrated probabilities `[n, H]`, as the artifact will give them."""
@@ -68,7 +69,7 @@ def fit_stack(rows: ResponseRows, settings: ResponseSettings, tell: Tell) -> Sta
     encoder = Encoder.fit(rows.schema, rows.columns, min_count=settings.network.min_count)
     inputs = Inputs.of(rows, encoder, settings)
     leaves, trees, by_trees = _fit_trees(inputs, fold, settings, lambda share, text: tell(0.3 * share, text))
-    networks, by_network = _fit_networks(
+    networks, by_network, curves = _fit_networks(
         inputs, rows.label, fold, settings, lambda share, text: tell(0.3 + 0.7 * share, text)
     )
     weight = _best_weight(rows.target, by_network, by_trees)
@@ -87,7 +88,7 @@ def fit_stack(rows: ResponseRows, settings: ResponseSettings, tell: Tell) -> Sta
     value = None if why_no_value(rows) else fit_value(rows, encoder, settings)
     design = design_effect(rows.target - unseen.mean(axis=1), rows.units)
     width = _width(rows, unseen, design, settings.seed)
-    return Stack(scorer, together, leaves, width, design, unseen, value)
+    return Stack(scorer, together, leaves, width, design, unseen, value, tuple(curves))
 
 
 def background_of(rows: ResponseRows, seed: int) -> dict[str, NDArray[Any]]:
@@ -145,9 +146,9 @@ def _fit_size(inputs: Inputs, fold: NDArray[np.int64], leaves: int, settings: Re
 
 def _fit_networks(
     inputs: Inputs, label: str, fold: NDArray[np.int64], settings: ResponseSettings, tell: Tell
-) -> tuple[list[EffectNetwork], Floats]:
-    """K networks, and what they say of rows not seen `[N, H]`."""
-    networks, unseen = [], np.empty((len(fold), settings.network.heads))
+) -> tuple[list[EffectNetwork], Floats, list[list[dict[str, float]]]]:
+    """K networks, what they say of rows not seen `[N, H]`, and their histories."""
+    networks, curves, unseen = [], [], np.empty((len(fold), settings.network.heads))
     for member, (train, held) in enumerate(held_out(fold)):
 
         def told(metrics: dict[str, float], member: int = member) -> None:
@@ -155,10 +156,11 @@ def _fit_networks(
             text = f"network {member + 1} of {settings.members}: validation loss {metrics['valid_loss']:.4f}"
             tell((member + done) / settings.members, text)
 
-        network = fit_network(inputs, label, train, held, settings.network, told)
+        network, curve = fit_network(inputs, label, train, held, settings.network, told)
         unseen[held] = run_networks(Networks([network]), inputs.num[held], inputs.cat[held])[:, 0]
         networks.append(network)
-    return networks, unseen
+        curves.append(curve)
+    return networks, unseen, curves
 
 
 def _best_weight(target: Floats, networks: Floats, trees: Floats) -> float:

@@ -1,0 +1,327 @@
+"""A sweep of the response model, killed halfway and resumed, against the full grid.
+
+`qiance tune` with 16 trials and early stopping on a made-up response log. The driver gets SIGKILL when half
+of the trials are over, and the same command goes on. `cluster_efficiency` is the time inside training steps ÷
+(time × cores) of both processes' steady parts: from when every core has a trial to when there are fewer
+trials than cores. The grid is every combination of some usual values, each trained to its end.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import signal
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import ROOT, Args, emit, log, parse
+
+MAPPING = """kind: responses
+name: made-up
+columns: {unit_id: user}
+features:
+  numeric: [visits, basket, recency]
+  categorical: [segment, category, channel, device]
+labels: {conversion: bought}
+"""
+HEADER = ("user", "segment", "category", "channel", "device", "visits", "basket", "recency", "bought")
+GRID: Mapping[str, Mapping[str, Sequence[Any]]] = {
+    "network": {
+        "learning_rate": (0.001, 0.003, 0.01),
+        "hidden": ([32], [64, 32], [128, 64]),
+        "dropout": (0.0, 0.2),
+        "batch_size": (256, 512),
+    },
+    "trees": {
+        "learning_rate": (0.02, 0.05, 0.1),
+        "leaves": (4, 8, 16, 32),
+        "min_rows": (20, 100),
+        "feature_share": (0.5, 0.8),
+    },
+}
+FOLDS, PATIENCE_S = 3, 1_500.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A configuration trained to its end: its best value, and what it cost."""
+
+    value: float
+    cpu: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A configuration to train. split: seed of the folds; seed: of training."""
+
+    folder: Path
+    split: int
+    seed: int
+    model: str
+    parameters: dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and print the result."""
+    args = parse(argv, "A sweep that is killed and resumed, against the full grid.")
+    with tempfile.TemporaryDirectory(prefix="qiance-sweep-") as folder:
+        measure(args, Path(folder))
+
+
+def measure(args: Args, folder: Path) -> None:
+    """The sweep, its kill and its end; then the grid on the same rows and folds."""
+    rows = args.pick(smoke=600, quick=4_000, full=12_000)
+    trials = args.pick(smoke=4, quick=16, full=16)
+    cores = os.cpu_count() or 1
+    write_log(folder, rows, args.seed)
+    out, command = folder / "sweep", _command(folder, folder / "sweep", trials, args)
+    log(f"sweep of {trials} trials over {rows:,} rows; SIGKILL at half")
+    began = time.time()
+    killed = run_until(command, out, trials // 2)
+    before = snapshot(out)
+    again = time.time()
+    subprocess.run([*command, "--resume"], cwd=ROOT, stdout=sys.stderr, check=True)
+    after = snapshot(out)
+    sweep = {model: _sweep_of(after, model) for model in GRID}
+    log("the grid")
+    with ProcessPoolExecutor(args.pick(smoke=1, quick=cores, full=cores), get_context("spawn")) as pool:
+        grid = run_grid(folder, args, pool)
+        luck = seed_luck(folder, grid, args.pick(smoke=2, quick=3, full=5), pool, args.seed)
+    gaps = {model: sweep[model].value - min(one.value for one in grid[model].values()) for model in GRID}
+    work = sum(one.cpu for one in sweep.values())
+    grid_work = sum(one.cpu for found in grid.values() for one in found.values())
+    same = all(gaps[model] <= luck[model] for model in GRID)
+    busy = steady([_curves(before), _curves(after)], [(began, killed), (again, time.time())], cores)
+    figures = {
+        "cluster_efficiency": busy["share"] if busy else None,
+        "cluster_efficiency_cpu": busy["cpu"] if busy else None,
+        "trials_lost": lost(before, after, trials),
+        "steps_trained_twice": trained_twice(before, after),
+        "work_vs_grid": work / grid_work if same else None,
+        "share_of_grid_work": work / grid_work,
+        "best_gap": gaps,
+        "best": {model: one.value for model, one in sweep.items()},
+        "grid_best": {model: min(one.value for one in found.values()) for model, found in grid.items()},
+    }
+    states = [row["state"] for row in after.values()]
+    protocol = {
+        "rows": rows,
+        "trials": trials,
+        "over_when_killed": sum(row["state"] != "running" for row in before.values()),
+        "stopped_early": states.count("stopped"),
+        "folds": FOLDS,
+        "grid_trials": {model: len(found) for model, found in grid.items()},
+        "work": "processor seconds inside training steps",
+        "work_s": work,
+        "grid_work_s": grid_work,
+        "steps": {model: one.steps for model, one in sweep.items()},
+        "grid_steps": {model: sum(one.steps for one in found.values()) for model, found in grid.items()},
+        "same_value_within": luck,
+        "steady_s": busy["window_s"] if busy else None,
+        "note": "same value: not worse by more than the standard deviation of the grid's best over seeds; "
+        "work_vs_grid is none where the sweep did not come that near",
+    }
+    emit("sweep", args, figures, {}, protocol)
+
+
+def write_log(folder: Path, rows: int, seed: int) -> None:
+    """Purchases that hang on segment × category, on visits and recency, and a little on the rest."""
+    random = np.random.default_rng(seed)
+    segment, category = random.integers(0, 8, rows), random.integers(0, 20, rows)
+    channel, device = random.integers(0, 4, rows), random.integers(0, 3, rows)
+    visits, basket = random.poisson(3, rows), random.lognormal(3, 0.6, rows)
+    recency = random.exponential(20, rows)
+    taste = random.normal(size=(8, 20))
+    score = -1.2 + 0.8 * taste[segment, category] + 0.25 * (visits - 3) - 0.02 * (recency - 20)
+    score += 0.4 * (channel == 1) * (device == 2) + 0.3 * np.log(basket / 20)
+    bought = (random.random(rows) < 1 / (1 + np.exp(-score))).astype(int)
+    with (folder / "log.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(HEADER)
+        for k in range(rows):
+            codes = (f"s{segment[k]}", f"c{category[k]}", f"n{channel[k]}", f"d{device[k]}")
+            numbers = (visits[k], f"{basket[k]:.2f}", f"{recency[k]:.1f}")
+            writer.writerow([f"u{k // 2}", *codes, *numbers, bought[k]])
+    (folder / "map.yaml").write_text(MAPPING, encoding="utf-8")
+
+
+def _command(folder: Path, out: Path, trials: int, args: Args) -> list[str]:
+    options = {
+        "--data": folder / "log.csv",
+        "--mapping": folder / "map.yaml",
+        "--out": out,
+        "--trials": trials,
+        "--folds": FOLDS,
+        "--seed": args.seed,
+    }
+    words = [str(word) for pair in options.items() for word in pair]
+    return [sys.executable, "-m", "qiance", "tune", *words]
+
+
+def run_until(command: Sequence[str], out: Path, over: int) -> float:
+    """SIGKILL to the driver once `over` trials are over; when that was."""
+    deadline = time.monotonic() + PATIENCE_S
+    with subprocess.Popen(command, cwd=ROOT, stdout=sys.stderr) as driver:
+        while _over(out) < over:
+            if driver.poll() is not None or time.monotonic() > deadline:
+                driver.kill()
+                raise RuntimeError(f"the sweep did not come to {over} trials before it ended")
+            time.sleep(0.2)
+        driver.send_signal(signal.SIGKILL)
+    log("killed")
+    return time.time()
+
+
+def _over(out: Path) -> int:
+    return sum(row["state"] == "COMPLETE" for row in _studied(out))
+
+
+def _studied(out: Path) -> list[dict[str, Any]]:
+    """Trials as the sweep's database has them, read past the sweep."""
+    query = """select study_name, number, state, value from trials natural join studies
+        left join trial_values on trial_values.trial_id = trials.trial_id where state != 'WAITING'"""
+    try:
+        with sqlite3.connect(f"file:{out / 'study.db'}?mode=ro", uri=True, timeout=30) as database:
+            found = database.execute(query).fetchall()
+    except sqlite3.OperationalError:
+        return []
+    return [dict(zip(("model", "number", "state", "value"), row, strict=True)) for row in found]
+
+
+def snapshot(out: Path) -> dict[str, dict[str, Any]]:
+    """By trial: model, state (running, done, stopped), value, and its curve as on disk."""
+    found = {}
+    for row in _studied(out):
+        name = f"{row['model']}-{row['number']:02d}"
+        path = out / "trials" / name / "curve.json"
+        curve = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        over = "done" if curve and curve[-1]["last"] else "stopped"
+        state = over if row["state"] == "COMPLETE" else "running" if row["state"] == "RUNNING" else "failed"
+        found[name] = {"model": row["model"], "state": state, "value": row["value"], "curve": curve}
+    return found
+
+
+def lost(before: Mapping[str, Any], after: Mapping[str, Any], trials: int) -> int:
+    """Finished trials that are not there or not as they were, and trials that are missing at the end."""
+    finished = {name: row for name, row in before.items() if row["state"] in ("done", "stopped")}
+    changed = sum(after.get(name) != row for name, row in finished.items())
+    over = sum(row["state"] in ("done", "stopped") for row in after.values())
+    return changed + max(trials - over, 0)
+
+
+def trained_twice(before: Mapping[str, Any], after: Mapping[str, Any]) -> int:
+    """Saved steps of trials in flight that were not gone on from."""
+    twice = 0
+    for name, row in before.items():
+        kept = after[name]["curve"][: len(row["curve"])]
+        twice += sum(old != new for old, new in itertools.zip_longest(row["curve"], kept))
+    return twice
+
+
+def _sweep_of(found: Mapping[str, Any], model: str) -> Trained:
+    own = [row for row in found.values() if row["model"] == model]
+    steps = [step for row in own for step in row["curve"]]
+    return Trained(min(row["value"] for row in own), sum(step["cpu"] for step in steps), len(steps))
+
+
+def _curves(found: Mapping[str, Any]) -> list[Any]:
+    from training.tune.record import Point
+
+    return [[Point(**step) for step in row["curve"]] for row in found.values()]
+
+
+def steady(
+    curves: Sequence[Any], spans: Sequence[tuple[float, float]], cores: int
+) -> dict[str, float] | None:
+    """Over the processes: the share of the time that cores were inside steps."""
+    from training.tune.outcome import efficiency
+
+    parts = [efficiency(own, cores, *span) for own, span in zip(curves, spans, strict=True)]
+    known = [part for part in parts if part is not None]
+    window = sum(part["window_s"] for part in known)
+    if not window:
+        return None
+    shares = {"share": "inside_s", "cpu": "cpu_s"}
+    return {name: sum(part[key] for part in known) / window for name, key in shares.items()} | {
+        "window_s": window / cores
+    }
+
+
+def run_grid(folder: Path, args: Args, pool: Executor) -> dict[str, dict[str, Trained]]:
+    """By model and configuration (as JSON), every combination trained to its end."""
+    grid: dict[str, dict[str, Trained]] = {}
+    for model, values in GRID.items():
+        kept = {
+            name: args.pick(smoke=found[:1], quick=found[:2], full=found) for name, found in values.items()
+        }
+        every = [dict(zip(kept, drawn, strict=True)) for drawn in itertools.product(*kept.values())]
+        trained = pool.map(train_one, [Job(folder, args.seed, args.seed, model, one) for one in every])
+        grid[model] = {json.dumps(one): found for one, found in zip(every, trained, strict=True)}
+    return grid
+
+
+def seed_luck(
+    folder: Path, grid: Mapping[str, Mapping[str, Trained]], seeds: int, pool: Executor, split: int
+) -> dict[str, float]:
+    """By model, the standard deviation of the best configuration's value over seeds of training."""
+    luck = {}
+    for model, found in grid.items():
+        best = json.loads(min(found, key=lambda name: found[name].value))
+        jobs = [Job(folder, split, split + 1 + place, model, best) for place in range(seeds)]
+        luck[model] = statistics.stdev(one.value for one in pool.map(train_one, jobs))
+    return luck
+
+
+def train_one(job: Job) -> Trained:
+    """One configuration to its end, by the code of a trial, but not stopped early."""
+    from training.response.members import ResponseSettings
+    from training.tune.trial import Run
+    from training.tune.work import Workshop
+
+    base, data = ResponseSettings(seed=job.split), _data(job.folder, job.split)
+    network = replace(base.network, seed=base.network.seed + job.seed - job.split)
+    workshop = Workshop(data, replace(base, seed=job.seed, network=network))
+    with tempfile.TemporaryDirectory() as place:
+        config = {"model": job.model, "number": 0, "parameters": job.parameters}
+        run = Run.begin(workshop, Path(place), "log_loss", config)
+        while not run.step(data.inputs.target).last:
+            pass
+    workshop.close()
+    cpu = sum(point.cpu for point in run.curve)
+    best = run.curve[-1].best
+    assert best is not None, "it came to a value"
+    return Trained(best, cpu, len(run.curve))
+
+
+@cache
+def _data(folder: Path, split: int) -> Any:
+    """Rows and folds as the sweep has them; once per process."""
+    from qiance.data.mapped import read_mapped
+    from qiance.data.mapping import load_mapping
+    from training.response.members import ResponseSettings
+    from training.response.rows import response_rows
+    from training.tune.work import SweepData
+
+    found = read_mapped(folder / "log.csv", load_mapping(folder / "map.yaml")).responses
+    assert found is not None, "the mapping is of responses"
+    return SweepData.of(response_rows(found), FOLDS, ResponseSettings(seed=split))
+
+
+if __name__ == "__main__":
+    main()

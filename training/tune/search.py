@@ -1,0 +1,156 @@
+"""Which configuration is tried next: Optuna's TPE, asked and told by Ray Tune, with all state in a database.
+
+Ray's own `OptunaSearch` keeps the trials in flight in memory and in a pickle that is written every few
+seconds, next to a JSON file that is not replaced at once; what a kill leaves of them may be half written, and
+trials that began and ended since are lost. Here every draw and every result is a transaction of the study in
+SQLite, and a trial that was in flight is handed out again under its number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import Searcher
+
+from training.tune.space import Space
+from training.tune.trial import VALUE
+from training.tune.work import MODES
+
+STUDY = "study.db"
+Key = tuple[str, int]  # model, number
+
+
+class SeededTPE(BaseSampler):
+    """TPE whose draws for a trial hang on the seed, its number and what is known by then, and nothing else.
+
+    So a study that is opened again goes on with other random numbers than it began with. startup: trials at
+    random before the first that learns from them.
+
+    Source: Bergstra et al., "Algorithms for Hyper-Parameter Optimization" (2011).
+    """
+
+    def __init__(self, seed: int, startup: int) -> None:
+        self._seed, self._startup = seed, startup
+        self._number, self._inner = -1, TPESampler(seed=seed)
+
+    def _of(self, trial: FrozenTrial) -> TPESampler:
+        if trial.number != self._number:
+            text = hashlib.sha256(f"{self._seed}/{trial.number}".encode()).digest()
+            seed = int.from_bytes(text[:4], "big")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                # Trials in flight count as bad ones, so that two workers do not try the same.
+                self._inner = TPESampler(seed=seed, n_startup_trials=self._startup, constant_liar=True)
+            self._number = trial.number
+        return self._inner
+
+    def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
+        """See Optuna."""
+        return self._of(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(self, study: Any, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
+        """See Optuna."""
+        return self._of(trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(self, study: Any, trial: FrozenTrial, name: str, distribution: Any) -> Any:
+        """See Optuna."""
+        return self._of(trial).sample_independent(study, trial, name, distribution)
+
+
+def open_studies(
+    folder: Path, space: Space, metric: str, seed: int, trials: int
+) -> dict[str, optuna.study.Study]:
+    """One study per model, in the database of the sweep; made where there is none.
+
+    The first trial of each is the default configuration, if the space holds it.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / STUDY).resolve()}")
+    startup = max(4, min(10, trials // (4 * len(space.models))))
+    direction = "minimize" if MODES[metric] == "min" else "maximize"
+    studies = {}
+    for place, model in enumerate(space.models):
+        sampler = SeededTPE(seed * 2 + place, startup)
+        study = optuna.create_study(
+            storage=storage, study_name=model, sampler=sampler, direction=direction, load_if_exists=True
+        )
+        defaults = space.defaults(model)
+        if defaults is not None and not study.trials:
+            study.enqueue_trial(defaults)
+        studies[model] = study
+    return studies
+
+
+class StudySearch(Searcher):
+    """Hands out trials: first those in flight when the sweep was stopped, then new ones, models in turn.
+
+    trials: most of them in all. A configuration is `{model, number, parameters}`.
+    """
+
+    def __init__(
+        self, studies: Mapping[str, optuna.study.Study], space: Space, metric: str, trials: int
+    ) -> None:
+        super().__init__(metric=VALUE, mode=MODES[metric])
+        self._studies, self._space, self._trials = studies, space, trials
+        self._unfinished = [
+            (model, trial.number)
+            for model, study in studies.items()
+            for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        ]
+        self.given: dict[str, Key] = {}  # by Tune's id of the trial
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The configuration of Tune's trial `trial_id`."""
+        if self._unfinished:
+            model, number = self._unfinished.pop(0)
+            drawn = self._studies[model].get_trials(deepcopy=False)[number].params
+        else:
+            counts = {model: len(asked(study)) for model, study in self._studies.items()}
+            if sum(counts.values()) >= self._trials:
+                return Searcher.FINISHED
+            model = min(counts, key=lambda name: counts[name])
+            trial = self._studies[model].ask(fixed_distributions=self._space.distributions(model))
+            number, drawn = trial.number, trial.params
+        self.given[trial_id] = (model, number)
+        return {"model": model, "number": number, "parameters": self._space.decode(model, drawn)}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tell the study; a trial without a finite value has failed."""
+        model, number = self.given[trial_id]
+        value = None if error or not result else result.get(VALUE)
+        if value is None or value in (float("inf"), float("-inf")):
+            self._studies[model].tell(number, state=TrialState.FAIL)
+        else:
+            self._studies[model].tell(number, float(value))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune writes a pickle of itself when it begins, which nobody reads."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the database holds the state at all times."""
+        Path(checkpoint_path).write_text("the studies are the state\n", encoding="utf-8")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, see `save`."""
+
+
+def asked(study: optuna.study.Study) -> list[FrozenTrial]:
+    """Trials that were handed out, whatever became of them."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+
+
+def finished(study: optuna.study.Study) -> list[FrozenTrial]:
+    """Trials that are over."""
+    return [trial for trial in asked(study) if trial.state.is_finished()]
