@@ -8,7 +8,7 @@ from typing import Final, Self
 
 from qiance.domain import Catalogue, Strategy
 from qiance.guard.checks import CHECKS
-from qiance.guard.results import Finding, Linted, Result, Severity, digest, sealed
+from qiance.guard.results import Finding, Linted, Result, Severity, content_of, digest, sealed
 from qiance.guard.rules import LOCALES, RuleSet, load_rules
 from qiance.guard.scene import Scene
 from qiance.guard.subject import Subject, subjects_of
@@ -54,7 +54,7 @@ class Guard:
 
     def checked(self, subject: Subject) -> str:
         """Digest of everything that a result hangs on: rules, money settings, words and facts."""
-        return digest([self.version, self.currency, self.min_margin, repr(subject)])
+        return digest([self.version, self.currency, self.min_margin, *content_of(subject)])
 
     def lint(self, subject: Subject) -> Linted:
         """Every finding about `subject`, blocking ones first."""

@@ -77,7 +77,8 @@ def check_names(rule: Rule, scene: Scene) -> Iterator[Finding]:
                     yield _found(rule, scene, part, name)
         for pattern in (_ADDRESSED, _TITLED, _OPENING, _NICKNAME):
             for match in pattern.finditer(part.plain):
-                yield _found(rule, scene, part, match.group(1))
+                if match.group(1) not in generic:
+                    yield _found(rule, scene, part, match.group(1))
 
 
 def _found(rule: Rule, scene: Scene, part: Part, text: str) -> Finding:

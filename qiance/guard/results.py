@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC
 from enum import StrEnum
 from typing import Any, Final
 
-from qiance.domain import Creative
 from qiance.guard.subject import Subject
 
 _SEAL: Final = object()
@@ -102,7 +101,7 @@ class Linted:
 
     @property
     def creative_id(self) -> str:
-        """Where the bank keeps these words: a name that follows from segment, item, offer and words."""
+        """Where the bank keeps these words: a name that follows from words, segment, item, offer and schedule."""
         return creative_id_of(self.subject)
 
 
@@ -112,30 +111,20 @@ def sealed(subject: Subject, result: Result, checked: str) -> Linted:
 
 
 def creative_id_of(subject: Subject) -> str:
-    """`channel-language-` and sixteen hexadecimal digits of SHA-256 over the subject without its facts."""
-    creative, offer = subject.creative, subject.offer
-    content = [
-        subject.segment,
-        subject.item_id,
-        offer.kind.value,
-        offer.depth,
-        offer.threshold,
-        *_words(creative),
-    ]
-    return f"{creative.channel.value}-{creative.language}-{digest(content)}"
+    """`channel-language-` and sixteen hexadecimal digits of SHA-256 over the subject without the catalogue's row."""
+    creative = subject.creative
+    return f"{creative.channel}-{creative.language}-{digest(content_of(subject)[:-1])}"
 
 
-def _words(creative: Creative) -> tuple[str, ...]:
-    return (
-        creative.channel.value,
-        creative.language,
-        creative.headline,
-        creative.body,
-        creative.call_to_action,
-        creative.source,
-    )
+def content_of(subject: Subject) -> list[Any]:
+    """The subject as plain values, times in UTC; the catalogue's row comes last."""
+    creative, offer, item = subject.creative, subject.offer, subject.item
+    words = [str(creative.channel), creative.language, creative.headline, creative.body, creative.call_to_action]
+    times = [None if at is None else at.astimezone(UTC).isoformat() for at in (subject.starts, subject.ends)]
+    terms = [subject.segment, subject.item_id, str(offer.kind), offer.depth, offer.threshold, subject.stock, *times]
+    return [*words, creative.source, *terms, None if item is None else [item.title, item.price, item.unit_cost]]
 
 
-def digest(content: list[Any] | Mapping[str, Any]) -> str:
+def digest(content: list[Any]) -> str:
     """Sixteen hexadecimal digits of SHA-256 over `content` as JSON."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

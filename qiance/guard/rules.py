@@ -30,6 +30,9 @@ Locale = Literal["en", "zh", "any"]
 Backing = Literal["ends", "stock", "day"]
 
 
+_MARKS: Final = str.maketrans({"，": ",", "！": "!", "：": ":", "；": ";", "％": "%", "￥": "¥", "？": r"\?"})
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -244,7 +247,11 @@ def _alternation(terms: tuple[str, ...]) -> re.Pattern[str] | None:
 
 
 def _worded(term: str) -> str:
-    """Latin terms stand as whole words; terms with Chinese in them stand anywhere."""
+    """Latin terms stand as whole words; terms with Chinese in them stand anywhere.
+
+    Full-width marks become what folding makes of them in the text.
+    """
+    term = term.translate(_MARKS)
     return term if re.search(r"[\u4e00-\u9fff]|\\u4e00", term) else rf"(?<![a-z0-9])(?:{term})(?![a-z0-9])"
 
 
