@@ -44,8 +44,8 @@ def move_strategy(
     reason: str,
 ) -> Strategy:
     """Moves a strategy on, with its words linted on the way; ValueError says which rule blocks them."""
-    known = next((s for s in ledger.strategies() if s.strategy_id == strategy_id), None)
-    linted = () if known is None else guard.lint_strategy(known, catalogue)
+    known = ledger.strategy(strategy_id)
+    linted = () if known is None else tuple(guard.lint_strategy(known, catalogue))
     return ledger.set_strategy_state(strategy_id, state, by, reason, linted)
 
 

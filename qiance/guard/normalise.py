@@ -100,7 +100,8 @@ def visible(text: str) -> str:
     return "".join(char for place, char in enumerate(text) if place not in gone)
 
 
-def views(text: str) -> list[View]:
+@lru_cache(maxsize=4_096)  # calls to action and templates come again and again
+def views(text: str) -> tuple[View, ...]:
     """The folded text first, then each view that differs from those before it; slots are blanked."""
     blanked = SLOT.sub(lambda match: BLANK * len(match.group()), text)
     base = fold(blanked)
@@ -110,7 +111,7 @@ def views(text: str) -> list[View]:
     for view in list(found.values()):
         for change in (_letters_i, _letters_l, _single, _double):
             _add(found, change(view))
-    return list(found.values())
+    return tuple(found.values())
 
 
 def _add(found: dict[str, View], view: View) -> None:
@@ -151,6 +152,8 @@ def _simplified() -> Callable[[str], str]:
 
 
 def _without(view: View, dropped: set[int]) -> View:
+    if not dropped:
+        return view
     kept = [place for place in range(len(view.text)) if place not in dropped]
     origin = tuple(view.origin[place] for place in kept)
     return View("".join(view.text[place] for place in kept), (*origin, view.origin[-1]))

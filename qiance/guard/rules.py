@@ -81,14 +81,6 @@ class Rule(_Strict):
             _compiled(term)
         return terms
 
-    def pattern(self) -> re.Pattern[str] | None:
-        """All terms as one expression, None if there are none."""
-        return _alternation(self.terms)
-
-    def exceptions(self) -> re.Pattern[str] | None:
-        """All exceptions as one expression, None if there are none."""
-        return _alternation(self.except_)
-
 
 class Must(_Strict):
     """Words that the shop wants said, in a language and on channels (empty: on all)."""
@@ -242,7 +234,8 @@ def _versioned(
 
 
 @cache
-def _alternation(terms: tuple[str, ...]) -> re.Pattern[str] | None:
+def alternation(terms: tuple[str, ...]) -> re.Pattern[str] | None:
+    """All `terms` as one expression, None if there are none."""
     return _compiled("|".join(f"(?:{_worded(term)})" for term in terms)) if terms else None
 
 

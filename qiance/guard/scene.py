@@ -7,12 +7,12 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from qiance.domain import Money
 from qiance.guard.normalise import BLANK, HAN, SLOT, View, fold, views, visible
 from qiance.guard.results import Finding, Severity
-from qiance.guard.rules import Rule, RuleSet
+from qiance.guard.rules import Rule, RuleSet, alternation
 from qiance.guard.subject import Subject
 from qiance.strategy.slots import FIELDS, Facts, slots_of
 
@@ -33,7 +33,7 @@ class Part:
     named: tuple[bool, ...]
 
     @cached_property
-    def views(self) -> list[View]:
+    def views(self) -> tuple[View, ...]:
         return views(self.shown)
 
     @cached_property
@@ -132,20 +132,24 @@ class Scene:
 
 def hits(rule: Rule, part: Part) -> Iterator[tuple[int, int, str, View]]:
     """Where a term of `rule` stands and no exception covers it: span in `shown`, folded text, view."""
-    pattern, excepted = rule.pattern(), rule.exceptions()
-    if pattern is None:
-        return
     seen: set[tuple[int, int]] = set()
     for view in part.views:
-        spared = [m.span() for m in excepted.finditer(view.text)] if excepted else []
-        for match in pattern.finditer(view.text):
-            start, end = match.span()
-            if end == start or any(a <= start and end <= b for a, b in spared):
-                continue
+        for start, end in _spans(rule.terms, rule.except_, view.text):
             span = view.span(start, end)
             if not any(a < span[1] and span[0] < b for a, b in seen):
                 seen.add(span)
-                yield *span, match.group(), view
+                yield *span, view.text[start:end], view
+
+
+@lru_cache(maxsize=65_536)
+def _spans(terms: tuple[str, ...], excepted: tuple[str, ...], text: str) -> tuple[tuple[int, int], ...]:
+    """Spans of the terms in folded text that no exception covers."""
+    pattern, spared = alternation(terms), alternation(excepted)
+    found = [match.span() for match in pattern.finditer(text) if match.group()] if pattern else []
+    if not found or spared is None:
+        return tuple(found)
+    free = [match.span() for match in spared.finditer(text)]
+    return tuple((a, b) for a, b in found if not any(x <= a and b <= y for x, y in free))
 
 
 def allowed(scene: Scene, rule: Rule, finding: Finding, view: View, start: int, end: int) -> Finding:

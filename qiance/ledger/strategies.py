@@ -115,6 +115,17 @@ class Strategies(Creatives):
         with self.read() as connection:
             return [_strategy(row) for row in connection.execute(statement)]
 
+    def strategy(self, strategy_id: str) -> Strategy | None:
+        """One strategy, or None."""
+        if text_problem(strategy_id) is not None:
+            return None
+        statement = select(strategies).where(
+            strategies.c.tenant_id == self.tenant, strategies.c.strategy_id == strategy_id
+        )
+        with self.read() as connection:
+            row = connection.execute(statement).one_or_none()
+        return None if row is None else _strategy(row)
+
     def set_strategy_state(
         self, strategy_id: str, state: StrategyState, by: str, reason: str, linted: Sequence[Linted] = ()
     ) -> Strategy:

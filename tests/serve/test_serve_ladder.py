@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pytest
 from serve_cases import (
     BRIEF,
+    GUARD,
     Built,
     Counted,
     Logged,
@@ -334,7 +335,7 @@ def test_a_watcher_outlives_what_it_cannot_use(built: Built, tmp_path: Path) -> 
         if fail[0]:
             raise OSError("the disk is full")
 
-    watcher = Watcher(ledger, built.snapshot.catalogue, adopt)
+    watcher = Watcher(ledger, built.snapshot.catalogue, GUARD, adopt)
     before, fail[0] = watcher.state, True
     ledger.set_versions(shadow_price=0.5)
     time.sleep(0.6)
