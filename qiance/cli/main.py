@@ -14,7 +14,19 @@ from rich.console import Console
 from rich.markup import escape
 
 from qiance import __version__
-from qiance.cli import dashboards, data, embeddings, features, keys, predict, strategies, train, users
+from qiance.cli import (
+    creatives,
+    dashboards,
+    data,
+    embeddings,
+    features,
+    keys,
+    lint,
+    predict,
+    strategies,
+    train,
+    users,
+)
 from qiance.settings import DEFAULT_WORKSPACE, Settings, SettingsError, load_settings
 
 app = typer.Typer(
@@ -25,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
 )
+app.add_typer(creatives.app, name="creatives")
 app.add_typer(data.app, name="data")
 app.add_typer(dashboards.app, name="dashboards")
 app.add_typer(embeddings.app, name="embeddings")
@@ -33,6 +46,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(strategies.app, name="strategies")
 app.add_typer(train.app, name="train")
 app.add_typer(users.app, name="users")
+app.command("lint")(lint.lint)
 app.command("predict")(predict.predict)
 
 ConfigOption = Annotated[

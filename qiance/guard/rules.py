@@ -195,7 +195,7 @@ def combine(base: RuleSet, own: OwnRules) -> RuleSet:
             raise ValueError(f"rules.{rule.id}: is taken by a packaged rule; tighten it, or choose another id")
     for name in [*own.tighten, *(allow.rule for allow in own.allow)]:
         if name not in known and name not in {rule.id for rule in own.rules}:
-            raise ValueError(f"rule {name!r} does not exist; `qiance lint --rules` lists them")
+            raise ValueError(f"rule {name!r} does not exist; `qiance lint --rules-table` lists them")
     rules = (*(_tightened(rule, own.tighten.get(rule.id)) for rule in base.rules), *own.rules)
     channels = {name: _lowered(name, limits, own.channels.get(name)) for name, limits in base.channels.items()}
     return _versioned(rules, channels, own.brand, own.allow)

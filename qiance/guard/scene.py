@@ -152,6 +152,11 @@ def _spans(terms: tuple[str, ...], excepted: tuple[str, ...], text: str) -> tupl
     return tuple((a, b) for a, b in found if not any(x <= a and b <= y for x, y in free))
 
 
+def forget() -> None:
+    """Empties what is remembered of texts seen before, for those who time the lint."""
+    _spans.cache_clear()
+
+
 def allowed(scene: Scene, rule: Rule, finding: Finding, view: View, start: int, end: int) -> Finding:
     """`finding`, made harmless if the shop's file admits it with evidence."""
     for allow in scene.rules.allow:
