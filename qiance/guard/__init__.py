@@ -1,7 +1,7 @@
 """The text lint: rules as data, findings that cite them, and the one gate that words pass before they serve."""
 
 from qiance.guard.guard import CLOSED, Guard
-from qiance.guard.results import Finding, Linted, Result, Severity, Verdict, creative_id_of
+from qiance.guard.results import Finding, Linted, Result, Severity, Verdict, creative_id_of, is_sealed
 from qiance.guard.rules import RuleSet, load_rules
 from qiance.guard.subject import Subject, subject_of, subjects_of
 
@@ -16,6 +16,7 @@ __all__ = [
     "Subject",
     "Verdict",
     "creative_id_of",
+    "is_sealed",
     "load_rules",
     "subject_of",
     "subjects_of",

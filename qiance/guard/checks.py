@@ -22,6 +22,9 @@ _MONEY: Final = re.compile(
 )
 _LOUD: Final = re.compile(r"[!！]{2,}|[?？]{2,}|[!?！？]{3,}")
 _CAPITALS: Final = re.compile(r"\b[A-Z]{3,}\b")
+# Sentences, markup and templates have no place in a name; `St. Dalfour` and `2% Milk` do.
+_NO_NAME: Final = re.compile(r"[。！？{}|`\n]|</?[a-z|]|://|[.!?;]\s+(?:\w+\s+){3,}\w+|\[/?[A-Z]+\]")
+LONGEST_NAME: Final = 120
 _SLOT_OF_OFFER: Final = ("discount", "sale_price")
 
 
@@ -184,6 +187,16 @@ def check_price(rule: Rule, scene: Scene) -> Iterator[Finding]:
         yield scene.finding(rule, "offer", found=f"{depth:.0%} off {item.title}")
 
 
+def check_product_name(rule: Rule, scene: Scene) -> Iterator[Finding]:
+    """A title that holds sentences or markup; only where the words show it."""
+    if scene.subject.item is None or "product" not in scene.slots:
+        return
+    title = scene.subject.item.title
+    match = _NO_NAME.search(title)
+    if match or len(title) > LONGEST_NAME:
+        yield scene.finding(rule, "product", found=match.group() if match else f"{len(title)} characters")
+
+
 CHECKS: Final[Mapping[Kind, Check]] = {
     "terms": check_terms,
     "figures": check_figures,
@@ -204,4 +217,5 @@ CHECKS: Final[Mapping[Kind, Check]] = {
     "brand-must": check_brand_must,
     "margin": check_margin,
     "price": check_price,
+    "product-name": check_product_name,
 }

@@ -41,7 +41,7 @@ _NICKNAME: Final = re.compile(rf"(?:联系|转|找|问|添加|加)(?:一下)?(?:
 def check_email(rule: Rule, scene: Scene) -> Iterator[Finding]:
     """Addresses, also those with the signs spelled out."""
     for part in scene.parts:
-        for match in _EMAIL.finditer(part.plain):
+        for match in _EMAIL.finditer(part.spoken):
             spelled = _SPELLED_AT.search(match.group()) and "dot" not in match.group()
             if not spelled:
                 yield _found(rule, scene, part, match.group())
@@ -50,7 +50,7 @@ def check_email(rule: Rule, scene: Scene) -> Iterator[Finding]:
 def check_phone(rule: Rule, scene: Scene) -> Iterator[Finding]:
     """Seven to fifteen digits in a row, as figures or as Chinese numerals."""
     for part in scene.parts:
-        for match in [*_DIGITS.finditer(part.plain), *_HAN_DIGITS.finditer(part.plain)]:
+        for match in [*_DIGITS.finditer(part.spoken), *_HAN_DIGITS.finditer(part.spoken)]:
             count = sum(c.isalnum() for c in match.group())
             if 7 <= count <= 15 and not _YEARS.fullmatch(match.group()):
                 yield _found(rule, scene, part, match.group())
@@ -60,7 +60,7 @@ def check_id_number(rule: Rule, scene: Scene) -> Iterator[Finding]:
     """Identity cards, payment cards (13 digits and more), social security numbers, passports."""
     for part in scene.parts:
         for pattern in (_LONG, _SOCIAL, _PASSPORT):
-            for match in pattern.finditer(part.plain):
+            for match in pattern.finditer(part.spoken):
                 yield _found(rule, scene, part, match.group())
 
 

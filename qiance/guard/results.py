@@ -110,6 +110,11 @@ def sealed(subject: Subject, result: Result, checked: str) -> Linted:
     return Linted(subject, result, checked, _SEAL)
 
 
+def is_sealed(value: object) -> bool:
+    """Whether `value` came from the guard of this process: a copy that was unpickled did not."""
+    return isinstance(value, Linted) and value.seal is _SEAL
+
+
 def creative_id_of(subject: Subject) -> str:
     """`channel-language-` and sixteen hexadecimal digits of SHA-256 over the subject without the catalogue's row."""
     creative = subject.creative

@@ -41,6 +41,11 @@ class Part:
         """The field as it is seen, compatibility forms folded and slots blanked; letters keep their case."""
         return unicodedata.normalize("NFKC", visible(SLOT.sub(BLANK, self.raw)))
 
+    @cached_property
+    def spoken(self) -> str:
+        """`plain` with the product's name in it."""
+        return unicodedata.normalize("NFKC", visible(self.shown))
+
     def raw_span(self, start: int, end: int) -> tuple[int, int]:
         """A span of `shown` as one of `raw`: a name counts as its whole slot."""
         last = end - 1 if end > start else start

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, select, update
 
 from qiance.domain import Channel, CreativeState
-from qiance.guard import Linted, Subject, Verdict
+from qiance.guard import Linted, Subject, Verdict, is_sealed
 from qiance.ledger.codec import subject_from_dict, subject_to_dict
 from qiance.ledger.database import checked, chunks, inserted, text_problem
 from qiance.ledger.records import BankEntry
@@ -180,7 +180,7 @@ class Creatives(VersionRow):
 
 
 def _linted(value: Linted) -> Linted:
-    if not isinstance(value, Linted):
+    if not is_sealed(value):
         raise TypeError(f"creatives: {type(value).__name__} was not linted; only what Guard.lint gives is taken")
     return value
 

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, select, update
 
 from qiance.domain import Brief, BriefState, CreativeState, Strategy, StrategyState
-from qiance.guard import Linted, creative_id_of, subjects_of
+from qiance.guard import Linted, creative_id_of, is_sealed, subjects_of
 from qiance.ledger.codec import brief_from_dict, brief_to_dict, strategy_from_dict, strategy_to_dict
 from qiance.ledger.creatives import Creatives
 from qiance.ledger.database import checked, chunks, inserted, text_problem
@@ -164,7 +164,7 @@ class Strategies(Creatives):
         reason: str,
     ) -> None:
         """Refuses words that were not linted or do not pass; the others are approved, or were."""
-        given = {each.creative_id: each for each in linted if isinstance(each, Linted)}
+        given = {each.creative_id: each for each in linted if is_sealed(each)}
         wanted = {creative_id_of(s): name for name, s in subjects_of(strategy, None).items()}
         for creative_id, action_id in wanted.items():
             if creative_id not in given:

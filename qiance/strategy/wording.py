@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from qiance.domain import Creative, Item
+from qiance.strategy.prompts import is_plain
 from qiance.strategy.slots import FIELDS, SLOT, slots_of
 from qiance.strategy.terms import load_terms
 
@@ -40,9 +41,12 @@ class Fault:
 def plain_name(item: Item) -> str:
     """The item's title as words for a sentence: lower case, without sizes, codes and slashes.
 
-    Example: `FRZN PIZZA/PREMIUM 12 OZ` → `frzn pizza`; an empty result falls back to the category.
+    Example: `FRZN PIZZA/PREMIUM 12 OZ` → `frzn pizza`; an empty result falls back to the category, and so
+    does a text that is no name but speaks to whoever reads the prompt.
     """
     for source in (item.title, item.category, item.department):
+        if not is_plain(source):
+            continue
         words = re.split(r"[/:(,;]", source)[0].replace("&", " and ").replace("-", " ").lower()
         kept = [w for w in words.split() if not any(c.isdigit() for c in w) and w not in load_terms().units]
         if any(c.isalpha() for c in "".join(kept)):
