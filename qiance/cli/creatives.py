@@ -28,9 +28,7 @@ ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="Setti
 WorkspaceOption = Annotated[
     Path, typer.Option("--workspace", "-w", help="Folder of the run whose ledger is meant.")
 ]
-NameArgument = Annotated[
-    str, typer.Argument(metavar="CREATIVE_ID", help="As `qiance creatives list` shows.")
-]
+NameArgument = Annotated[str, typer.Argument(metavar="CREATIVE_ID", help="As `qiance creatives list` shows.")]
 ByOption = Annotated[
     str, typer.Option(help="Who does it; goes to the audit log.", default_factory=getpass.getuser)
 ]
@@ -72,7 +70,15 @@ def list_(
         words = entry.subject.creative
         lint = entry.verdict.value + ("" if entry.rules == guard.version else " (older rules)")
         by = f"{entry.by}, {entry.changed_at:%Y-%m-%d}"
-        row = (str(entry.version), entry.subject.segment, entry.state.value, by, lint, words.headline, words.body)
+        row = (
+            str(entry.version),
+            entry.subject.segment,
+            entry.state.value,
+            by,
+            lint,
+            words.headline,
+            words.body,
+        )
         table.add_row(entry.creative_id, *row)
     console.print(table, markup=False)
 
@@ -111,7 +117,11 @@ def lint(
     """
     with _bank(config, workspace) as (ledger, guard, catalogue):
         bank_strategies(
-            ledger, guard, catalogue, [s for s in ledger.strategies() if s.state is not StrategyState.ENDED], by
+            ledger,
+            guard,
+            catalogue,
+            [s for s in ledger.strategies() if s.state is not StrategyState.ENDED],
+            by,
         )
         entries = [e for e in ledger.creatives() if e.state is not CreativeState.RETIRED]
         found = [relint_creative(ledger, guard, catalogue, entry.creative_id) for entry in entries]
@@ -119,7 +129,9 @@ def lint(
     blocked = [each for each in found if each.result.blocked]
     for each in blocked:
         console.print(f"{each.creative_id} is blocked: {each.result.why()}", highlight=False, markup=False)
-    console.print(f"{len(found)} creatives, {len(blocked)} blocked; rule set {guard.version}", highlight=False)
+    console.print(
+        f"{len(found)} creatives, {len(blocked)} blocked; rule set {guard.version}", highlight=False
+    )
     if blocked:
         raise typer.Exit(1)
 

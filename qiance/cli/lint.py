@@ -34,9 +34,7 @@ def lint(
         ),
     ] = "-",
     channel: Annotated[Channel, typer.Option(help="Where the texts go.")] = Channel.EMAIL,
-    language: Annotated[
-        str | None, typer.Option(help="en or zh; default: as each text is written.")
-    ] = None,
+    language: Annotated[str | None, typer.Option(help="en or zh; default: as each text is written.")] = None,
     rules: Annotated[Path | None, typer.Option(help="The shop's own rules; default: guard.rules.")] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Settings file (YAML).")] = None,
     fix: Annotated[bool, typer.Option("--fix", help="Also propose words that pass.")] = False,
@@ -102,7 +100,9 @@ def _row(number: int, line: str) -> dict[str, str]:
         raise ValueError(f"line {number}: is no JSON object ({error}); write text, or valid JSON") from None
     unknown = [name for name in row if name not in _WORDS]
     if unknown or not all(isinstance(value, str) for value in row.values()):
-        raise ValueError(f"line {number}: {unknown or 'a value'} is not known or no text; use {', '.join(_WORDS)}")
+        raise ValueError(
+            f"line {number}: {unknown or 'a value'} is not known or no text; use {', '.join(_WORDS)}"
+        )
     return dict(row)
 
 
@@ -133,7 +133,11 @@ def _show(number: int, linted: Linted, mended: Creative | None) -> None:
 def _cells(finding: Finding) -> tuple[str, ...]:
     from rich.markup import escape
 
-    rule = finding.rule if finding.severity.value == Verdict.BLOCK.value else f"{finding.rule} ({finding.severity.value})"
+    rule = (
+        finding.rule
+        if finding.severity.value == Verdict.BLOCK.value
+        else f"{finding.rule} ({finding.severity.value})"
+    )
     cells = (rule, f"{finding.field}: {finding.found}", finding.message, finding.source, finding.fix)
     return tuple(escape(cell) for cell in cells)
 

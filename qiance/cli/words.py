@@ -12,9 +12,7 @@ from qiance.workspace import Snapshot, Workspace
 
 def guard_of(settings: Settings) -> Guard:
     """The lint as the settings want it; closed if its rules cannot be read."""
-    return Guard.load(
-        settings.guard.rules, currency=settings.currency, min_margin=settings.budget.min_margin
-    )
+    return Guard.load(settings.guard.rules, currency=settings.currency, min_margin=settings.budget.min_margin)
 
 
 def catalogue_of(workspace: Path) -> Catalogue | None:

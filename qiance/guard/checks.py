@@ -70,7 +70,9 @@ def check_slots(rule: Rule, scene: Scene) -> Iterator[Finding]:
     for part in scene.parts:
         for match in SLOT.finditer(part.raw):
             name = match.group(1)
-            without = name in KNOWN_SLOTS and fact_of(name, scene.facts, scene.subject.creative.language) is None
+            without = (
+                name in KNOWN_SLOTS and fact_of(name, scene.facts, scene.subject.creative.language) is None
+            )
             if name not in KNOWN_SLOTS or (without and not (alone and name == "sale_price")):
                 yield scene.finding(rule, part.field, *match.span())
         stray = re.search(r"[{}]", SLOT.sub(lambda match: " " * len(match.group()), part.raw))
@@ -149,7 +151,9 @@ def check_hidden(rule: Rule, scene: Scene) -> Iterator[Finding]:
 
 def check_brand_never(rule: Rule, scene: Scene) -> Iterator[Finding]:
     """Words that the shop does not use."""
-    wanted = [w for loc, words in scene.rules.brand.never.items() if loc in ("any", *scene.locales) for w in words]
+    wanted = [
+        w for loc, words in scene.rules.brand.never.items() if loc in ("any", *scene.locales) for w in words
+    ]
     if not wanted:
         return
     own = rule.model_copy(update={"terms": tuple(_flexible(word) for word in wanted)})
@@ -166,7 +170,9 @@ def check_brand_must(rule: Rule, scene: Scene) -> Iterator[Finding]:
     creative = scene.subject.creative
     text = " ".join(part.views[0].text for part in scene.parts)
     for must in scene.rules.brand.must:
-        wanted = must.locale in ("any", creative.language) and creative.channel in (must.channels or (creative.channel,))
+        wanted = must.locale in ("any", creative.language) and creative.channel in (
+            must.channels or (creative.channel,)
+        )
         if wanted and fold(must.text).text not in text:
             yield scene.finding(rule, "body", found=f"no {must.text!r}")
 

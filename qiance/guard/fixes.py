@@ -18,7 +18,17 @@ from qiance.strategy.templates import offer_sentence, template, threshold_senten
 
 ROUNDS: Final = 4
 # Kinds whose words can be left out; those that talk about the offer as a whole are mended by a sentence.
-_DROPPED: Final = ("terms", "no-offer", "brand-never", "email", "phone", "id-number", "names", "figures", "slots")
+_DROPPED: Final = (
+    "terms",
+    "no-offer",
+    "brand-never",
+    "email",
+    "phone",
+    "id-number",
+    "names",
+    "figures",
+    "slots",
+)
 _SENTENCE: Final = re.compile(r"[^.!?。！？]*(?:[.!?。！？]+|$)\s*")
 
 
@@ -71,9 +81,7 @@ def _mended(subject: Subject, findings: Sequence[Finding], rules: RuleSet, chang
     return replace(subject, creative=creative)
 
 
-def _without_terms(
-    text: str, findings: Sequence[Finding], by_id: dict[str, Rule], changes: list[str]
-) -> str:
+def _without_terms(text: str, findings: Sequence[Finding], by_id: dict[str, Rule], changes: list[str]) -> str:
     """`text` with each finding replaced or left out; findings from the last to the first."""
     for finding in findings:
         rule = by_id[finding.rule]
@@ -138,5 +146,7 @@ def _shortened(
 def _from_template(subject: Subject, field: str) -> str:
     creative, offered = subject.creative, subject.offer.depth > 0
     has_threshold = subject.offer.threshold > 0
-    words = template(creative.channel, creative.language, offered, has_threshold, len(SLOT.sub("", creative.body)))
+    words = template(
+        creative.channel, creative.language, offered, has_threshold, len(SLOT.sub("", creative.body))
+    )
     return str(getattr(words, field))

@@ -1,9 +1,9 @@
 """The one gate to service: words are linted here, and the ledger takes them from nowhere else.
 
-    propose ─ put_strategies ─ draft ─┐
-                                      ├─ move_strategy ─ lint ─ bank ─ approved, live
-    qiance strategies approve, start ─┘
-    serve.live.read_state ─ servable ─ only approved words of the bank, linted again if anything changed
+propose ─ put_strategies ─ draft ─┐
+                                  ├─ move_strategy ─ lint ─ bank ─ approved, live
+qiance strategies approve, start ─┘
+serve.live.read_state ─ servable ─ only approved words of the bank, linted again if anything changed
 """
 
 from __future__ import annotations

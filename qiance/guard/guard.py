@@ -78,14 +78,28 @@ class Guard:
         if creative.language not in LOCALES:
             return [_closed(f"language {creative.language!r} has no rules; use one of {', '.join(LOCALES)}")]
         if creative.channel not in self.rules.channels:
-            return [_closed(f"channel {creative.channel!r} has no limits; words go to {', '.join(self.rules.channels)}")]
+            return [
+                _closed(
+                    f"channel {creative.channel!r} has no limits; words go to {', '.join(self.rules.channels)}"
+                )
+            ]
         if subject.item_id is not None and subject.item is None:
-            return [_closed(f"item {subject.item_id!r} is not in the catalogue, so its facts cannot be checked")]
+            return [
+                _closed(f"item {subject.item_id!r} is not in the catalogue, so its facts cannot be checked")
+            ]
         scene = Scene(subject, self.rules, self.currency, self.min_margin)
         return [finding for rule in self.rules.rules for finding in CHECKS[rule.kind](rule, scene)]
 
 
 def _closed(why: str) -> Finding:
     return Finding(
-        CLOSED, Severity.BLOCK, "the lint fails closed", why, "mend what is named, then lint again", "guard", 0, 0, ""
+        CLOSED,
+        Severity.BLOCK,
+        "the lint fails closed",
+        why,
+        "mend what is named, then lint again",
+        "guard",
+        0,
+        0,
+        "",
     )

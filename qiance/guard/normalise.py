@@ -134,9 +134,15 @@ def fold(text: str) -> View:
 
 @lru_cache(maxsize=8_192)
 def _fold_char(char: str) -> str:
-    if is_emoji(char) or unicodedata.category(char) == "So" and not unicodedata.name(char, "").count("LETTER"):
+    if (
+        is_emoji(char)
+        or (unicodedata.category(char) == "So"
+        and not unicodedata.name(char, "").count("LETTER"))
+    ):
         return char  # NFKC would make 🈳 a word of the text
-    kept = "".join(c for c in unicodedata.normalize("NFKD", char) if unicodedata.category(c) not in ("Mn", "Me"))
+    kept = "".join(
+        c for c in unicodedata.normalize("NFKD", char) if unicodedata.category(c) not in ("Mn", "Me")
+    )
     plain = unicodedata.normalize("NFKC", kept).casefold().replace("’", "'").replace("‘", "'")
     plain = plain.replace("–", "-").replace("‐", "-").replace("‑", "-").replace("—", "-")
     plain = "".join(_VARIANT.get(c, _LOOKALIKE.get(c, c)) for c in plain)
@@ -177,7 +183,9 @@ def _closed_han(view: View) -> View:
 
 
 def _is_filler(char: str) -> bool:
-    return char.isspace() or char in _JOINERS.replace("\\", "") + '"`#&@' or unicodedata.category(char) == "So"
+    return (
+        char.isspace() or char in _JOINERS.replace("\\", "") + '"`#&@' or unicodedata.category(char) == "So"
+    )
 
 
 def _joined(view: View) -> View:

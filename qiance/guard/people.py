@@ -35,7 +35,9 @@ _TITLED: Final = re.compile(
     rf"(?<![\u4e00-\u9fff老小])([{_SURNAMES}][\u4e00-\u9fff]{{0,2}}?)(?:先生|女士|小姐|太太|老师(?!傅)|阿姨|叔叔|经理|总(?=[，,您]))"
 )
 _OPENING: Final = re.compile(rf"(?:^|[。！!]\s?)([{_SURNAMES}][\u4e00-\u9fff]{{1,2}})[，,](?:您|你)")
-_NICKNAME: Final = re.compile(rf"(?:联系|转|找|问|添加|加)(?:一下)?(?:小|老|阿)([{_SURNAMES}])(?![\u4e00-\u9fff])")
+_NICKNAME: Final = re.compile(
+    rf"(?:联系|转|找|问|添加|加)(?:一下)?(?:小|老|阿)([{_SURNAMES}])(?![\u4e00-\u9fff])"
+)
 
 
 def check_email(rule: Rule, scene: Scene) -> Iterator[Finding]:

@@ -124,10 +124,29 @@ def creative_id_of(subject: Subject) -> str:
 def content_of(subject: Subject) -> list[Any]:
     """The subject as plain values, times in UTC; the catalogue's row comes last."""
     creative, offer, item = subject.creative, subject.offer, subject.item
-    words = [str(creative.channel), creative.language, creative.headline, creative.body, creative.call_to_action]
+    words = [
+        str(creative.channel),
+        creative.language,
+        creative.headline,
+        creative.body,
+        creative.call_to_action,
+    ]
     times = [None if at is None else at.astimezone(UTC).isoformat() for at in (subject.starts, subject.ends)]
-    terms = [subject.segment, subject.item_id, str(offer.kind), offer.depth, offer.threshold, subject.stock, *times]
-    return [*words, creative.source, *terms, None if item is None else [item.title, item.price, item.unit_cost]]
+    terms = [
+        subject.segment,
+        subject.item_id,
+        str(offer.kind),
+        offer.depth,
+        offer.threshold,
+        subject.stock,
+        *times,
+    ]
+    return [
+        *words,
+        creative.source,
+        *terms,
+        None if item is None else [item.title, item.price, item.unit_cost],
+    ]
 
 
 def digest(content: list[Any]) -> str:

@@ -192,12 +192,16 @@ def combine(base: RuleSet, own: OwnRules) -> RuleSet:
     known = {rule.id: rule for rule in base.rules}
     for rule in own.rules:
         if rule.id in known:
-            raise ValueError(f"rules.{rule.id}: is taken by a packaged rule; tighten it, or choose another id")
+            raise ValueError(
+                f"rules.{rule.id}: is taken by a packaged rule; tighten it, or choose another id"
+            )
     for name in [*own.tighten, *(allow.rule for allow in own.allow)]:
         if name not in known and name not in {rule.id for rule in own.rules}:
             raise ValueError(f"rule {name!r} does not exist; `qiance lint --rules-table` lists them")
     rules = (*(_tightened(rule, own.tighten.get(rule.id)) for rule in base.rules), *own.rules)
-    channels = {name: _lowered(name, limits, own.channels.get(name)) for name, limits in base.channels.items()}
+    channels = {
+        name: _lowered(name, limits, own.channels.get(name)) for name, limits in base.channels.items()
+    }
     return _versioned(rules, channels, own.brand, own.allow)
 
 
@@ -214,7 +218,9 @@ def _lowered(name: Channel, limits: Limits, own: OwnLimits | None) -> Limits:
     for field, value in given.items():
         most = getattr(limits, field)
         if value > most:
-            raise ValueError(f"channels.{name.value}.{field}: {value} is above the packaged {most}; it can only be lower")
+            raise ValueError(
+                f"channels.{name.value}.{field}: {value} is above the packaged {most}; it can only be lower"
+            )
     return limits.model_copy(update=given)
 
 

@@ -113,7 +113,11 @@ class Scene:
     def facts(self) -> Facts:
         """The facts of the item and the offer; stand-ins of a usual width where words are looked at alone."""
         subject, item = self.subject, self.subject.item
-        title = item.title if item is not None else {"zh": "商品名称"}.get(subject.creative.language, "Product name")
+        title = (
+            item.title
+            if item is not None
+            else {"zh": "商品名称"}.get(subject.creative.language, "Product name")
+        )
         threshold = Money(subject.offer.threshold, self.currency) if subject.offer.threshold else None
         price = Money(item.price if item is not None else 1_999, self.currency)
         return Facts(title, price, subject.offer.depth, subject.ends, subject.stock, threshold)
@@ -131,7 +135,15 @@ class Scene:
         """A finding by `rule`; `found` defaults to what stands in the span."""
         raw = getattr(self.subject.creative, field, "")
         return Finding(
-            rule.id, rule.severity, rule.source, rule.message, rule.fix, field, start, end, found or raw[start:end]
+            rule.id,
+            rule.severity,
+            rule.source,
+            rule.message,
+            rule.fix,
+            field,
+            start,
+            end,
+            found or raw[start:end],
         )
 
 

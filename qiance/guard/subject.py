@@ -50,4 +50,6 @@ def subject_of(strategy: Strategy, action: Action, catalogue: Catalogue | None) 
 
 def subjects_of(strategy: Strategy, catalogue: Catalogue | None) -> dict[str, Subject]:
     """The subjects of every action that has words, by action id."""
-    return {a.action_id: subject_of(strategy, a, catalogue) for a in strategy.actions if a.creative is not None}
+    return {
+        a.action_id: subject_of(strategy, a, catalogue) for a in strategy.actions if a.creative is not None
+    }

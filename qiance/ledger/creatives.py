@@ -81,7 +81,9 @@ class Creatives(VersionRow):
         with self.write() as connection:
             old = self._known_creatives(connection, [creative_id]).get(creative_id)
             if old is None:
-                raise ValueError(f"creative_id: {creative_id!r} is not in the bank; `qiance creatives list` shows it")
+                raise ValueError(
+                    f"creative_id: {creative_id!r} is not in the bank; `qiance creatives list` shows it"
+                )
             if old.state is CreativeState.RETIRED:
                 raise ValueError(f"creative_id: {creative_id!r} is retired already")
             self._move_creative(connection, old, CreativeState.RETIRED, by, reason)
@@ -141,7 +143,9 @@ class Creatives(VersionRow):
             creatives.c.segment == subject.segment,
             creatives.c.channel == str(subject.creative.channel),
             creatives.c.language == subject.creative.language,
-            creatives.c.item_id.is_(None) if subject.item_id is None else creatives.c.item_id == subject.item_id,
+            creatives.c.item_id.is_(None)
+            if subject.item_id is None
+            else creatives.c.item_id == subject.item_id,
         )
         newest = connection.execute(select(func.max(creatives.c.version)).where(*same)).scalar()
         return int(newest or 0) + 1
@@ -181,7 +185,9 @@ class Creatives(VersionRow):
 
 def _linted(value: Linted) -> Linted:
     if not is_sealed(value):
-        raise TypeError(f"creatives: {type(value).__name__} was not linted; only what Guard.lint gives is taken")
+        raise TypeError(
+            f"creatives: {type(value).__name__} was not linted; only what Guard.lint gives is taken"
+        )
     return value
 
 

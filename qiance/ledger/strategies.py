@@ -174,7 +174,9 @@ class Strategies(Creatives):
                 )
             if given[creative_id].result.blocked:
                 why = given[creative_id].result.why()
-                raise ValueError(f"strategy {strategy.strategy_id!r}: the words of {action_id!r} are blocked: {why}")
+                raise ValueError(
+                    f"strategy {strategy.strategy_id!r}: the words of {action_id!r} are blocked: {why}"
+                )
         if state is StrategyState.APPROVED:
             self._approve_creatives(connection, [given[name] for name in wanted], by, reason)
             return

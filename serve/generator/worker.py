@@ -98,9 +98,7 @@ class BriefWorker:
 
         report(0.0, "loading the catalogue and the language model")
         snapshot = Snapshot.load(self._folder)
-        writer = Writer(
-            self._text_engine(), self._llm, self._seed, _part(report, *WRITING), self._guard
-        )
+        writer = Writer(self._text_engine(), self._llm, self._seed, _part(report, *WRITING), self._guard)
         strategies = propose(
             brief,
             snapshot.catalogue,

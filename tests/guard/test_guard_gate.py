@@ -213,14 +213,20 @@ def test_versions_count_within_their_place(ledger: Ledger) -> None:
         ("everybody", 2),
         ("lapsed", 1),
     ]
-    assert [e.version for e in ledger.creatives(segment="lapsed", channel=Channel.EMAIL, language="en")] == [1]
+    assert [e.version for e in ledger.creatives(segment="lapsed", channel=Channel.EMAIL, language="en")] == [
+        1
+    ]
     assert ledger.creatives(language="zh") == []
 
 
-BODIES = st.sampled_from([GOOD, BAD, "Bring {product} home.", "Hurry, only a few left!", "免费咖啡，快来。", "Fresh \u200bbeans."])
+BODIES = st.sampled_from(
+    [GOOD, BAD, "Bring {product} home.", "Hurry, only a few left!", "免费咖啡，快来。", "Fresh \u200bbeans."]
+)
 MOVES = st.lists(
     st.tuples(
-        st.sampled_from(["approve", "start", "pause", "end", "put", "approve-words", "retire", "lint", "forge"]),
+        st.sampled_from(
+            ["approve", "start", "pause", "end", "put", "approve-words", "retire", "lint", "forge"]
+        ),
         st.integers(0, 2),
         BODIES,
     ),
@@ -230,7 +236,9 @@ MOVES = st.lists(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moves=MOVES)
-def test_no_path_serves_words_that_the_lint_blocks(tmp_path_factory: pytest.TempPathFactory, moves: list) -> None:
+def test_no_path_serves_words_that_the_lint_blocks(
+    tmp_path_factory: pytest.TempPathFactory, moves: list
+) -> None:
     """Any order of every operation that the ledger and the commands offer."""
     ledger = Ledger.open(f"sqlite:///{tmp_path_factory.mktemp('p') / 'l.db'}", key=KEY)
     states = {"approve": "approved", "start": "live", "pause": "paused", "end": "ended"}
@@ -251,7 +259,9 @@ def test_no_path_serves_words_that_the_lint_blocks(tmp_path_factory: pytest.Temp
                     if move == "retire":
                         ledger.retire_creative(creative_id, "mei", "")
                     else:
-                        ledger.approve_creative(relint_creative(ledger, GUARD, CATALOGUE, creative_id), "mei", "")
+                        ledger.approve_creative(
+                            relint_creative(ledger, GUARD, CATALOGUE, creative_id), "mei", ""
+                        )
             except ValueError:
                 pass
             served = read_state(ledger, CATALOGUE, GUARD).actions[1:]

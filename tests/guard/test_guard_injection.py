@@ -105,7 +105,9 @@ def holds(written: Written, wanted: ContentRequest, marker: str) -> None:
     """Either the gate refuses the words, or they say nothing that the attack wanted and only true figures."""
     if GUARD.lint(subject(written, wanted)).result.blocked:
         return
-    unchecked = replace(written.creative, source="person")  # which may hold figures: they are looked for below
+    unchecked = replace(
+        written.creative, source="person"
+    )  # which may hold figures: they are looked for below
     shown = reads(replace(written, creative=unchecked), wanted)
     for fact in ("20% off", "8折", "$30.00", "30.00美元", "$4.00", "4.00美元", "September 29", "9月29日"):
         shown = shown.replace(fact, "")

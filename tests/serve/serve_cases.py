@@ -76,6 +76,7 @@ DAYS = 120
 START = datetime(2025, 1, 1, tzinfo=UTC)
 BRIEF = "brief-one"
 GUARD = Guard.load(min_margin=0.05)
+LOOSE = Guard.load(min_margin=0.0)
 # Headline and body without and with an offer.
 WORDS = (
     ("A good {product}", "Take {product} home"),
@@ -166,11 +167,14 @@ def strategy(number: int, brief_id: str = BRIEF, **changes: Any) -> Strategy:
     return Strategy(**{**given, **changes})
 
 
-def go_live(ledger: Ledger, strategies: Sequence[Strategy]) -> None:
+def go_live(
+    ledger: Ledger, strategies: Sequence[Strategy], items: Catalogue | None = None, guard: Guard = GUARD
+) -> None:
+    """Through the gate; guard: another one than the service's, to bring in what it would refuse."""
     ledger.put_strategies(strategies)
     for s in strategies:
         for state in (StrategyState.APPROVED, StrategyState.LIVE):
-            move_strategy(ledger, GUARD, catalogue(), s.strategy_id, state, "test", "test")
+            move_strategy(ledger, guard, items or catalogue(), s.strategy_id, state, "test", "test")
 
 
 def build_features(workspace: Workspace) -> Snapshot:
@@ -390,7 +394,9 @@ def open_predictor(
 ) -> Predictor:
     """A predictor on the shop's features, or on another store of them."""
     consents = LedgerConsents(ledger, args.unrecorded)
-    return Predictor(built.workspace, ledger, reader or built.reader, consents, args.now, 0.05, GUARD, refresh_s=0.2)
+    return Predictor(
+        built.workspace, ledger, reader or built.reader, consents, args.now, 0.05, GUARD, refresh_s=0.2
+    )
 
 
 @contextmanager

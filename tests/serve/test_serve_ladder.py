@@ -16,6 +16,7 @@ import pytest
 from serve_cases import (
     BRIEF,
     GUARD,
+    LOOSE,
     Built,
     Counted,
     Logged,
@@ -78,8 +79,8 @@ class Nonsense:
 def test_without_a_predictor_the_strategies_means_decide(built: Built, tmp_path: Path) -> None:
     """Only open audiences stay, as no rule can be checked; the margin floor holds all the same."""
     with open_shop(built, tmp_path, Broken()) as shop:
-        cheap = action(catalogue()["i0"], Channel.EMAIL, 0.6, "s9")
-        go_live(shop.ledger, [strategy(9, audience=Audience("everybody"), actions=(cheap,))])
+        cheap = action(catalogue()["i0"], Channel.EMAIL, 0.5, "s9")
+        go_live(shop.ledger, [strategy(9, audience=Audience("everybody"), actions=(cheap,))], guard=LOOSE)
         shop.refresh()
         started = time.monotonic()
         answer, row = decided(shop, shop.users(held=False)[0])
