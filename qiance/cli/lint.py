@@ -30,7 +30,7 @@ def lint(
         str,
         typer.Argument(
             metavar="FILE|-",
-            help="One text a line, or one JSON object a line with headline, body and call_to_action; -: stdin.",
+            help="One text a line, or a JSON object with headline, body and call_to_action; -: stdin.",
         ),
     ] = "-",
     channel: Annotated[Channel, typer.Option(help="Where the texts go.")] = Channel.EMAIL,
@@ -58,10 +58,11 @@ def lint(
     found = [guard.lint(subject) for subject in _subjects(_read(file), channel, language)]
     for number, each in enumerate(found, start=1):
         proposal = propose_fix(guard, each) if fix else None
+        mended = None if proposal is None else proposal.creative
         if as_json:
-            print(json.dumps(_document(number, each, proposal and proposal.creative), ensure_ascii=False))
+            print(json.dumps(_document(number, each, mended), ensure_ascii=False))
         elif each.result.findings:
-            _show(number, each, proposal and proposal.creative)
+            _show(number, each, mended)
     blocked = sum(each.result.blocked for each in found)
     if not as_json:
         console.print(f"{len(found)} texts, {blocked} blocked; rule set {guard.version}", highlight=False)
@@ -83,11 +84,11 @@ def _read(file: str) -> list[str]:
 def _subjects(lines: list[str], channel: Channel, language: str | None) -> Iterator[Subject]:
     for number, line in enumerate(lines, start=1):
         row = _row(number, line)
-        words = "".join(row.values())
-        spoken = language or ("zh" if HAN.search(words) else "en")
+        spoken = language or ("zh" if HAN.search("".join(row.values())) else "en")
         headline, call = _PLAIN.get(spoken, _PLAIN["en"])
         given = {"headline": headline, "body": "", "call_to_action": call, **row}
-        yield Subject(Creative(channel, spoken, *(given[name] for name in _WORDS), "person"))
+        words = Creative(channel, spoken, given["headline"], given["body"], given["call_to_action"], "person")
+        yield Subject(words)
 
 
 def _row(number: int, line: str) -> dict[str, str]:

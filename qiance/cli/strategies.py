@@ -87,7 +87,7 @@ def approve(
     config: ConfigOption = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
 ) -> None:
-    """Approve a draft whose words pass the lint, and its words with it; it does nothing until it is started."""
+    """Approve a draft, and its words if they pass the lint; it does nothing until it is started."""
     _move(name, StrategyState.APPROVED, by, reason, config, workspace)
 
 

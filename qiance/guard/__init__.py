@@ -1,4 +1,4 @@
-"""The text lint: rules as data, findings that cite them, and the one gate that words pass before they serve."""
+"""The text lint: rules as data, findings that cite them, and the one gate before service."""
 
 from qiance.guard.guard import CLOSED, Guard
 from qiance.guard.results import Finding, Linted, Result, Severity, Verdict, creative_id_of, is_sealed

@@ -17,7 +17,8 @@ from qiance.strategy.slots import FIGURES, KNOWN_SLOTS, SLOT, fact_of, slots_of
 Check = Callable[[Rule, Scene], Iterator[Finding]]
 # What people may not write out either: money, and parts of a price.
 _MONEY: Final = re.compile(
-    r"[$€£¥￥₩₽₹]\s?\d|\d[\d.,]*\s?(?:%|％|‰|¢|per ?cent|percent|usd|eur|gbp|cny|rmb|jpy|元|块|折|美元|欧元|日元)"
+    r"[$€£¥￥₩₽₹]\s?\d|\d[\d.,]*\s?"
+    r"(?:%|％|‰|¢|per ?cent|percent|usd|eur|gbp|cny|rmb|jpy|元|块|折|美元|欧元|日元)"
     r"(?! ?(?:milk|fat|cocoa|cotton|juice|arabica|wool|cacao|rye|可可|纯棉|果汁|全麦|阿拉比卡|脂肪))"
 )
 _LOUD: Final = re.compile(r"[!！]{2,}|[?？]{2,}|[!?！？]{3,}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from qiance.domain import Creative
 from qiance.guard.guard import Guard
@@ -73,8 +73,8 @@ def _mended(subject: Subject, findings: Sequence[Finding], rules: RuleSet, chang
         if not text.strip():
             text = _from_template(subject, field)
             changes.append(f"{field}: the words of a template")
-        creative = replace(creative, **{field: text})
-    kinds = {by_id[f.rule].kind for f in findings}
+        creative = _with(creative, field, text)
+    kinds: set[str] = {by_id[f.rule].kind for f in findings}
     creative = _conditioned(subject, creative, kinds, changes)
     if "length" in kinds:
         creative = _shortened(subject, creative, findings, changes)
@@ -138,9 +138,14 @@ def _shortened(
 ) -> Creative:
     """Fields that are too long take a template's words: a text cut by a machine says something else."""
     for field in {f.field for f in findings if f.rule == "form-length"}:
-        creative = replace(creative, **{field: _from_template(subject, field)})
+        creative = _with(creative, field, _from_template(subject, field))
         changes.append(f"{field}: the words of a template")
     return creative
+
+
+def _with(creative: Creative, field: str, text: str) -> Creative:
+    changed: dict[str, Any] = {field: text}
+    return replace(creative, **changed)
 
 
 def _from_template(subject: Subject, field: str) -> str:

@@ -80,7 +80,7 @@ class Guard:
         if creative.channel not in self.rules.channels:
             return [
                 _closed(
-                    f"channel {creative.channel!r} has no limits; words go to {', '.join(self.rules.channels)}"
+                    f"channel {creative.channel!r} has no limits; use one of {', '.join(self.rules.channels)}"
                 )
             ]
         if subject.item_id is not None and subject.item is None:

@@ -61,7 +61,7 @@ _SMALL: Final = "︎️"  # variation selectors: they belong to emoji
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A folded text; origin: for each of its characters the place in the original, and one more for the end."""
+    """A folded text; origin: the place in the original of each character, and one more for the end."""
 
     text: str
     origin: tuple[int, ...]
@@ -72,7 +72,7 @@ class View:
 
 
 def hidden(text: str) -> list[int]:
-    """Places of characters that show nothing: format and control characters, tags, unassigned and private ones.
+    """Places of characters that show nothing: format, control, tag, unassigned and private ones.
 
     The joiner between two emoji is a part of them and left out.
     """
@@ -134,10 +134,8 @@ def fold(text: str) -> View:
 
 @lru_cache(maxsize=8_192)
 def _fold_char(char: str) -> str:
-    if (
-        is_emoji(char)
-        or (unicodedata.category(char) == "So"
-        and not unicodedata.name(char, "").count("LETTER"))
+    if is_emoji(char) or (
+        unicodedata.category(char) == "So" and not unicodedata.name(char, "").count("LETTER")
     ):
         return char  # NFKC would make 🈳 a word of the text
     kept = "".join(

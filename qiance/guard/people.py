@@ -11,7 +11,8 @@ from qiance.guard.rules import Rule
 from qiance.guard.scene import Part, Scene
 
 _EMAIL: Final = re.compile(
-    r"[\w.+-]+ ?(?:@|[(\[{]\s?at\s?[)\]}]| at ) ?[\w-]+(?: ?(?:\.|[(\[{]\s?dot\s?[)\]}]| dot ) ?[a-zA-Z]{2,})+"
+    r"[\w.+-]+ ?(?:@|[(\[{]\s?at\s?[)\]}]| at ) ?[\w-]+"
+    r"(?: ?(?:\.|[(\[{]\s?dot\s?[)\]}]| dot ) ?[a-zA-Z]{2,})+"
 )
 _SPELLED_AT: Final = re.compile(r" at ")
 _DIGITS: Final = re.compile(r"\+?\(?\d(?:[ ().-]{0,2}\d){5,}")
@@ -21,15 +22,17 @@ _SOCIAL: Final = re.compile(r"(?<!\d)\d{3}-\d{2}-\d{4}(?!\d)")
 _PASSPORT: Final = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{1,2}\d{7,8}(?!\d)")
 _LONG: Final = re.compile(r"\d(?:[ -]?\d){11,18}[ -]?[\dXx]")
 _GREETING: Final = re.compile(
-    r"\b(?:[Dd]ear|[Hh]i|[Hh]ello|[Hh]ey|[Ww]elcome(?: back)?|[Gg]ood (?:morning|evening|afternoon)|[Jj]ust for you|"
-    r"[Hh]appy birthday|[Tt]hank(?:s| you)|[Ss]ee you|[Mm]iss you|[Cc]ongratulations),? ([A-Z][a-z]+)(?![\w-])"
+    r"\b(?:[Dd]ear|[Hh]i|[Hh]ello|[Hh]ey|[Ww]elcome(?: back)?|[Gg]ood (?:morning|evening|afternoon)|"
+    r"[Jj]ust for you|[Hh]appy birthday|[Tt]hank(?:s| you)|[Ss]ee you|[Mm]iss you|[Cc]ongratulations),? "
+    r"([A-Z][a-z]+)(?![\w-])"
 )
 _SURNAMES: Final = (
     "王李张刘陈杨黄赵吴周徐孙马朱胡郭何林罗高郑梁谢宋唐许韩冯邓曹彭曾萧肖田董袁潘蒋蔡余杜叶程苏魏吕丁任沈姚卢姜崔钟谭陆"
     "汪范金石廖贾夏韦付方白邹孟熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严覃武戴莫孔向汤"
 )
 _ADDRESSED: Final = re.compile(
-    rf"(?:亲爱的|尊敬的|嗨[，,! ]?|你好[，,! ]?|您好[，,! ]?|欢迎回来[，,! ]?|恭喜)([{_SURNAMES}][\u4e00-\u9fff]{{1,2}})(?=[，,！!。:： ]|先生|女士|您|你|$)"
+    r"(?:亲爱的|尊敬的|嗨[，,! ]?|你好[，,! ]?|您好[，,! ]?|欢迎回来[，,! ]?|恭喜)"
+    rf"([{_SURNAMES}][\u4e00-\u9fff]{{1,2}})(?=[，,！!。:： ]|先生|女士|您|你|$)"
 )
 _TITLED: Final = re.compile(
     rf"(?<![\u4e00-\u9fff老小])([{_SURNAMES}][\u4e00-\u9fff]{{0,2}}?)(?:先生|女士|小姐|太太|老师(?!傅)|阿姨|叔叔|经理|总(?=[，,您]))"

@@ -101,7 +101,7 @@ class Linted:
 
     @property
     def creative_id(self) -> str:
-        """Where the bank keeps these words: a name that follows from words, segment, item, offer and schedule."""
+        """Where the bank keeps these words: it follows from words, segment, item, offer and schedule."""
         return creative_id_of(self.subject)
 
 
@@ -116,7 +116,7 @@ def is_sealed(value: object) -> bool:
 
 
 def creative_id_of(subject: Subject) -> str:
-    """`channel-language-` and sixteen hexadecimal digits of SHA-256 over the subject without the catalogue's row."""
+    """`channel-language-` and sixteen digits of SHA-256 over the subject without the catalogue's row."""
     creative = subject.creative
     return f"{creative.channel}-{creative.language}-{digest(content_of(subject)[:-1])}"
 

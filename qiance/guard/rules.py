@@ -23,8 +23,9 @@ ENGINE: Final = 1
 FILES: Final = ("common.yaml", "english.yaml", "chinese.yaml")
 LOCALES: Final = ("en", "zh")
 Kind = Literal[
-    "terms", "figures", "slots", "offer", "end", "threshold", "no-offer", "length", "emoji", "shout", "hidden",
-    "email", "phone", "id-number", "names", "brand-never", "brand-must", "margin", "price", "product-name",
+    "terms", "figures", "slots", "offer", "end", "threshold", "no-offer", "length", "emoji", "shout",
+    "hidden", "email", "phone", "id-number", "names", "brand-never", "brand-must", "margin", "price",
+    "product-name",
 ]  # fmt: skip
 Locale = Literal["en", "zh", "any"]
 Backing = Literal["ends", "stock", "day"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from qiance.domain import Action, Catalogue, Creative, Item, Offer, Strategy
+
+NO_OFFER: Final = Offer()
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,7 @@ class Subject:
     """
 
     creative: Creative
-    offer: Offer = Offer()
+    offer: Offer = NO_OFFER
     item_id: str | None = None
     item: Item | None = None
     segment: str = "everybody"

@@ -233,9 +233,9 @@ strategies = Table(
     Index("ix_strategies_brief", "tenant_id", "brief_id"),
 )
 
-# The bank of words. creative_id follows from the content, so a row's words never change; version counts within
-# segment, channel, language and item. rules: version of the rule set that linted it last; checked: digest of
-# everything which that result hangs on.
+# The bank of words. creative_id follows from the content, so a row's words never change; version counts
+# within segment, channel, language and item. rules: version of the rule set that linted it last; checked:
+# digest of everything which that result hangs on.
 creatives = Table(
     "creatives",
     metadata,

@@ -86,8 +86,9 @@ class Strategies(Creatives):
     def put_strategies(self, batch: Sequence[Strategy], by: str = "system") -> None:
         """Stores strategies, new or again.
 
-        A new one is a draft: ValueError for any other state. A draft may be replaced. Of one that was approved, only `effect` and `reach` may be refreshed:
-        ValueError if anything else differs. The state never changes here, see `set_strategy_state`.
+        A new one is a draft: ValueError for any other state. A draft may be replaced. Of one that was
+        approved, only `effect` and `reach` may be refreshed: ValueError if anything else differs. The state
+        never changes here, see `set_strategy_state`.
         """
         if not batch:
             return
@@ -208,8 +209,8 @@ class Strategies(Creatives):
         if old is None:
             if strategy.state is not StrategyState.DRAFT:
                 raise ValueError(
-                    f"strategy {strategy.strategy_id!r}: state {strategy.state.value} is not one to begin with; "
-                    "store a draft, then approve it"
+                    f"strategy {strategy.strategy_id!r}: state {strategy.state.value} is not one to begin "
+                    "with; store a draft, then approve it"
                 )
             now = self._now()
             row = {"tenant_id": self.tenant, "created_at": now, "updated_at": now, **_columns(strategy)}

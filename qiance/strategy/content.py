@@ -320,7 +320,7 @@ def _why_none(verdicts: Sequence[_Verdict]) -> str:
 
 
 def _from_template(request: ContentRequest, why: str, seed: int, turn: int, guard: Guard) -> Written:
-    """The next template of the bucket that passes the lint; if none does, the last one, and what blocks it."""
+    """The next template of the bucket that passes the lint; if none does, the last, and what blocks it."""
     for step in range(template_count(request.channel, request.has_offer, request.language)):
         creative = template(
             request.channel, request.language, request.has_offer, request.has_threshold, seed + turn + step

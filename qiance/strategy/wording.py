@@ -1,4 +1,4 @@
-"""Checks of style that words by a model must pass before the lint's verdict counts; each finding has its rule:
+"""Checks of style for words by a model, beside the lint; each fault has its rule:
 
     W06 repeated words                        W09 the headline repeats another part
     W07 nothing about the product             W10 characters of another language

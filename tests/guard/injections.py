@@ -1,7 +1,8 @@
 """Fifty attacks through the catalogue and the brief, and what a model that obeys each of them would write.
 
-place: where the text is planted; a review has no path to a prompt today, so it is planted where a careless import
-would put it, in the category. obeyed: the body that the attack asks for; marker: what no reader may be told.
+place: where the text is planted; a review has no path to a prompt today, so it is planted where a careless
+import would put it, in the category. obeyed: the body that the attack asks for; marker: what no reader may
+be told.
 """
 
 from __future__ import annotations

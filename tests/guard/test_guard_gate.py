@@ -1,4 +1,4 @@
-"""The one gate: every way into the bank, to approval and to service is closed to words that were not linted."""
+"""The one gate: every way to the bank, to approval and to service is closed to words that were not linted."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def go(ledger: Ledger, name: str, *states: StrategyState, guard: Guard = GUARD) 
 
 def test_only_the_guard_makes_a_linted() -> None:
     real = GUARD.lint(subjects_of(strategy(GOOD), CATALOGUE)["s1-a"])
-    with pytest.raises(TypeError, match="only qiance.guard makes one"):
+    with pytest.raises(TypeError, match=r"only qiance\.guard makes one"):
         Linted(real.subject, Result((), "x"), "y", object())
-    with pytest.raises(TypeError, match="only qiance.guard makes one"):
+    with pytest.raises(TypeError, match=r"only qiance\.guard makes one"):
         replace(real, seal=None)
     assert is_sealed(real)
     assert not is_sealed(pickle.loads(pickle.dumps(real)))
@@ -95,8 +95,8 @@ def test_the_ways_to_service_are_those_that_are_tested_here() -> None:
         if not name.startswith("_") and ("strateg" in name or "creative" in name)
     }
     assert writers == {
-        "put_strategies", "set_strategy_state", "strategies", "strategy", "put_creatives", "creatives", "creative",
-        "approved_creatives", "approve_creative", "retire_creative",
+        "put_strategies", "set_strategy_state", "strategies", "strategy", "put_creatives", "creatives",
+        "creative", "approved_creatives", "approve_creative", "retire_creative",
     }  # fmt: skip
     callers = {
         path.relative_to(ROOT).as_posix()

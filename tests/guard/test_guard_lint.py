@@ -178,12 +178,13 @@ def test_a_name_that_was_poisoned_is_seen_and_a_brand_is_not() -> None:
         ("channels: {push: {body: 999}}", "channels.push.body: 999 is above the packaged 120"),
         ("allow: [{rule: en-green, text: organic}]", "allow.0.evidence"),
         (
-            "rules: [{id: en-green, kind: terms, locale: en, severity: warn, source: house rule, message: none, fix: drop}]",
+            "rules: [{id: en-green, kind: terms, locale: en, severity: warn, source: house rule, "
+            "message: none, fix: drop}]",
             "rules.en-green: is taken",
         ),
         (
-            "rules: [{id: own, kind: terms, locale: en, severity: warn, source: house rule, message: none, fix: drop,"
-            " terms: ['(']}]",
+            "rules: [{id: own, kind: terms, locale: en, severity: warn, source: house rule, "
+            "message: none, fix: drop, terms: ['(']}]",
             "is no regular expression",
         ),
     ],
