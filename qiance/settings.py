@@ -219,6 +219,10 @@ class BudgetSettings(Section):
         return value
 
 
+class GuardSettings(Section):
+    rules: Path | None = Field(None, description="the shop's own rules of the text lint (YAML); null: none")
+
+
 class PrivacySettings(Section):
     unrecorded_consent: Literal["denied", "granted"] = Field(
         "denied", description="what a user counts as having said who was never asked"
@@ -256,6 +260,7 @@ class Settings(Section):
     rl: RlSettings = RlSettings()
     llm: LlmSettings = LlmSettings()
     budget: BudgetSettings = BudgetSettings()
+    guard: GuardSettings = GuardSettings()
     privacy: PrivacySettings = PrivacySettings()
     grafana: GrafanaSettings = GrafanaSettings()
 

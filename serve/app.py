@@ -20,7 +20,14 @@ from qiance.market.responses import CONTACT_COST
 from qiance.privacy import Eraser, online_eraser
 from qiance.workspace import Workspace
 from serve.args import AppArgs, LlmArgs
-from serve.assemble import clock_of, open_engine, open_ledger, open_predictor, read_catalogue
+from serve.assemble import (
+    clock_of,
+    open_engine,
+    open_guard,
+    open_ledger,
+    open_predictor,
+    read_catalogue,
+)
 from serve.desk import Clerk, Desk, ThreadDesk
 from serve.desk_process import ProcessDesk
 from serve.effects import Effects, Planner
@@ -130,6 +137,7 @@ class GeneratorDeployment:
             _load_engine,
             CONTACT_COST,
             args.seed,
+            open_guard(args),
         )
         self._turn = asyncio.Lock()
 
@@ -188,7 +196,7 @@ class GatewayDeployment:
     ) -> None:
         self._args, ledger, workspace = args, open_ledger(args), Workspace(args.workspace)
         self._desk = _open_desk(args, ledger, predictor)
-        self._watcher = Watcher(ledger, read_catalogue(args))
+        self._watcher = Watcher(ledger, read_catalogue(args), open_guard(args))
         catalogue = self._watcher.catalogue
 
         async def effects(

@@ -105,6 +105,7 @@ class AppArgs(BaseModel):
     max_body_bytes: int = Field(1_048_576, ge=1_024)
     request_timeout_s: float = Field(5.0, gt=0.0)
     min_margin: float = Field(0.05, ge=0.0, lt=1.0)
+    guard_rules: Path | None = Field(None, description="The shop's own rules of the text lint")
     seed: int = 0
     unrecorded_consent: Literal["denied", "granted"] = Field(
         "denied", description="What a user counts as having said who was never asked for consent"

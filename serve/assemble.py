@@ -12,6 +12,7 @@ from datetime import datetime
 from qiance.artifacts.effect import EffectModel
 from qiance.domain import Catalogue
 from qiance.features.columns import EFFECT_SCHEMA
+from qiance.guard import Guard
 from qiance.ledger import Ledger, load_or_create_key
 from qiance.workspace import Snapshot, Workspace
 from serve.args import AppArgs, PredictorArgs
@@ -54,6 +55,11 @@ def open_ledger(args: AppArgs) -> Ledger:
     return Ledger.open(args.open_url(), tenant=args.tenant, key=load_or_create_key(key_file))
 
 
+def open_guard(args: AppArgs) -> Guard:
+    """The text lint that the arguments name; a rules file that cannot be read closes it."""
+    return Guard.load(args.guard_rules, currency=args.currency, min_margin=args.min_margin)
+
+
 def clock_of(args: AppArgs, ledger: Ledger) -> Callable[[], datetime]:
     """What time it is: the system's, or in a simulation the latest that a request told."""
     return (lambda: ledger.clock() or args.now()) if args.clock == "request" else args.now
@@ -69,6 +75,7 @@ def open_predictor(args: AppArgs, ledger: Ledger) -> Predictor:
         LedgerConsents(ledger, args.unrecorded),
         clock_of(args, ledger),
         args.min_margin,
+        open_guard(args),
         args.features.refresh_s,
         args.replay_days,
         _loader(args.predictor),
@@ -86,7 +93,7 @@ def open_engine(args: AppArgs, ledger: Ledger, scorer: Scorer | None = None) -> 
     """An engine that scores in this process, or by `scorer`; ready to decide when this returns."""
     predictor = open_predictor(args, ledger) if scorer is None else None
     catalogue = predictor.snapshot.catalogue if predictor else read_catalogue(args)
-    watcher = Watcher(ledger, catalogue)
+    watcher = Watcher(ledger, catalogue, open_guard(args))
     leases = LeaseBook(ledger, _holder(), args.leases.term_s)
     outage = Outage(args, ledger, Spool(Workspace(args.workspace).spool, args.spool_bytes))
     used = scorer or predictor

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from qiance.decide.floors import margin_floor_mask
 from qiance.decide.predictor import liability_of
 from qiance.domain import CONTROL_ACTION, Action, Catalogue, Channel, Strategy, StrategyState
+from qiance.guard import Guard
+from qiance.guard.gate import servable
 from qiance.ledger import Ledger, LedgerUnavailableError, Versions
 from qiance.ledger.schema import to_micros
 
@@ -114,11 +116,15 @@ def floors(state: LiveState, catalogue: Catalogue, min_margin: float) -> NDArray
     return clear
 
 
-def read_state(ledger: Ledger, catalogue: Catalogue) -> LiveState:
-    """The live strategies and versions as they are in the ledger now."""
+def read_state(ledger: Ledger, catalogue: Catalogue, guard: Guard) -> LiveState:
+    """The live strategies and versions as they are in the ledger now; only words of the bank are in it."""
     versions = ledger.versions()
     strategies = [s for s in ledger.strategies(state=StrategyState.LIVE) if _is_sold(s, catalogue)]
-    actions = (CONTROL_ACTION, *(action for s in strategies for action in s.actions))
+    admitted = servable(ledger, guard, catalogue, strategies)
+    actions = (
+        CONTROL_ACTION,
+        *(action for s in strategies for action in s.actions if action.action_id in admitted),
+    )
     liability = [0 if a.is_control else liability_of(a, catalogue) for a in actions]
     rows = [-1 if a.item_id is None else catalogue.index[a.item_id] for a in actions]
     return LiveState(
@@ -146,10 +152,11 @@ class Watcher:
         self,
         ledger: Ledger,
         catalogue: Catalogue,
+        guard: Guard,
         on_change: Callable[[LiveState], None] | None = None,
     ) -> None:
-        self._ledger, self.catalogue, self._on_change = ledger, catalogue, on_change
-        self.state = read_state(ledger, catalogue)
+        self._ledger, self.catalogue, self._guard, self._on_change = ledger, catalogue, guard, on_change
+        self.state = read_state(ledger, catalogue, guard)
         self._seen_at = time.monotonic()
         self._stop, self._lock = threading.Event(), threading.Lock()
         if on_change:
@@ -173,7 +180,7 @@ class Watcher:
             serial = self._ledger.versions().serial
             self._seen_at = time.monotonic()
             if serial != self.state.versions.serial:
-                fresh = read_state(self._ledger, self.catalogue)
+                fresh = read_state(self._ledger, self.catalogue, self._guard)
                 if self._on_change:
                     self._on_change(fresh)
                 self.state = fresh

@@ -19,6 +19,7 @@ from qiance.features.columns import EFFECT_SCHEMA
 from qiance.features.frames import FrameStore
 from qiance.features.online import OnlineReader
 from qiance.features.user_row import UserRows
+from qiance.guard import Guard
 from qiance.ledger import NO_VERSION, Ledger
 from qiance.ledger.schema import to_micros
 from qiance.strategy.audience import audience_mask
@@ -83,6 +84,7 @@ class Predictor:
         consents: Consents,
         clock: Callable[[], datetime],
         min_margin: float,
+        guard: Guard,
         refresh_s: float = REFRESH_S,
         replay_days: float = REPLAY_DAYS,
         load: ModelLoader = load_model,
@@ -96,7 +98,7 @@ class Predictor:
         self._live: tuple[LiveState, EffectModel] | None = None
         self._ready: Prepared | None = None
         self.items = ItemSnapshot(reader, self.snapshot, refresh_s, self._follow_items)
-        self._watcher = Watcher(ledger, self.snapshot.catalogue, self._adopt)
+        self._watcher = Watcher(ledger, self.snapshot.catalogue, guard, self._adopt)
 
     def close(self) -> None:
         """Stop the threads that follow the ledger and the items."""

@@ -37,6 +37,8 @@ from qiance.domain import (
 from qiance.features.columns import EFFECT_SCHEMA, ActionColumns, assemble
 from qiance.features.session import no_session
 from qiance.features.transforms import EventIndex
+from qiance.guard import Guard
+from qiance.guard.gate import move_strategy
 from qiance.ledger import Ledger, load_or_create_key
 from qiance.market import CONTACT_COST
 from qiance.workspace import Snapshot, Workspace
@@ -51,6 +53,7 @@ from training.featurise import (
 )
 
 BRIEF = "bench"
+MIN_MARGIN = 0.05
 BUDGET = 10**14
 TASTES = 5  # categories that a user buys from
 PER_STRATEGY = 10
@@ -75,7 +78,7 @@ def build(shop: Shop) -> None:
     model = _train(workspace, snapshot, actions, shop.size, rng)
     policy = _write_plan(workspace, model, snapshot.as_of)
     log("  writing the ledger")
-    _fill_ledger(shop, strategies, model, policy)
+    _fill_ledger(shop, strategies, items, model, policy)
     facts = {"model": model, "features": len(EFFECT_SCHEMA.names), "size": asdict(shop.size)}
     (shop.root / "facts.json").write_text(json.dumps(facts))
 
@@ -209,7 +212,7 @@ def _strategy(number: int, items: Sequence[Item]) -> Strategy:
 def _action(
     name: str, strategy_id: str, kind: StrategyKind, item: Item, depth: float, channel: Channel
 ) -> Action:
-    words = "Save {discount} on {product}" if depth else "{product}, fresh today"
+    words = "{discount} {product} until {ends}" if depth else "{product}, fresh today"
     return Action(
         action_id=name,
         strategy_id=strategy_id,
@@ -292,7 +295,9 @@ def _write_plan(workspace: Workspace, model: str, starts: datetime) -> str:
     return artifact.version
 
 
-def _fill_ledger(shop: Shop, strategies: Sequence[Strategy], model: str, policy: str) -> None:
+def _fill_ledger(
+    shop: Shop, strategies: Sequence[Strategy], catalogue: Catalogue, model: str, policy: str
+) -> None:
     """Everybody is known and has agreed, the strategies are live, the budget is ample."""
     workspace = shop.workspace
     key = load_or_create_key(workspace.key_file)
@@ -302,8 +307,9 @@ def _fill_ledger(shop: Shop, strategies: Sequence[Strategy], model: str, policy:
         ledger.set_consents(ids[start : start + 5_000], dict.fromkeys(Purpose, True), by="bench")
     ledger.open_budget(BRIEF, BUDGET)
     ledger.put_strategies(strategies)
+    guard = Guard.load(min_margin=MIN_MARGIN)  # as the service has it, which then need not lint again
     for strategy in strategies:
         for state in (StrategyState.APPROVED, StrategyState.LIVE):
-            ledger.set_strategy_state(strategy.strategy_id, state, "bench", "bench")
+            move_strategy(ledger, guard, catalogue, strategy.strategy_id, state, "bench", "bench")
     ledger.set_versions(model=model, policy=policy, shadow_price=0.5)
     ledger.close()

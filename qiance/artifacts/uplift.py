@@ -21,7 +21,7 @@ from scipy.special import expit, stdtrit
 
 from qiance.artifacts.explain import Explanation, Method, background_columns, explain
 from qiance.artifacts.manifest import Artifact, ArtifactError, load_manifest
-from qiance.artifacts.response import tree_inputs
+from qiance.artifacts.trees import tree_inputs
 from qiance.features.schema import Columns, Encoder, FeatureSchema
 
 KIND = "uplift"

@@ -15,11 +15,13 @@ from rich.markup import escape
 
 from qiance import __version__
 from qiance.cli import (
+    creatives,
     dashboards,
     data,
     embeddings,
     features,
     keys,
+    lint,
     models,
     predict,
     strategies,
@@ -37,6 +39,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
 )
+app.add_typer(creatives.app, name="creatives")
 app.add_typer(data.app, name="data")
 app.add_typer(dashboards.app, name="dashboards")
 app.add_typer(embeddings.app, name="embeddings")
@@ -46,6 +49,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(strategies.app, name="strategies")
 app.add_typer(train.app, name="train")
 app.add_typer(users.app, name="users")
+app.command("lint")(lint.lint)
 app.command("predict")(predict.predict)
 app.command("tune")(tune.tune)
 

@@ -13,7 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from qiance.cli.words import catalogue_of, guard_of
 from qiance.domain import Money, Strategy, StrategyState
+from qiance.guard.gate import move_strategy
 from qiance.ledger import Ledger
 from qiance.settings import DEFAULT_WORKSPACE, load_settings
 
@@ -85,7 +87,7 @@ def approve(
     config: ConfigOption = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
 ) -> None:
-    """Approve a draft; it does nothing until it is started."""
+    """Approve a draft, and its words if they pass the lint; it does nothing until it is started."""
     _move(name, StrategyState.APPROVED, by, reason, config, workspace)
 
 
@@ -128,6 +130,7 @@ def end(
 def _move(
     name: str, state: StrategyState, by: str, reason: str, config: Path | None, workspace: Path
 ) -> None:
+    guard, catalogue = guard_of(load_settings(config, os.environ)), catalogue_of(workspace)
     with _ledger(config, workspace) as ledger:
-        moved = ledger.set_strategy_state(name, state, by, reason)
+        moved = move_strategy(ledger, guard, catalogue, name, state, by, reason)
     console.print(f"{moved.strategy_id} is {moved.state.value}", highlight=False)

@@ -45,6 +45,14 @@ class StrategyState(StrEnum):
     ENDED = "ended"
 
 
+class CreativeState(StrEnum):
+    """Life of words in the bank; only `APPROVED` ones are served."""
+
+    DRAFT = "draft"
+    APPROVED = "approved"
+    RETIRED = "retired"
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """A price reduction.

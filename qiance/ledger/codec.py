@@ -23,6 +23,7 @@ from qiance.domain import (
     StrategyKind,
     StrategyState,
 )
+from qiance.guard import Subject
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
@@ -204,6 +205,32 @@ def brief_from_dict(data: Json, at: str = "brief") -> Brief:
         min_margin=_number(data, "min_margin", at),
         n=_typed(data, "n", int, at),
         notes=_words(data, "notes", at),
+    )
+
+
+def subject_to_dict(subject: Subject) -> Json:
+    """Words with what they are about; the catalogue's row is not kept, since it changes."""
+    return {
+        "creative": creative_to_dict(subject.creative),
+        "offer": offer_to_dict(subject.offer),
+        "item_id": subject.item_id,
+        "segment": subject.segment,
+        "starts": None if subject.starts is None else time_to_text(subject.starts),
+        "ends": None if subject.ends is None else time_to_text(subject.ends),
+        "stock": subject.stock,
+    }
+
+
+def subject_from_dict(data: Json, at: str = "subject") -> Subject:
+    """Inverse of `subject_to_dict`."""
+    return Subject(
+        creative=creative_from_dict(_typed(data, "creative", dict, at), f"{at}.creative"),
+        offer=offer_from_dict(_typed(data, "offer", dict, at), f"{at}.offer"),
+        item_id=_optional(data, "item_id", str, at),
+        segment=_typed(data, "segment", str, at),
+        starts=None if data.get("starts") is None else _time(data, "starts", at),
+        ends=None if data.get("ends") is None else _time(data, "ends", at),
+        stock=_optional(data, "stock", int, at),
     )
 
 

@@ -8,7 +8,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from qiance.domain import Brief, BriefState, Decision, Purpose, ShopEvent
+from qiance.domain import Brief, BriefState, CreativeState, Decision, Purpose, ShopEvent
+from qiance.guard import Subject, Verdict
 
 
 class LedgerError(ValueError):
@@ -170,6 +171,28 @@ class BriefRecord:
     state: BriefState
     progress: float
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class BankEntry:
+    """Words in the bank.
+
+    version: counts within segment, channel, language and item. subject: the words with what they are about,
+    but for the catalogue's row. verdict, findings: of the last lint, as plain values; rules: the version of
+    its rule set. checked: digest of all that this result hangs on. by: who changed the state last.
+    """
+
+    creative_id: str
+    version: int
+    subject: Subject
+    state: CreativeState
+    verdict: Verdict
+    findings: tuple[Mapping[str, Any], ...]
+    rules: str
+    checked: str
+    by: str
+    created_at: datetime
+    changed_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -233,6 +233,32 @@ strategies = Table(
     Index("ix_strategies_brief", "tenant_id", "brief_id"),
 )
 
+# The bank of words. creative_id follows from the content, so a row's words never change; version counts
+# within segment, channel, language and item. rules: version of the rule set that linted it last; checked:
+# digest of everything which that result hangs on.
+creatives = Table(
+    "creatives",
+    metadata,
+    _tenant(),
+    _id("creative_id", key=True),
+    Column("version", Integer, nullable=False),
+    _id("segment"),
+    Column("channel", String(16), nullable=False),
+    Column("language", String(16), nullable=False),
+    _id("item_id", null=True),
+    Column("payload", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("verdict", String(16), nullable=False),
+    Column("findings", Text, nullable=False),
+    Column("rules", String(16), nullable=False),
+    Column("checked", String(16), nullable=False),
+    _id("by"),
+    _when("created_at"),
+    _when("changed_at"),
+    Index("ix_creatives_state", "tenant_id", "state"),
+    Index("ix_creatives_place", "tenant_id", "segment", "channel", "language"),
+)
+
 # One row per tenant, polled by every replica.
 versions = Table(
     "versions",

@@ -10,12 +10,13 @@ from typing import Any
 
 from sqlalchemy import Connection, select, update
 
-from qiance.domain import Brief, BriefState, Strategy, StrategyState
+from qiance.domain import Brief, BriefState, CreativeState, Strategy, StrategyState
+from qiance.guard import Linted, creative_id_of, is_sealed, subjects_of
 from qiance.ledger.codec import brief_from_dict, brief_to_dict, strategy_from_dict, strategy_to_dict
+from qiance.ledger.creatives import Creatives
 from qiance.ledger.database import checked, chunks, inserted, text_problem
 from qiance.ledger.records import BriefRecord
 from qiance.ledger.schema import briefs, strategies
-from qiance.ledger.versions import VersionRow
 
 _NEXT = {
     StrategyState.DRAFT: {StrategyState.APPROVED},
@@ -24,11 +25,13 @@ _NEXT = {
     StrategyState.PAUSED: {StrategyState.LIVE, StrategyState.ENDED},
     StrategyState.ENDED: set(),
 }
+# States that lead to service: nobody comes into them with words that the guard has not just passed.
+_GATED = (StrategyState.APPROVED, StrategyState.LIVE)
 # What may still change once somebody has approved the words, the money and the audience.
 _REFRESHABLE = ("state", "effect", "reach")
 
 
-class Strategies(VersionRow):
+class Strategies(Creatives):
     """Briefs, strategies and their states."""
 
     def put_brief(self, brief: Brief) -> None:
@@ -83,8 +86,9 @@ class Strategies(VersionRow):
     def put_strategies(self, batch: Sequence[Strategy], by: str = "system") -> None:
         """Stores strategies, new or again.
 
-        A draft may be replaced. Of one that was approved, only `effect` and `reach` may be refreshed:
-        ValueError if anything else differs. The state never changes here, see `set_strategy_state`.
+        A new one is a draft: ValueError for any other state. A draft may be replaced. Of one that was
+        approved, only `effect` and `reach` may be refreshed: ValueError if anything else differs. The state
+        never changes here, see `set_strategy_state`.
         """
         if not batch:
             return
@@ -112,10 +116,26 @@ class Strategies(VersionRow):
         with self.read() as connection:
             return [_strategy(row) for row in connection.execute(statement)]
 
-    def set_strategy_state(self, strategy_id: str, state: StrategyState, by: str, reason: str) -> Strategy:
+    def strategy(self, strategy_id: str) -> Strategy | None:
+        """One strategy, or None."""
+        if text_problem(strategy_id) is not None:
+            return None
+        statement = select(strategies).where(
+            strategies.c.tenant_id == self.tenant, strategies.c.strategy_id == strategy_id
+        )
+        with self.read() as connection:
+            row = connection.execute(statement).one_or_none()
+        return None if row is None else _strategy(row)
+
+    def set_strategy_state(
+        self, strategy_id: str, state: StrategyState, by: str, reason: str, linted: Sequence[Linted] = ()
+    ) -> Strategy:
         """Moves a strategy along draft → approved → live ⇄ paused → ended (live → ended too).
 
-        ValueError for any other move. Replicas see it by `versions().serial`; an audit line keeps by whom.
+        linted: for a move to approved or live, the fresh lint of all its words (`qiance.guard.gate` does it).
+        Approving a strategy approves its words; going live needs them approved.
+        ValueError for any other move, and for words that are missing from `linted`, blocked or retired.
+        Replicas see it by `versions().serial`; an audit line keeps by whom.
         """
         checked("strategy_id", strategy_id)
         with self.write() as connection:
@@ -127,11 +147,50 @@ class Strategies(VersionRow):
                 raise ValueError(
                     f"state: {strategy_id!r} is {old.state.value}, it can become {allowed}, not {state.value}"
                 )
+            if state in _GATED:
+                self._admit_words(connection, old, state, linted, by, reason)
             self._update(connection, replace(old, state=state))
             detail = {"from": old.state.value, "to": state.value, "reason": reason}
             self._write_line(connection, f"strategy.{state.value}", strategy_id, by, detail)
             self._bump(connection, strategies_changed=True)
         return replace(old, state=state)
+
+    def _admit_words(
+        self,
+        connection: Connection,
+        strategy: Strategy,
+        state: StrategyState,
+        linted: Sequence[Linted],
+        by: str,
+        reason: str,
+    ) -> None:
+        """Refuses words that were not linted or do not pass; the others are approved, or were."""
+        given = {each.creative_id: each for each in linted if is_sealed(each)}
+        wanted = {creative_id_of(s): name for name, s in subjects_of(strategy, None).items()}
+        for creative_id, action_id in wanted.items():
+            if creative_id not in given:
+                raise ValueError(
+                    f"strategy {strategy.strategy_id!r}: the words of {action_id!r} were not linted; "
+                    "move it with qiance.guard.gate.move_strategy"
+                )
+            if given[creative_id].result.blocked:
+                why = given[creative_id].result.why()
+                raise ValueError(
+                    f"strategy {strategy.strategy_id!r}: the words of {action_id!r} are blocked: {why}"
+                )
+        if state is StrategyState.APPROVED:
+            self._approve_creatives(connection, [given[name] for name in wanted], by, reason)
+            return
+        known = self._known_creatives(connection, wanted)
+        for creative_id, action_id in wanted.items():
+            entry = known.get(creative_id)
+            if entry is None or entry.state is not CreativeState.APPROVED:
+                found = "not in the bank" if entry is None else entry.state.value
+                raise ValueError(
+                    f"strategy {strategy.strategy_id!r}: the words of {action_id!r} are {found}; "
+                    f"approve them first: qiance creatives approve {creative_id}"
+                )
+            self._bank(connection, given[creative_id], entry, by)
 
     def _known_strategies(self, connection: Connection, ids: Sequence[str]) -> dict[str, Strategy]:
         """Stored strategies by id, locked until the transaction ends."""
@@ -148,6 +207,11 @@ class Strategies(VersionRow):
 
     def _put(self, connection: Connection, strategy: Strategy, old: Strategy | None) -> None:
         if old is None:
+            if strategy.state is not StrategyState.DRAFT:
+                raise ValueError(
+                    f"strategy {strategy.strategy_id!r}: state {strategy.state.value} is not one to begin "
+                    "with; store a draft, then approve it"
+                )
             now = self._now()
             row = {"tenant_id": self.tenant, "created_at": now, "updated_at": now, **_columns(strategy)}
             if not inserted(connection, strategies, row):

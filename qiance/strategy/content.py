@@ -9,16 +9,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from qiance.domain import Channel, Creative, Item, Money, Offer, OfferKind
+from qiance.domain import Channel, Creative, Item, Offer, OfferKind
+from qiance.guard import Finding, Guard, Severity, Subject
 from qiance.strategy.prompts import AVOID, MOST, Prompt, copy_prompt, copy_schema, is_example
-from qiance.strategy.slots import LANGUAGES, Facts, bind
+from qiance.strategy.slots import LANGUAGES
 from qiance.strategy.templates import offer_sentence, template, template_count
-from qiance.strategy.wording import LIMITS, Finding, check_length, check_relation, check_written, plain_name
+from qiance.strategy.wording import Fault, check_relation, check_style, plain_name
 
 Progress = Callable[[float, str], None]
 Counted = Callable[[int, int], None]
@@ -26,8 +27,9 @@ MAX_NEW_TOKENS = 110
 TEMPERATURE = 0.4
 # Mean log probability per token below which a model is guessing: read off samples of SmolLM2-135M.
 LEAST_LIKELIHOOD = -0.9
-# The widest facts that a slot may be bound to: lengths are checked with them.
+# The widest date that `{ends}` may become: lengths are checked with it.
 _WIDEST_END = datetime(2000, 9, 30, tzinfo=UTC)
+_WIDEST_RUN = timedelta(days=30)
 
 
 class EngineUnavailable(RuntimeError):  # noqa: N818
@@ -95,7 +97,7 @@ class ContentRequest:
     def __post_init__(self) -> None:
         if self.language not in LANGUAGES:
             raise ValueError(f"request {self.key}: language {self.language!r} is not in {LANGUAGES}")
-        if self.channel not in LIMITS:
+        if self.channel is Channel.NONE:
             raise ValueError(f"request {self.key}: channel {self.channel.value!r} carries no words")
 
     @property
@@ -135,13 +137,14 @@ class _Verdict:
     """One sample: the creative when it passed, else the findings; a higher score is better."""
 
     creative: Creative | None
-    findings: tuple[Finding, ...]
+    findings: tuple[Fault | Finding, ...]
     score: float = 0.0
 
 
 def write_content(
     requests: Sequence[ContentRequest],
     engine: TextEngine | None,
+    guard: Guard | None = None,
     *,
     samples: int = 4,
     seed: int = 0,
@@ -151,6 +154,7 @@ def write_content(
 ) -> list[Written]:
     """One creative per request, in order: the best checked sample of `engine`, else a template.
 
+    guard: the lint that every text must pass, a model's or a template's; None takes the packaged rules.
     samples: answers asked per request, at least 1; max_seconds: after that the model is stopped, and what it
     has not finished is written by templates (which ones then depends on the machine).
     on_progress(fraction, message) follows the samples.
@@ -158,6 +162,7 @@ def write_content(
     """
     if samples < 1:
         raise ValueError(f"samples: {samples} is below 1")
+    guard = guard or Guard.load()
     if max_seconds is not None:
         cancelled = _or_late(cancelled, time.monotonic() + max_seconds)
     answers, absent = _ask(requests, engine, samples, seed, on_progress, cancelled)
@@ -165,14 +170,14 @@ def write_content(
     turns: Counter[tuple[Channel, bool, str]] = Counter()
     written = []
     for number, request in enumerate(requests):
-        verdicts = [_judge(request, answer) for answer in answers.get(number, ())]
+        verdicts = [_judge(request, answer, guard) for answer in answers.get(number, ())]
         best = _best(verdicts, used)
         if best is not None and best.creative is not None and engine is not None:
             written.append(_from_model(request, best.creative, verdicts, engine))
         else:
             bucket = (request.channel, request.has_offer, request.language)
             why = absent.get(number) or _why_none(verdicts)
-            written.append(_from_template(request, why, seed, turns[bucket]))
+            written.append(_from_template(request, why, seed, turns[bucket], guard))
             turns[bucket] += 1
         used.add(_normal(written[-1].creative.headline))
     return written
@@ -233,28 +238,26 @@ def _prompt(request: ContentRequest, engine: TextEngine) -> Prompt:
     return copy_prompt(plain_name(request.item), segment, request.language)
 
 
-def _judge(request: ContentRequest, answer: Generated) -> _Verdict:
-    """Runs one sample through the schema and every check."""
+def _judge(request: ContentRequest, answer: Generated, guard: Guard) -> _Verdict:
+    """Runs one sample through the schema, every check of style and the lint."""
     if answer.data is None:
-        return _Verdict(None, (Finding("W00", answer.error or "no answer"),))
+        return _Verdict(None, (Fault("W00", answer.error or "no answer"),))
     try:
         copy = _Copy.model_validate(answer.data)
     except ValidationError as error:
-        return _Verdict(None, (Finding("W00", f"not as the schema says: {error.errors()[0]['msg']}"),))
+        return _Verdict(None, (Fault("W00", f"not as the schema says: {error.errors()[0]['msg']}"),))
     cut = [n for n, most in MOST[request.language].items() if len(getattr(copy, n)) >= most]
     if cut:
-        return _Verdict(None, (Finding("W08", f"{cut[0]} was cut at the longest length"),))
+        return _Verdict(None, (Fault("W08", f"{cut[0]} was cut at the longest length"),))
     if is_example(copy.headline, copy.body, request.language):
-        return _Verdict(None, (Finding("W14", "copied from an example of the prompt"),))
+        return _Verdict(None, (Fault("W14", "copied from an example of the prompt"),))
     if answer.likelihood < LEAST_LIKELIHOOD:
-        return _Verdict(None, (Finding("W13", f"unlikely words, {answer.likelihood:.2f} per token"),))
+        return _Verdict(None, (Fault("W13", f"unlikely words, {answer.likelihood:.2f} per token"),))
     creative = _assemble(request, copy)
     # The offer's sentence names the product too, so the model's own words are asked first.
-    findings = check_relation(copy.headline, copy.body, request.item) or check_written(
-        creative, request.item, has_offer=request.has_offer, has_threshold=request.has_threshold
-    )
-    findings += check_length(bind(creative, _widest(request), request.language)) if not findings else []
-    return _Verdict(None if findings else creative, tuple(findings), _score(creative, answer, request.item))
+    faults: list[Fault | Finding] = [*check_relation(copy.headline, copy.body, request.item)]
+    faults = faults or [*_blocking(request, creative, guard)] or [*check_style(creative, request.item)]
+    return _Verdict(None if faults else creative, tuple(faults), _score(creative, answer, request.item))
 
 
 def _assemble(request: ContentRequest, copy: _Copy) -> Creative:
@@ -267,11 +270,20 @@ def _assemble(request: ContentRequest, copy: _Copy) -> Creative:
     return Creative(request.channel, request.language, headline, body, copy.call_to_action, "llm")
 
 
-def _widest(request: ContentRequest) -> Facts:
-    """Facts for the length check: the item's own name and price, and the longest date there is."""
-    price = Money(request.item.price)
-    threshold = Money(request.offer.threshold) if request.has_threshold else None
-    return Facts(request.item.title, price, request.offer.depth, _WIDEST_END, 9999, threshold)
+def _blocking(request: ContentRequest, creative: Creative, guard: Guard) -> list[Finding]:
+    """What the lint blocks in these words; whether the offer is deep is for the planner to say."""
+    offered = request.has_offer
+    subject = Subject(
+        creative,
+        request.offer,
+        request.item.item_id,
+        request.item,
+        request.segment,
+        _WIDEST_END - _WIDEST_RUN if offered else None,
+        _WIDEST_END if offered else None,
+    )
+    found = guard.lint(subject).result.findings
+    return [f for f in found if f.severity is Severity.BLOCK and f.field != "offer"]
 
 
 def _score(creative: Creative, answer: Generated, item: Item) -> float:
@@ -307,16 +319,16 @@ def _why_none(verdicts: Sequence[_Verdict]) -> str:
     return f"none of {len(verdicts)} samples passed ({counts}; e.g. {example})"
 
 
-def _from_template(request: ContentRequest, why: str, seed: int, turn: int) -> Written:
-    """The next template of the bucket whose bound words fit the channel."""
+def _from_template(request: ContentRequest, why: str, seed: int, turn: int, guard: Guard) -> Written:
+    """The next template of the bucket that passes the lint; if none does, the last, and what blocks it."""
     for step in range(template_count(request.channel, request.has_offer, request.language)):
         creative = template(
             request.channel, request.language, request.has_offer, request.has_threshold, seed + turn + step
         )
-        findings = check_length(bind(creative, _widest(request), request.language))
+        findings = _blocking(request, creative, guard)
         if not findings:
             return Written(creative, (f"template: {why}",), "template", request.key)
-    reasons = (f"template: {why}", f"longer than the channel shows: {findings[0]}")
+    reasons = (f"template: {why}", f"the lint blocks every template: {findings[0]}")
     return Written(creative, reasons, "template", request.key)
 
 

@@ -7,9 +7,12 @@ Figures, currency signs and braces are outside the character classes, so no mode
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+
+from qiance.guard.normalise import fold, hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,29 @@ _ASK: Final[Mapping[str, str]] = {
 _READERS: Final[Mapping[str, str]] = {"en": " for {segment}", "zh": "，写给{segment}"}
 
 
+# A name has no more of these; what is longer is a text.
+_LONGEST: Final = 60
+_MOST_WORDS: Final = 9
+_STRUCTURE: Final = re.compile(r"[\n\r\t{}\[\]<>|\\`#*=@\"“”「」]|//|-{2,}")
+_ORDERS: Final = re.compile(
+    r"(?<![a-z])(?:ignore|disregard|forget|override|bypass|instead|instructions?|rules?|systems?|assistants?|prompts?|"
+    r"outputs?|writes?|prints?|respond|repl(?:y|ies)|answers?|json|schema|pretend|you|your|must|always|say|says|tell|"
+    r"claim|state|change|set|discounts?|free|off|price[sd]?|guaranteed|admin|developer|mode|review)(?![a-z])|"
+    r"忽略|无视|遵守|规则|指令|系统|输出|写|回复|提示|假装|你|扮演|改为|改成|折|免费|价格|设为|必须|声称|告诉|用户|助手|管理员|评价"
+)
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text of the catalogue or a brief may stand in a prompt as a name.
+
+    Catalogues are filled by suppliers and customers: hidden characters, structure and words that give orders
+    stay out of the prompt. A real name that is refused costs little, since the category stands in for it.
+    """
+    folded = fold(text).text
+    long = len(text) > _LONGEST or len(text.split()) > _MOST_WORDS
+    return not (long or hidden(text) or _STRUCTURE.search(text) or _ORDERS.search(folded))
+
+
 def copy_prompt(name: str, segment: str, language: str) -> Prompt:
     """Asks for words about `name`; the examples teach the form and are the same for every prompt."""
     turns = tuple((_ask(n, "", language), _answer(b, h, c)) for n, b, h, c in _SHOTS[language])
@@ -103,7 +129,7 @@ def copy_prompt(name: str, segment: str, language: str) -> Prompt:
 
 
 def _ask(name: str, segment: str, language: str) -> str:
-    named = segment and segment != "everybody" and not any(c.isdigit() for c in segment)
+    named = segment and segment != "everybody" and not any(c.isdigit() for c in segment) and is_plain(segment)
     readers = _READERS[language].format(segment=segment) if named else ""
     return _ASK[language].format(name=name, readers=readers)
 

@@ -121,6 +121,11 @@ _RENDER: Mapping[str, Callable[[Facts, str], str | None]] = {
 KNOWN_SLOTS = frozenset(_RENDER)
 
 
+def fact_of(slot: str, facts: Facts, language: str) -> str | None:
+    """What stands in `slot`, written for `language`; None if the slot is unknown or has no fact."""
+    return _RENDER[slot](facts, language) if slot in _RENDER else None
+
+
 def slots_of(text: str) -> tuple[str, ...]:
     """Names between braces in `text`, in order, e.g. `("product", "discount")`."""
     return tuple(SLOT.findall(text))

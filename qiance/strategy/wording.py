@@ -1,67 +1,34 @@
-"""Checks that any words must pass before a marketer sees them; `creative_features` is passed on.
+"""Checks of style for words by a model, beside the lint; each fault has its rule:
 
-The checks fail closed and each finding cites its rule:
-
-    W01 figure or currency sign written out   W07 nothing about the product
-    W02 unknown slot                          W08 clipped: the text stops in mid-sentence
-    W03 offer or its condition not as stated  W09 the headline repeats another part
-    W04 longer than the channel shows         W10 characters of another language
-    W05 absolute or unfounded claim           W11 price words outside a slot
-    W06 repeated words                        W12 not an advertiser's voice
+    W06 repeated words                        W09 the headline repeats another part
+    W07 nothing about the product             W10 characters of another language
+    W08 clipped: the text stops mid-sentence  W11 what the catalogue does not say
+                                              W12 not an advertiser's voice
 
 `qiance.strategy.content` adds W00 (no valid answer), W13 (the model finds its own words unlikely) and W14
-(copied from an example of the prompt).
-
-The list of barred terms is a start, not a legal review.
+(copied from an example of the prompt). Law, facts, offers and lengths are the lint's: `qiance.guard`.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from qiance.domain import Channel, Creative, Item
-from qiance.features.words import creative_features
-from qiance.strategy.slots import FIELDS, FIGURES, KNOWN_SLOTS, SLOT, slots_of
+from qiance.domain import Creative, Item
+from qiance.strategy.prompts import is_plain
+from qiance.strategy.slots import FIELDS, SLOT, slots_of
 from qiance.strategy.terms import load_terms
 
-__all__ = [
-    "LIMITS",
-    "Finding",
-    "Limits",
-    "check_length",
-    "check_relation",
-    "check_written",
-    "creative_features",
-    "plain_name",
-    "related_words",
-]
+__all__ = ["Fault", "check_relation", "check_style", "plain_name", "related_words"]
 _WORD = re.compile(r"[a-z]+(?:['’-][a-z]+)*")
 _HAN = re.compile(r"[㐀-鿿]")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Most characters that a channel shows of each part, after the facts are bound."""
-
-    headline: int
-    body: int
-    call_to_action: int
-
-
-LIMITS: Mapping[Channel, Limits] = {
-    Channel.EMAIL: Limits(60, 140, 24),
-    Channel.PUSH: Limits(48, 120, 20),
-    Channel.DISPLAY: Limits(48, 120, 20),
-    Channel.MAILER: Limits(60, 140, 24),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Fault:
     """One broken rule: its id, and what was found in the reader's words."""
 
     rule: str
@@ -74,9 +41,12 @@ class Finding:
 def plain_name(item: Item) -> str:
     """The item's title as words for a sentence: lower case, without sizes, codes and slashes.
 
-    Example: `FRZN PIZZA/PREMIUM 12 OZ` → `frzn pizza`; an empty result falls back to the category.
+    Example: `FRZN PIZZA/PREMIUM 12 OZ` → `frzn pizza`; an empty result falls back to the category, and so
+    does a text that is no name but speaks to whoever reads the prompt.
     """
     for source in (item.title, item.category, item.department):
+        if not is_plain(source):
+            continue
         words = re.split(r"[/:(,;]", source)[0].replace("&", " and ").replace("-", " ").lower()
         kept = [w for w in words.split() if not any(c.isdigit() for c in w) and w not in load_terms().units]
         if any(c.isalpha() for c in "".join(kept)):
@@ -92,73 +62,41 @@ def related_words(item: Item) -> frozenset[str]:
     )
 
 
-def check_written(creative: Creative, item: Item, *, has_offer: bool, has_threshold: bool) -> list[Finding]:
-    """Findings in words with their slots still open (W01 to W03, W05 to W12), empty when all is well."""
+def check_style(creative: Creative, item: Item) -> list[Fault]:
+    """Faults in words with their slots still open (W06 to W12), empty when all is well."""
     text = " ".join(getattr(creative, name) for name in FIELDS)
-    findings = [*_facts(text, has_offer, has_threshold), *_claims(text, creative.language)]
-    findings += [
+    return [
+        *_claims(text, creative.language),
         *_repetition(creative),
         *check_relation(creative.headline, creative.body, item),
         *_clipped(creative),
+        *_script(text, creative.language),
     ]
-    return [*findings, *_script(text, creative.language)]
 
 
-def check_length(bound: Creative) -> list[Finding]:
-    """W04 for a creative whose facts are bound."""
-    limits = LIMITS.get(bound.channel)
-    if limits is None:
-        raise ValueError(f"creative.channel: {bound.channel.value!r} carries no words")
-    found = []
-    for name in FIELDS:
-        length, most = len(getattr(bound, name)), getattr(limits, name)
-        if not 0 < length <= most:
-            found.append(
-                Finding("W04", f"{name} has {length} characters, {bound.channel.value} shows {most}")
-            )
-    return found
-
-
-def _facts(text: str, has_offer: bool, has_threshold: bool) -> list[Finding]:
-    slots = slots_of(text)
-    found = [Finding("W02", f"{{{s}}} is unknown") for s in slots if s not in KNOWN_SLOTS]
-    plain = SLOT.sub(" ", text)
-    figure = FIGURES.search(plain)
-    if figure:
-        found.append(Finding("W01", f"{figure.group()!r} is written out"))
-    if "{" in plain or "}" in plain:
-        found.append(Finding("W02", "a brace without its pair"))
-    for slot, wanted in (("discount", has_offer), ("threshold", has_threshold)):
-        if wanted != (slot in slots):
-            found.append(Finding("W03", f"{{{slot}}} is {'missing' if wanted else 'used without an offer'}"))
-    if "sale_price" in slots and not has_offer:
-        found.append(Finding("W03", "{sale_price} is used without an offer"))
-    return found
-
-
-def _claims(text: str, language: str) -> list[Finding]:
+def _claims(text: str, language: str) -> list[Fault]:
     plain = SLOT.sub(" ", text).lower()
     found = []
     for rule, pattern in load_terms().barred[language].items():
         match = pattern.search(plain)
         if match:
-            found.append(Finding(rule, repr(match.group())))
+            found.append(Fault(rule, repr(match.group())))
     return found
 
 
-def _repetition(creative: Creative) -> list[Finding]:
+def _repetition(creative: Creative) -> list[Fault]:
     """W06 within each part, W09 between headline and body."""
     found = []
     for name, most in (("headline", 1), ("body", 2), ("call_to_action", 1)):
         text = getattr(creative, name)
         again = _repeated_han(text) if creative.language == "zh" else _repeated_words(text, most)
         if again:
-            found.append(Finding("W06", f"{name}: {again!r}"))
+            found.append(Fault("W06", f"{name}: {again!r}"))
     head, body = (_WORD.findall(t.lower()) for t in (creative.headline, creative.body))
     if len(head) > 3 and set(head) - load_terms().stop <= set(body):
-        found.append(Finding("W09", "every word of the headline is in the body"))
+        found.append(Fault("W09", "every word of the headline is in the body"))
     if creative.call_to_action and creative.call_to_action.lower() in creative.headline.lower():
-        found.append(Finding("W09", "the headline repeats the call to action"))
+        found.append(Fault("W09", "the headline repeats the call to action"))
     return found
 
 
@@ -178,7 +116,7 @@ def _repeated_han(text: str) -> str:
     return match.group() if match else ""
 
 
-def check_relation(headline: str, body: str, item: Item) -> list[Finding]:
+def check_relation(headline: str, body: str, item: Item) -> list[Fault]:
     """W07 unless `{product}`, its title or a word of its title or category is said."""
     text = f"{headline} {body}"
     if "product" in slots_of(text):
@@ -187,10 +125,10 @@ def check_relation(headline: str, body: str, item: Item) -> list[Finding]:
     han = item.title if _HAN.search(item.title) else ""
     if written & related_words(item) or (han and han in text):
         return []
-    return [Finding("W07", f"neither {{product}} nor a word of {item.category!r}")]
+    return [Fault("W07", f"neither {{product}} nor a word of {item.category!r}")]
 
 
-def _clipped(creative: Creative) -> list[Finding]:
+def _clipped(creative: Creative) -> list[Fault]:
     found = []
     for name in FIELDS:
         text = getattr(creative, name).strip()
@@ -198,18 +136,18 @@ def _clipped(creative: Creative) -> list[Finding]:
         dangling = bool(words) and text[-1:] not in "}" and words[-1] in load_terms().dangling
         broken = re.search(r"[,;'’-]\s*[.!?]|[,;-]$|\s[,.!?]|\s{2}|[,.!?-]{2}", text)
         if not text or dangling or broken:
-            found.append(Finding("W08", f"{name} ends or breaks off: {text[-24:]!r}"))
+            found.append(Fault("W08", f"{name} ends or breaks off: {text[-24:]!r}"))
     if creative.body.strip()[-1:] not in tuple(".!?。！？"):
-        found.append(Finding("W08", "body is not a whole sentence"))
+        found.append(Fault("W08", "body is not a whole sentence"))
     return found
 
 
-def _script(text: str, language: str) -> list[Finding]:
+def _script(text: str, language: str) -> list[Fault]:
     plain = SLOT.sub("", text)
     han = bool(_HAN.search(plain))
     if (language == "zh") == han and (language == "zh" or plain.isascii() or _latin(plain)):
         return []
-    return [Finding("W10", f"is not written in {language}")]
+    return [Fault("W10", f"is not written in {language}")]
 
 
 def _latin(text: str) -> bool:

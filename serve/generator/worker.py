@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from qiance.domain import Brief, BriefState, Channel, EffectPredictor
+from qiance.guard import Guard
+from qiance.guard.gate import bank_strategies
 from qiance.ledger import Ledger
 from qiance.strategy.content import ContentRequest, TextEngine, write_content
 from qiance.strategy.propose import propose
@@ -24,8 +26,11 @@ WRITING = (0.5, 0.9)
 class Writer:
     """The language model behind `propose`; templates where it is missing or fails its checks."""
 
-    def __init__(self, engine: TextEngine | None, llm: LlmArgs, seed: int, progress: Progress) -> None:
+    def __init__(
+        self, engine: TextEngine | None, llm: LlmArgs, seed: int, progress: Progress, guard: Guard
+    ) -> None:
         self._engine, self._llm, self._seed, self._progress = engine, llm, seed, progress
+        self._guard = guard
 
     def write(self, drafts: Sequence[Draft]) -> list[WrittenText]:
         """One text per draft, in order."""
@@ -44,6 +49,7 @@ class Writer:
         written = write_content(
             requests,
             self._engine,
+            self._guard,
             samples=self._llm.samples,
             seed=self._seed,
             max_seconds=self._llm.max_seconds,
@@ -64,9 +70,11 @@ class BriefWorker:
         load_engine: EngineLoader,
         contact_cost: Mapping[Channel, int],
         seed: int,
+        guard: Guard,
     ) -> None:
         self._folder, self._ledger, self._predictor = snapshot_folder, ledger, predictor
         self._llm, self._load_engine, self._contact_cost, self._seed = llm, load_engine, contact_cost, seed
+        self._guard = guard
         self._engine: TextEngine | None = None
         self._without_engine = "" if llm.enabled else "the language model is switched off"
 
@@ -90,7 +98,7 @@ class BriefWorker:
 
         report(0.0, "loading the catalogue and the language model")
         snapshot = Snapshot.load(self._folder)
-        writer = Writer(self._text_engine(), self._llm, self._seed, _part(report, *WRITING))
+        writer = Writer(self._text_engine(), self._llm, self._seed, _part(report, *WRITING), self._guard)
         strategies = propose(
             brief,
             snapshot.catalogue,
@@ -106,7 +114,10 @@ class BriefWorker:
         )
         self._ledger.open_budget(brief.brief_id, brief.budget.minor)
         self._ledger.put_strategies(strategies)
+        linted = bank_strategies(self._ledger, self._guard, snapshot.catalogue, strategies)
+        blocked = sum(each.result.blocked for each in linted)
         note = f"; {self._without_engine}: templates wrote the words" if self._without_engine else ""
+        note += f"; the lint blocks {blocked} of {len(linted)} texts" if blocked else ""
         return f"{len(strategies)} strategies{note}"
 
     def _text_engine(self) -> TextEngine | None:

@@ -18,10 +18,12 @@ from qiance.domain import (
     Audience,
     Brief,
     BriefState,
+    Catalogue,
     Channel,
     Creative,
     Effect,
     Interval,
+    Item,
     Money,
     Objective,
     Offer,
@@ -30,6 +32,7 @@ from qiance.domain import (
     StrategyKind,
     StrategyState,
 )
+from qiance.guard import Guard
 from qiance.ledger import Ledger
 from qiance.ledger.codec import brief_from_dict, brief_to_dict, strategy_from_dict, strategy_to_dict
 
@@ -40,7 +43,9 @@ ACTION = Action(
     StrategyKind.PROMOTION,
     "item-9",
     Offer(OfferKind.PERCENT, 0.2, 500),
-    Creative(Channel.EMAIL, "zh", "{product} 八折", "正文", "立即购买", "llm"),
+    Creative(
+        Channel.EMAIL, "zh", "{product}，{discount}", "截至{ends}，订单满{threshold}可用。", "立即选购", "llm"
+    ),
     Channel.EMAIL,
     3,
 )
@@ -59,6 +64,8 @@ STRATEGY = Strategy(
     reasons=("they bought it monthly",),
     provenance={"creative": "llm smollm2-135m"},
 )
+CATALOGUE = Catalogue((Item("item-9", "鲜牛奶", "奶", "冷藏", "自有", 900, 500),))
+LINTED = Guard.load().lint_strategy(STRATEGY, CATALOGUE)
 BRIEF = Brief(
     "b1",
     Objective.MARGIN,
@@ -113,6 +120,15 @@ def test_strategies_are_kept_whole_and_found(ledger: Ledger) -> None:
     assert ledger.strategies(brief_id="\x00") == []
 
 
+PATHS = {
+    StrategyState.DRAFT: [],
+    StrategyState.APPROVED: [StrategyState.APPROVED],
+    StrategyState.LIVE: [StrategyState.APPROVED, StrategyState.LIVE],
+    StrategyState.PAUSED: [StrategyState.APPROVED, StrategyState.LIVE, StrategyState.PAUSED],
+    StrategyState.ENDED: [StrategyState.APPROVED, StrategyState.LIVE, StrategyState.ENDED],
+}
+
+
 def test_a_strategy_moves_only_along_its_life(ledger: Ledger) -> None:
     allowed = {
         ("draft", "approved"),
@@ -125,25 +141,40 @@ def test_a_strategy_moves_only_along_its_life(ledger: Ledger) -> None:
     for start in StrategyState:
         for end in StrategyState:
             name = f"{start}-{end}"
-            ledger.put_strategies([replace(STRATEGY, strategy_id=name, state=start)])
+            ledger.put_strategies([replace(STRATEGY, strategy_id=name)])
+            for step in PATHS[start]:
+                ledger.set_strategy_state(name, step, "mei", "", LINTED)
             if (start.value, end.value) in allowed:
-                moved = ledger.set_strategy_state(name, end, by="mei", reason="why not")
+                moved = ledger.set_strategy_state(name, end, by="mei", reason="why not", linted=LINTED)
                 assert moved.state is end
                 assert moved in ledger.strategies(state=end)
+                assert ledger.strategy(name) == moved
             else:
                 with pytest.raises(ValueError, match=f"state: '{name}' is {start.value}, it can become"):
-                    ledger.set_strategy_state(name, end, by="mei", reason="why not")
+                    ledger.set_strategy_state(name, end, by="mei", reason="why not", linted=LINTED)
     with pytest.raises(ValueError, match="strategy_id: 'nobody' is not known"):
         ledger.set_strategy_state("nobody", StrategyState.LIVE, "mei", "")
+
+
+@pytest.mark.parametrize("state", [s for s in StrategyState if s is not StrategyState.DRAFT])
+def test_nobody_is_born_approved(ledger: Ledger, state: StrategyState) -> None:
+    with pytest.raises(ValueError, match=f"state {state.value} is not one to begin with; store a draft"):
+        ledger.put_strategies([replace(STRATEGY, state=state)])
+    assert ledger.strategies() == []
 
 
 def test_every_change_of_a_strategy_is_seen_and_audited(ledger: Ledger) -> None:
     before = ledger.versions()
     ledger.put_strategies([STRATEGY], by="proposer")
-    ledger.set_strategy_state("s1", StrategyState.APPROVED, by="mei", reason="fits the season")
+    ledger.set_strategy_state("s1", StrategyState.APPROVED, "mei", "fits the season", LINTED)
     after = ledger.versions()
     assert (after.serial, after.strategies_serial) == (before.serial + 2, before.strategies_serial + 2)
-    approved, proposed = ledger.audit_lines(2)
+    approved, words, banked, proposed = ledger.audit_lines(4)
+    assert (words.event, banked.event, words.subject) == (
+        "creative.approved",
+        "creative.proposed",
+        LINTED[0].creative_id,
+    )
     assert (approved.event, approved.subject, approved.by) == ("strategy.approved", "s1", "mei")
     assert approved.detail == {"from": "draft", "to": "approved", "reason": "fits the season"}
     assert (proposed.event, proposed.by) == ("strategy.proposed", "proposer")
@@ -152,7 +183,7 @@ def test_every_change_of_a_strategy_is_seen_and_audited(ledger: Ledger) -> None:
 def test_what_was_approved_cannot_be_rewritten(ledger: Ledger) -> None:
     ledger.put_strategies([STRATEGY])
     ledger.put_strategies([replace(STRATEGY, title="Better words")])
-    ledger.set_strategy_state("s1", StrategyState.APPROVED, "mei", "")
+    ledger.set_strategy_state("s1", StrategyState.APPROVED, "mei", "", LINTED)
     approved = ledger.strategies()[0]
     assert approved.title == "Better words"
     with pytest.raises(ValueError, match="strategy 's1' is approved: its title, budget cannot change"):
@@ -166,7 +197,7 @@ def test_only_one_of_many_approvals_wins(ledger: Ledger) -> None:
 
     def approve(number: int) -> bool:
         try:
-            ledger.set_strategy_state("s1", StrategyState.APPROVED, f"person-{number}", "")
+            ledger.set_strategy_state("s1", StrategyState.APPROVED, f"person-{number}", "", LINTED)
         except ValueError:
             return False
         return True

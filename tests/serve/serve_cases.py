@@ -44,6 +44,8 @@ from qiance.features.columns import EFFECT_SCHEMA, ActionColumns, assemble
 from qiance.features.online import OnlineReader
 from qiance.features.session import no_session
 from qiance.features.transforms import EventIndex
+from qiance.guard import Guard
+from qiance.guard.gate import move_strategy
 from qiance.ledger import Ledger, load_or_create_key
 from qiance.market import CONTACT_COST, Market
 from qiance.market.simulate import ContactWindow, MarketLog, collect_log, uniform_over
@@ -73,6 +75,13 @@ USERS = 150
 DAYS = 120
 START = datetime(2025, 1, 1, tzinfo=UTC)
 BRIEF = "brief-one"
+GUARD = Guard.load(min_margin=0.05)
+LOOSE = Guard.load(min_margin=0.0)
+# Headline and body without and with an offer.
+WORDS = (
+    ("A good {product}", "Take {product} home"),
+    ("A good {product}", "Take {product} home, {discount} until {ends}"),
+)
 CAP = 100_000
 CHANNELS = (Channel.EMAIL, Channel.DISPLAY, Channel.MAILER)
 # The recent half of the users, roughly; every second strategy is for them alone.
@@ -123,7 +132,7 @@ def action(item: Item, channel: Channel, depth: float, strategy_id: str) -> Acti
         kind=StrategyKind.PROMOTION if depth else StrategyKind.AD,
         item_id=item.item_id,
         offer=Offer(OfferKind.PERCENT, depth) if depth else Offer(),
-        creative=Creative(channel, "en", "A good {product}", "Take {product} home", "Shop now"),
+        creative=Creative(channel, "en", *WORDS[bool(depth)], "Shop now"),
         channel=channel,
         contact_cost=CONTACT_COST[channel],
     )
@@ -158,11 +167,14 @@ def strategy(number: int, brief_id: str = BRIEF, **changes: Any) -> Strategy:
     return Strategy(**{**given, **changes})
 
 
-def go_live(ledger: Ledger, strategies: Sequence[Strategy]) -> None:
+def go_live(
+    ledger: Ledger, strategies: Sequence[Strategy], items: Catalogue | None = None, guard: Guard = GUARD
+) -> None:
+    """Through the gate; guard: another one than the service's, to bring in what it would refuse."""
     ledger.put_strategies(strategies)
     for s in strategies:
         for state in (StrategyState.APPROVED, StrategyState.LIVE):
-            ledger.set_strategy_state(s.strategy_id, state, "test", "test")
+            move_strategy(ledger, guard, items or catalogue(), s.strategy_id, state, "test", "test")
 
 
 def build_features(workspace: Workspace) -> Snapshot:
@@ -382,7 +394,9 @@ def open_predictor(
 ) -> Predictor:
     """A predictor on the shop's features, or on another store of them."""
     consents = LedgerConsents(ledger, args.unrecorded)
-    return Predictor(built.workspace, ledger, reader or built.reader, consents, args.now, 0.05, refresh_s=0.2)
+    return Predictor(
+        built.workspace, ledger, reader or built.reader, consents, args.now, 0.05, GUARD, refresh_s=0.2
+    )
 
 
 @contextmanager
@@ -400,7 +414,7 @@ def open_shop(built: Built, folder: Path, scorer: Scorer | None = None, **args: 
     }
     app_args = AppArgs(**{**given, **args})
     predictor = open_predictor(built, ledger, app_args)
-    watcher = Watcher(ledger, built.snapshot.catalogue)
+    watcher = Watcher(ledger, built.snapshot.catalogue, GUARD)
     leases = LeaseBook(ledger, secrets.token_hex(4), app_args.leases.term_s)
     outage = Outage(app_args, ledger, Spool(folder / "spool", app_args.spool_bytes))
     engine = Engine(app_args, ledger, watcher, scorer or predictor, leases, outage)

@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 import pytest
 from serve_cases import (
     BRIEF,
+    GUARD,
+    LOOSE,
     Built,
     Counted,
     Logged,
@@ -77,8 +79,8 @@ class Nonsense:
 def test_without_a_predictor_the_strategies_means_decide(built: Built, tmp_path: Path) -> None:
     """Only open audiences stay, as no rule can be checked; the margin floor holds all the same."""
     with open_shop(built, tmp_path, Broken()) as shop:
-        cheap = action(catalogue()["i0"], Channel.EMAIL, 0.6, "s9")
-        go_live(shop.ledger, [strategy(9, audience=Audience("everybody"), actions=(cheap,))])
+        cheap = action(catalogue()["i0"], Channel.EMAIL, 0.5, "s9")
+        go_live(shop.ledger, [strategy(9, audience=Audience("everybody"), actions=(cheap,))], guard=LOOSE)
         shop.refresh()
         started = time.monotonic()
         answer, row = decided(shop, shop.users(held=False)[0])
@@ -334,7 +336,7 @@ def test_a_watcher_outlives_what_it_cannot_use(built: Built, tmp_path: Path) -> 
         if fail[0]:
             raise OSError("the disk is full")
 
-    watcher = Watcher(ledger, built.snapshot.catalogue, adopt)
+    watcher = Watcher(ledger, built.snapshot.catalogue, GUARD, adopt)
     before, fail[0] = watcher.state, True
     ledger.set_versions(shadow_price=0.5)
     time.sleep(0.6)

@@ -21,6 +21,7 @@ from qiance.domain import Catalogue, Item, Purpose
 from qiance.features.packed import RowLayout
 from qiance.features.partition import Partition
 from qiance.features.rows import Row, SqliteRows, field_of, partition_of
+from qiance.guard import Guard
 from qiance.ledger import Ledger, Scope
 from qiance.privacy import Eraser, erase_packed_sqlite, workspace_lock
 from qiance.workspace import Workspace
@@ -117,7 +118,7 @@ def people(tmp_path: Path) -> Iterator[People]:
         known_item=lambda item_id: item_id in catalogue.index,
         profile=_never,
     )
-    watcher = Watcher(ledger, catalogue)
+    watcher = Watcher(ledger, catalogue, Guard.load())
     gateway = Gateway(
         args=AppArgs(workspace=tmp_path),
         ledger=ledger,

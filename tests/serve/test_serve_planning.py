@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serve_cases import BRIEF, DAYS, RECENT, START, USERS, Shop
+from serve_cases import BRIEF, DAYS, GUARD, RECENT, START, USERS, Shop
 
 from qiance.ledger.codec import effect_to_dict
 from qiance.ledger.schema import to_micros
@@ -180,6 +180,7 @@ def test_a_brief_is_accepted_and_becomes_strategies(shop: Shop) -> None:
         lambda _: pytest.fail("the language model is switched off"),
         CONTACT_COST,
         seed=0,
+        guard=GUARD,
     ).run(brief_id)
     shown = shop.ask("GET", f"/v1/briefs/{brief_id}").json()
     assert (shown["state"], shown["progress"]) == ("done", 1.0), shown["message"]
@@ -201,7 +202,7 @@ def test_a_brief_that_cannot_be_met_ends_with_the_reason(shop: Shop) -> None:
     brief_id = shop.post("/v1/briefs", {**ASKED, "audience": "millionaires"}).json()["brief_id"]
     worker = BriefWorker(
         shop.built.workspace.snapshot, shop.ledger, shop.predictor, LlmArgs(enabled=False), lambda _: None,  # type: ignore[arg-type,return-value]
-        CONTACT_COST, seed=0,
+        CONTACT_COST, seed=0, guard=GUARD,
     )  # fmt: skip
     worker.run(brief_id)
     shown = shop.ask("GET", f"/v1/briefs/{brief_id}").json()

@@ -1,4 +1,4 @@
-"""The checks that words must pass: one table of bad words per rule, and templates that pass all."""
+"""The checks of style: one table of bad words per rule, and templates that pass them and the lint."""
 
 from __future__ import annotations
 
@@ -7,17 +7,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from qiance.domain import Channel, Creative, Item, Money
-from qiance.features.words import CREATIVE_FEATURES
-from qiance.strategy.slots import Facts, bind
+from qiance.domain import Channel, Creative, Item, Offer, OfferKind
+from qiance.features.words import CREATIVE_FEATURES, creative_features
+from qiance.guard import Guard, Result, Subject
 from qiance.strategy.templates import template, template_count
-from qiance.strategy.wording import (
-    check_length,
-    check_written,
-    creative_features,
-    plain_name,
-    related_words,
-)
+from qiance.strategy.wording import check_style, plain_name, related_words
 
 COFFEE = Item("i1", "Ground Coffee, 12 oz", "Coffee", "GROCERY", "National", 799, 500)
 GOOD = Creative(
@@ -28,12 +22,18 @@ GOOD = Creative(
     "Shop now",
     "llm",
 )
-FACTS = Facts("Ground Coffee, 12 oz", Money(799), 0.25, datetime(2026, 9, 30, tzinfo=UTC), 5, Money(3000))
+ENDS = datetime(2026, 9, 30, tzinfo=UTC)
 CHANNELS = (Channel.EMAIL, Channel.PUSH, Channel.DISPLAY, Channel.MAILER)
 
 
-def rules(creative: Creative, *, offer: bool = False, threshold: bool = False) -> set[str]:
-    return {f.rule for f in check_written(creative, COFFEE, has_offer=offer, has_threshold=threshold)}
+def rules(creative: Creative) -> set[str]:
+    return {f.rule for f in check_style(creative, COFFEE)}
+
+
+def lint(creative: Creative, *, offer: bool = False, threshold: bool = False) -> Result:
+    terms = Offer(OfferKind.PERCENT, 0.25, 3000 if threshold else 0) if offer else Offer()
+    subject = Subject(creative, terms, COFFEE.item_id, COFFEE, ends=ENDS if offer else None)
+    return Guard.load().lint(subject).result
 
 
 def test_good_words_pass() -> None:
@@ -43,15 +43,6 @@ def test_good_words_pass() -> None:
 @pytest.mark.parametrize(
     ("field", "text", "rule"),
     [
-        ("body", "Enjoy coffee 2 times a day.", "W01"),
-        ("body", "Enjoy coffee for a few $ today.", "W01"),
-        ("body", "Enjoy {brand} coffee today.", "W02"),
-        ("body", "Enjoy {product coffee today.", "W02"),
-        ("body", "Enjoy coffee, now {discount}.", "W03"),
-        ("body", "Enjoy coffee, now {sale_price}.", "W03"),
-        ("body", "Enjoy the best coffee today.", "W05"),
-        ("body", "Enjoy coffee and boost your immune system.", "W05"),
-        ("headline", "A lifesaver for the morning", "W05"),
         ("body", "Enjoy coffee, coffee and more coffee today.", "W06"),
         ("headline", "A happy cup, a happy day", "W06"),
         ("body", "Enjoy a cup of tea and a cup of milk with coffee.", "W06"),
@@ -65,7 +56,7 @@ def test_good_words_pass() -> None:
         ("headline", "Shop now for a treat", "W09"),
         ("body", "Enjoy 咖啡 coffee today.", "W10"),
         ("body", "Enjoy coffee at half the usual.", "W11"),
-        ("body", "Enjoy a free coffee today.", "W11"),
+        ("headline", "Homemade taste for the morning", "W11"),
         ("body", "Enjoy coffee with my mother today.", "W12"),
     ],
 )
@@ -73,16 +64,9 @@ def test_each_rule_catches_its_case(field: str, text: str, rule: str) -> None:
     assert rule in rules(replace(GOOD, **{field: text}))
 
 
-def test_an_offer_must_be_stated_with_its_condition() -> None:
-    stated = replace(GOOD, body="Enjoy coffee today. Get {discount} {product} until {ends}.")
-    assert rules(GOOD, offer=True) == {"W03"}
-    assert rules(stated, offer=True) == set()
-    assert rules(stated, offer=True, threshold=True) == {"W03"}
-
-
 @pytest.mark.parametrize(
     ("text", "rule"),
-    [("全网最好的咖啡，等您来。", "W05"), ("咖啡半价，等您来。", "W11"), ("Enjoy {product} today.", "W10")],
+    [("史上咖啡，等您来。", "W11"), ("咖啡广告语，等您来。", "W12"), ("Enjoy {product} today.", "W10")],
 )
 def test_chinese_words_have_their_own_lists(text: str, rule: str) -> None:
     chinese = Creative(Channel.EMAIL, "zh", "早餐多一分香", "{product}" + text, "立即选购", "llm")
@@ -100,14 +84,8 @@ def test_every_template_passes_every_check(
 ) -> None:
     for number in range(template_count(channel, offer, language)):
         words = template(channel, language, offer, threshold and offer, number)
-        assert rules(words, offer=offer, threshold=threshold and offer) == set(), words
-        assert check_length(bind(words, FACTS, language)) == [], words
-
-
-def test_length_is_that_of_the_bound_words() -> None:
-    assert [f.rule for f in check_length(replace(GOOD, headline="x" * 61))] == ["W04"]
-    with pytest.raises(ValueError, match=r"creative.channel: 'none' carries no words"):
-        check_length(replace(GOOD, channel=Channel.NONE))
+        assert rules(words) == set(), words
+        assert lint(words, offer=offer, threshold=threshold and offer).findings == (), words
 
 
 @pytest.mark.parametrize(

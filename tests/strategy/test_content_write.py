@@ -103,8 +103,8 @@ GOOD_SHORT = {**GOOD, "body": "Enjoy a warm cup of coffee today."}
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ({**GOOD, "body": "Enjoy coffee for 2 days."}, "W01"),
-        ({**GOOD, "headline": "A lifesaver"}, "W05"),
+        ({**GOOD, "body": "Enjoy coffee for 2 days."}, "fact-figure"),
+        ({**GOOD, "headline": "A lifesaver"}, "en-absolute"),
         ({**GOOD, "headline": "x" * MOST["en"]["headline"]}, "W08"),
         ({**GOOD, "extra": "y"}, "W00"),
         ({"body": "x"}, "W00"),

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from qiance.artifacts.response import tree_inputs
+from qiance.artifacts.trees import tree_inputs
 from qiance.data.errors import DataError
 from qiance.data.responses import ResponseTable
 from qiance.features.schema import Encoder

@@ -112,7 +112,7 @@ def run_loop(settings: Settings, runs: Path, console: Console) -> Path:
             starts = world.now + timedelta(days=settings.market.explore_days)
             ends = starts + timedelta(days=settings.market.live_days)
             brief_id, said = send_brief(url, brief_body(settings, starts, ends), stage)
-            strategies = approve(ledger, brief_id, APPROVER)
+            strategies = approve(ledger, brief_id, APPROVER, settings, world.snapshot.catalogue, stage)
             stage.note(said)
         # 6. Randomise over them, then choose the policy and estimate it before it acts.
         with stages.stage("Explore the approved strategies (simulated market)") as stage:

@@ -12,7 +12,9 @@ import httpx
 
 from qiance.cli.loop.live import ServiceError
 from qiance.cli.stages import Stage
-from qiance.domain import Strategy, StrategyState
+from qiance.cli.words import guard_of
+from qiance.domain import Catalogue, Strategy, StrategyState
+from qiance.guard.gate import move_strategy
 from qiance.ledger import Ledger
 from qiance.settings import Settings
 from qiance.workspace import Workspace
@@ -48,6 +50,7 @@ def app_args(workspace: Workspace, settings: Settings, clock: str) -> dict[str, 
         "leases": {"term_s": serve.lease_term_s},
         "replay_days": serve.replay_days,
         "min_margin": settings.budget.min_margin,
+        "guard_rules": None if settings.guard.rules is None else str(settings.guard.rules.resolve()),
         "seed": settings.seed,
         "unrecorded_consent": settings.privacy.unrecorded_consent,
         "features": {"wait_ms": settings.features.wait_ms, "refresh_s": settings.features.refresh_s},
@@ -97,11 +100,25 @@ def send_brief(url: str, body: Mapping[str, Any], stage: Stage) -> tuple[str, st
     raise ServiceError(f"brief {brief_id} was not done within {BRIEF_TIMEOUT_S:.0f} s")
 
 
-def approve(ledger: Ledger, brief_id: str, by: str) -> list[Strategy]:
-    """Approve and start every strategy of the brief; who and why go to the audit log."""
+def approve(
+    ledger: Ledger, brief_id: str, by: str, settings: Settings, catalogue: Catalogue, stage: Stage
+) -> list[Strategy]:
+    """Approve and start every strategy of the brief whose words pass the lint; the audit log has who and why.
+
+    ServiceError if none passes.
+    """
+    guard = guard_of(settings)
     for strategy in ledger.strategies(brief_id=brief_id):
-        ledger.set_strategy_state(
-            strategy.strategy_id, StrategyState.APPROVED, by, "the run approves its own"
-        )
-        ledger.set_strategy_state(strategy.strategy_id, StrategyState.LIVE, by, "the run starts its own")
-    return ledger.strategies(StrategyState.LIVE, brief_id)
+        name = strategy.strategy_id
+        try:
+            move_strategy(
+                ledger, guard, catalogue, name, StrategyState.APPROVED, by, "the run approves its own"
+            )
+        except ValueError as blocked:
+            stage.note(f"{name} stays a draft: {blocked}")
+            continue
+        move_strategy(ledger, guard, catalogue, name, StrategyState.LIVE, by, "the run starts its own")
+    found = ledger.strategies(StrategyState.LIVE, brief_id)
+    if not found:
+        raise ServiceError(f"brief {brief_id}: the lint passes no strategy; see `qiance creatives list`")
+    return found
