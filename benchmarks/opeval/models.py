@@ -1,11 +1,14 @@
 """Reward models of the benchmark, fitted out of fold: one of the right form, one of the wrong form.
 
-right: a logistic regression per action, the form of the truth. wrong: one logistic regression on the context and
-the action's one-hot, without interplay: what OBP's `RegressionModel` fits by default. mrdr: the wrong form with
-the weights of more robust doubly robust (Farajtabar, Chow and Ghavamzadeh, ICML 2018), as OBP fits it.
+right: a logistic regression per action, the form of the truth. wrong: one logistic regression on the context
+and the action's one-hot, without interplay: what OBP's `RegressionModel` fits by default. mrdr: the wrong
+form with the weights of more robust doubly robust (Farajtabar, Chow and Ghavamzadeh, ICML 2018), as OBP fits
+it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +40,8 @@ def _sigmoid(x: Floats) -> Floats:
     return np.asarray(1 / (1 + np.exp(-np.clip(x, -30, 30))))
 
 
-def _per_action(sample: Sample, train: NDArray[np.bool_], weight: Floats):  # type: ignore[no-untyped-def]
-    """Newton steps for all actions at once; the penalty is scikit-learn's default, C = 1 but for the intercept."""
+def _per_action(sample: Sample, train: NDArray[np.bool_], weight: Floats) -> Callable[[Floats], Floats]:
+    """Newton steps for all actions at once; the penalty is C = 1 but for the intercept."""
     actions, rows = sample.policy.shape[1], np.flatnonzero(train)
     x = np.column_stack([sample.context[rows], np.ones(len(rows))])
     order = np.argsort(sample.action[rows], kind="stable")
@@ -65,21 +68,22 @@ def _per_action(sample: Sample, train: NDArray[np.bool_], weight: Floats):  # ty
     return lambda context: _sigmoid(context @ theta[:, :-1].T + theta[:, -1])
 
 
-def _additive(sample: Sample, train: NDArray[np.bool_], weight: Floats):  # type: ignore[no-untyped-def]
+def _additive(sample: Sample, train: NDArray[np.bool_], weight: Floats) -> Callable[[Floats], Floats]:
     """Newton steps on context and one-hot action; the penalty is scikit-learn's default, C = 1."""
     actions, rows = sample.policy.shape[1], np.flatnonzero(train)
-    a, y, w = sample.action[rows], sample.reward[rows], weight[rows]
-    x = np.zeros((len(rows), sample.context.shape[1] + actions))
-    x[:, : sample.context.shape[1]] = sample.context[rows]
-    x[np.arange(len(rows)), sample.context.shape[1] + a] = 1.0
-    theta = np.zeros(x.shape[1])
+    x, a, y, w = sample.context[rows], sample.action[rows], sample.reward[rows], weight[rows]
+    size = x.shape[1]
+    theta, curve = np.zeros(size + actions), np.zeros((size + actions, size + actions))
     for _ in range(_STEPS):
-        p = _sigmoid(x @ theta)
-        gradient = x.T @ (w * (y - p)) - theta
-        curve = (x * (w * p * (1 - p))[:, None]).T @ x + np.eye(x.shape[1])
-        step = np.linalg.solve(curve, gradient)
+        p = _sigmoid(x @ theta[:size] + theta[size:][a])
+        gap, bend = w * (y - p), w * p * (1 - p)
+        slope = np.concatenate([gap @ x, np.bincount(a, gap, actions)]) - theta
+        cross = np.stack([np.bincount(a, bend * column, actions) for column in x.T])
+        curve[:size, :size] = (x * bend[:, None]).T @ x
+        curve[:size, size:], curve[size:, :size] = cross, cross.T
+        curve[size:, size:] = np.diag(np.bincount(a, bend, actions))
+        step = np.linalg.solve(curve + np.eye(len(curve)), slope)
         theta += step
         if np.abs(step).max() < 1e-8:
             break
-    split = sample.context.shape[1]
-    return lambda context: _sigmoid((context @ theta[:split])[:, None] + theta[split:])
+    return lambda context: _sigmoid((context @ theta[:size])[:, None] + theta[size:])

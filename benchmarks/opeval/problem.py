@@ -2,8 +2,8 @@
 
 Contexts are standard normal in 5 dimensions; rewards are 0 or 1 with mean q(x, a) = sigmoid(x·c_a + b_a),
 coefficients uniform in [0, 1] (OBP's `logistic_reward_function` with one-hot actions). The log is made by
-softmax(β q): β > 0 prefers what the target prefers, β = 0 is uniform, β < 0 avoids it. The target takes the best
-action with 0.8 and any with 0.2.
+softmax(β q): β > 0 prefers what the target prefers, β = 0 is uniform, β < 0 avoids it. The target takes the
+best action with 0.8 and any with 0.2.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 DIMENSIONS = 5
 GREEDY = 0.8
-_TRUTH_ROWS = 200_000
+_TRUTH_ROWS = 60_000
 _CHUNK = 20_000
 
 
@@ -43,7 +43,7 @@ class Problem:
         return np.asarray(1 / (1 + np.exp(-(context @ self.coefficients.T + self.intercepts))))
 
     def truth(self) -> float:
-        """Value of the target, over 200,000 contexts of their own, each with its mirror image."""
+        """Value of the target, over 60,000 contexts of their own, each with its mirror image."""
         rng, total = np.random.default_rng([self.seed, self.actions, 1]), 0.0
         for _ in range(_TRUTH_ROWS // _CHUNK):
             half = rng.normal(size=(_CHUNK // 2, DIMENSIONS))

@@ -14,7 +14,18 @@ from rich.console import Console
 from rich.markup import escape
 
 from qiance import __version__
-from qiance.cli import dashboards, data, embeddings, features, keys, predict, strategies, train, users
+from qiance.cli import (
+    dashboards,
+    data,
+    embeddings,
+    evaluate,
+    features,
+    keys,
+    predict,
+    strategies,
+    train,
+    users,
+)
 from qiance.settings import DEFAULT_WORKSPACE, Settings, SettingsError, load_settings
 
 app = typer.Typer(
@@ -28,6 +39,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(dashboards.app, name="dashboards")
 app.add_typer(embeddings.app, name="embeddings")
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(features.app, name="features")
 app.add_typer(keys.app, name="keys")
 app.add_typer(strategies.app, name="strategies")

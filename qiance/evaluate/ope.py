@@ -42,6 +42,7 @@ __all__ = [
     "Diagnostics",
     "Estimate",
     "GateResult",
+    "IntervalKind",
     "clears_gate",
     "difference",
     "estimate",
@@ -129,17 +130,17 @@ def estimate(
     reward_model: `[n, n_actions]`, expected reward of every action in every row, from a model that was not
         fitted on that row. Where an estimator needs one and none is given, one is fitted out of fold from
         `log.context`, or from the actions alone (`fit_reward_model`).
-    estimator: auto, or one of ipw, clipped-ipw, snipw, dm, dr, sndr, greg, switch-dr, dros, mrdr. "auto" stands
-        between greg, which is consistent whatever the model is, and dm, by how probable it is that the model
-        has no bias (`ope_tuning.belief`).
+    estimator: auto, or one of ipw, clipped-ipw, snipw, dm, dr, sndr, greg, switch-dr, dros, mrdr. "auto"
+        stands between greg, which is consistent whatever the model is, and dm, by how probable it is that the
+        model has no bias (`ope_tuning.belief`).
     seed: of the bootstrap and of the folds.
-    interval: "default" is Student-t around the value with the standard error of the per-row influence, clustered
-        by `log.cluster`, and degrees of freedom from its kurtosis, so that it widens where few units carry the
-        spread; that of ipw is also corrected for skewness; that of dm is a bootstrap over units. Estimators that
-        give up some truth for less variance (clipped-ipw, switch-dr, dros, and auto) have the interval of one
-        that does not, stretched to hold the value. "normal" and "bootstrap" are the plain ones. "bernstein" holds
-        for every sample size, "anytime" also for every moment at which one may look; both are for independent rows
-        in the order in which they came, and much wider.
+    interval: "default" is Student-t around the value with the standard error of the per-row influence,
+        clustered by `log.cluster`, and degrees of freedom from its kurtosis, so that it widens where few
+        units carry the spread; that of ipw is also corrected for skewness; that of dm is a bootstrap over
+        units. Estimators that give up some truth for less variance (clipped-ipw, switch-dr, dros, and auto)
+        have the interval of one that does not, stretched to hold the value. "normal" and "bootstrap" are the
+        plain ones. "bernstein" holds for every sample size, "anytime" also for every moment at which one may
+        look; both are for independent rows in the order in which they came, and much wider.
     reward_range: (least, largest) possible reward, for "bernstein" and "anytime"; not needed for 0 and 1.
     parameter: of clipped-ipw, switch-dr (both a weight) and dros (a squared weight); None: chosen by the log.
     ValueError names the array, row and value that is wrong, and refuses a log in which the policy's actions
@@ -171,7 +172,8 @@ def difference(
     """
     if interval in ("bernstein", "anytime"):
         raise ValueError(
-            f"interval: {interval!r} is for a policy's value; for a difference use default, normal or bootstrap"
+            f"interval: {interval!r} is for a policy's value; for a difference use default, normal or "
+            "bootstrap"
         )
     asked = _Asked(_known(estimator), confidence, seed, interval, None, parameter)
     units = _checked(asked, log)

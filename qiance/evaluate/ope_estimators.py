@@ -238,7 +238,7 @@ def _share_of_units(units: Units, share: FloatArray) -> FloatArray:
 def _tuned(
     terms: Terms, unbiased: RowEstimate, rows: Callable[[float], RowEstimate], power: float
 ) -> RowEstimate:
-    """`rows` at `terms.parameter`, or at the parameter of least estimated error among quantiles of w^power."""
+    """`rows` at `terms.parameter`, or at that of least estimated error among quantiles of w^power."""
     if terms.parameter is not None:
         return rows(terms.parameter).at(terms.parameter)
     grid = weight_grid(terms.weight) ** power

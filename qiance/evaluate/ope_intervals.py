@@ -1,9 +1,9 @@
 """Intervals of a policy's value that hold for every sample size: empirical Bernstein, and one for any moment.
 
-Both need rewards within a range that is known beforehand, independent rows, and nothing of the weights but that they
-have mean 1. Rewards are put on [0, 1]; then w r ≥ 0 has mean V and w (1 − r) ≥ 0 has mean 1 − V, so a lower bound for
-the mean of a variable ≥ 0 gives both ends, without a bound on the weights: a rare large weight that the log happens
-to lack can only raise such a mean.
+Both need rewards within a range that is known beforehand, independent rows, and nothing of the weights but
+that they have mean 1. Rewards are put on [0, 1]; then w r ≥ 0 has mean V and w (1 − r) ≥ 0 has mean 1 − V, so
+a lower bound for the mean of a variable ≥ 0 gives both ends, without a bound on the weights: a rare large
+weight that the log happens to lack can only raise such a mean.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def known_range(reward: FloatArray, given: Range | None) -> Range:
     if given is None:
         if not np.isin(reward, (0.0, 1.0)).all():
             raise ValueError(
-                "reward_range: is needed for this interval, for rewards are not all 0 or 1; pass (least, largest) "
-                "as known before the log was seen, not as found in it"
+                "reward_range: is needed for this interval, for rewards are not all 0 or 1; pass (least, "
+                "largest) as known before the log was seen, not as found in it"
             )
         return 0.0, 1.0
     low, high = given
@@ -47,7 +47,7 @@ def known_range(reward: FloatArray, given: Range | None) -> Range:
 def two_sided(
     bound: Bound, weight: FloatArray, reward: FloatArray, span: Range, confidence: float
 ) -> tuple[float, float]:
-    """Interval of the value from a lower bound for the mean of a variable ≥ 0, half of the error to each side."""
+    """Interval of the value from a lower bound for the mean of what is ≥ 0, half the error each side."""
     low, high = span
     scaled, error = (reward - low) / (high - low), (1 - confidence) / 2
     least = bound(weight * scaled, error)
@@ -79,14 +79,15 @@ def bernstein_bound(values: FloatArray, error: float) -> float:
 def betting_bound(values: FloatArray, error: float, least: float = 0.0) -> float:
     """Lower bound for the mean of `values` `[n]` ≥ 0 that may be asked for after every row.
 
-    With probability 1 − `error` the mean is above the bounds of all beginnings of the log, so that one may look
-    as often as one likes and stop when one likes. A gambler who bets against "the mean is m" has the wealth
+    With probability 1 − `error` the mean is above the bounds of all beginnings of the log, so that one may
+    look as often as one likes and stop when one likes. A gambler who bets against "the mean is m" has the
+    wealth
 
         W_t(m) = mean_j Π_{s ≤ t} (1 + c_j (x_s / m − 1)),
 
-    a martingale if the rows, in the order in which they came, have conditional mean m; by Ville's inequality it
-    ever reaches 1/`error` with probability at most `error`. The bound is the largest m whose wealth has done so:
-    wealth falls in m, so bisection finds it. least: a bound that is known already.
+    a martingale if the rows, in the order in which they came, have conditional mean m; by Ville's inequality
+    it ever reaches 1/`error` with probability at most `error`. The bound is the largest m whose wealth has
+    done so: wealth falls in m, so bisection finds it. least: a bound that is known already.
     Source: Waudby-Smith & Ramdas, J. R. Stat. Soc. B 86 (2024), 1-27; off-policy: Waudby-Smith, Wu, Ramdas,
     Karampatziakis & Mineiro, ACM/IMS J. Data Sci. 1 (2024), 3.
     """
@@ -108,7 +109,8 @@ def _log_wealth(values: FloatArray, mean: float) -> FloatArray:
     found = np.full(values.size, -np.inf)
     for bet in _BETS.tolist():
         np.logaddexp(found, np.cumsum(np.log1p(bet * gain)), out=found)
-    return found - np.log(_BETS.size)
+    found -= np.log(_BETS.size)
+    return found
 
 
 def independent_rows(units: Units, interval: str) -> None:

@@ -20,12 +20,14 @@ def fit_reward_model(
     folds: int = FOLDS,
     seed: int = 0,
 ) -> FloatArray:
-    """`[n, actions]` expected reward of every action in every row, each row's by a model that has not seen it.
+    """`[n, actions]` expected reward of every action in every row, each row's by a model that has not seen
+    it.
 
-    Ridge regressions of the reward on `log.context` and the position, one per action, each drawn towards the one
-    of all actions; how strongly is chosen out of fold. Without a context they are the actions' means, drawn
-    towards the mean of all. Units stay whole in a fold. sample_weight: `[n]` ≥ 0. Predictions are kept within
-    the rewards seen. Categories must be one-hot in the context. Raises ValueError for fewer than 2 units.
+    Ridge regressions of the reward on `log.context` and the position, one per action, each drawn towards the
+    one of all actions; how strongly is chosen out of fold. Without a context they are the actions' means,
+    drawn towards the mean of all. Units stay whole in a fold. sample_weight: `[n]` ≥ 0. Predictions are kept
+    within the rewards seen. Categories must be one-hot in the context. Raises ValueError for fewer than 2
+    units.
     Source: cross-fitting: Chernozhukov et al., Econom. J. 21 (2018), C1-C68.
     """
     units = log.units()
@@ -35,7 +37,8 @@ def fit_reward_model(
         )
     design, weight = _design(log), np.ones(len(log)) if sample_weight is None else sample_weight
     order = np.random.default_rng(seed).permutation(units.count)
-    fold = units.spread(order % min(folds, units.count))
+    fold = order % min(folds, units.count)
+    fold = fold if units.codes is None else fold[units.codes]
     best, found = np.inf, np.zeros((len(log), actions))
     for prior in _PRIOR_ROWS:
         predicted = np.empty((len(log), actions))
@@ -88,5 +91,5 @@ def _coefficients(
         rows = slice(ends[place], ends[place + 1])
         moments[place] += x[rows].T @ x[rows]
         pull[place] = x[rows].T @ left[rows]
-    own: FloatArray = np.linalg.solve(moments, pull[:, :, None])[:, :, 0]
-    return shared + own
+    own = np.linalg.solve(moments, pull[:, :, None])[:, :, 0]
+    return np.asarray(shared + own, dtype=np.float64)

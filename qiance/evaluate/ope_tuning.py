@@ -1,8 +1,8 @@
 """What the log itself decides: hyper-parameters, and how far the reward model is believed.
 
-Both rest on the same measurement. An estimator k of less variance is compared with one that is unbiased whatever
-the model is: D = V_k − V_0 has the variance S² of the mean of the difference of their influences, so D² − S²
-estimates the squared bias of k, and z = D / S says whether there is any.
+Both rest on the same measurement. An estimator k of less variance is compared with one that is unbiased
+whatever the model is: D = V_k − V_0 has the variance S² of the mean of the difference of their influences, so
+D² − S² estimates the squared bias of k, and z = D / S says whether there is any.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def belief(unbiased: RowEstimate, direct: RowEstimate, units: Units) -> float:
 
         1 / (1 + B),  B = exp(z²/2 · s²/(1 + s²)) / √(1 + s²),  z = (V_dm − V_0) / S,  s = 4
 
-    B is the Bayes factor of a bias of spread s·S, normal around 0, against none, at even prior odds: z ~ N(0, 1)
-    without a bias and N(0, 1 + s²) with one. It is 0.8 at z = 0, 0.5 at |z| = 1.7, 0.02 at |z| = 3.4.
+    B is the Bayes factor of a bias of spread s·S, normal around 0, against none, at even prior odds: z ~ N(0,
+    1) without a bias and N(0, 1 + s²) with one. It is 0.8 at z = 0, 0.5 at |z| = 1.7, 0.02 at |z| = 3.4.
     Source: spike and slab: Mitchell & Beauchamp, JASA 83 (1988), 1023-1032; that combining a biased and an
     unbiased estimator by their difference lowers the error: Green & Strawderman, JASA 86 (1991), 1001-1006.
     """

@@ -356,7 +356,7 @@ HALF = np.full((3, 2), 0.5)
         ({"reward_model": HALF * np.nan}, "reward_model: row 0, column 0 is nan"),
         (
             {"estimator": "magic"},
-            "estimator: 'magic' is not known; choose one of auto, ipw, clipped-ipw, snipw, dm, dr, sndr, greg,",
+            "estimator: 'magic' is not known; choose one of auto, ipw, clipped-ipw, snipw, dm, dr, sndr",
         ),
         ({"estimator": "dr", "parameter": 1.0}, "parameter: dr has none; only clipped-ipw, switch-dr, dros"),
         ({"estimator": "dros", "parameter": -1.0}, "parameter: -1.0 is not a number ≥ 0"),
