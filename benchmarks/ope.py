@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     size = args.pick(
         smoke=Size(2_000, (10, 30), 2, 0),
         quick=Size(10_000, (10, 30, 100), 8, 6),
-        full=Size(10_000, (10, 30, 100), 150, 40),
+        full=Size(10_000, (10, 30, 100), 120, 30),
     )
     missing: dict[str, str] = {}
     found, versions = _outcomes(args, size, missing)

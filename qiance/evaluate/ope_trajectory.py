@@ -135,7 +135,7 @@ def weighted_doubly_robust(steps: Steps) -> RowEstimate:
 
 
 def direct(steps: Steps) -> RowEstimate:
-    """Direct method, (1/n) Σ_i v_i0: with `fitted_q` that is fitted Q evaluation (Le, Voloshin & Yue, 2019)."""
+    """Direct method, (1/n) Σ_i v_i0; with `fitted_q` it is fitted Q evaluation (Le, Voloshin & Yue, 2019)."""
     return mean_rows(steps.policy_model[:, 0])
 
 
