@@ -162,7 +162,7 @@ def _by_column(given: Given, name: str) -> Floats:
 
 
 def _best_arm(given: Given) -> Floats:
-    """Each half of the units gets the arm that was best in the other: an arm is not judged by its own luck."""
+    """Each half of the units gets the arm that was best in the other: none is judged by its own luck."""
     units = given.log.units()
     codes = np.arange(len(given.log)) if units.codes is None else units.codes
     half = np.random.default_rng(0).permutation(units.count)[codes] % 2

@@ -105,12 +105,8 @@ def betting_bound(values: FloatArray, error: float, least: float = 0.0) -> float
 
 def _log_wealth(values: FloatArray, mean: float) -> FloatArray:
     """`[n]` log W_t(mean)."""
-    gain = values / mean - 1
-    found = np.full(values.size, -np.inf)
-    for bet in _BETS.tolist():
-        np.logaddexp(found, np.cumsum(np.log1p(bet * gain)), out=found)
-    found -= np.log(_BETS.size)
-    return found
+    by_bet = np.cumsum(np.log1p(_BETS[:, None] * (values / mean - 1)), axis=1)
+    return np.asarray(np.logaddexp.reduce(by_bet, axis=0) - np.log(_BETS.size))
 
 
 def independent_rows(units: Units, interval: str) -> None:

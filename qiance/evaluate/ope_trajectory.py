@@ -231,8 +231,8 @@ def _normalised(weight: FloatArray, outcome: FloatArray) -> RowEstimate:
     if float(share.max()) > 1 - 1e-9:
         row, step = (int(i) for i in np.unravel_index(int(share.argmax()), share.shape))
         raise ValueError(
-            f"policy_probs: too little overlap: trajectory {row} carries all of the weight at step {step}, so "
-            "no interval can be given; evaluate a policy closer to the logged one, or shorten the horizon"
+            f"policy_probs: too little overlap: trajectory {row} carries all of the weight at step {step}, "
+            "so no interval can be given; evaluate a policy closer to the logged one, or shorten the horizon"
         )
     influence = (share * len(weight) * (outcome - mean) / (1 - share)).sum(axis=1)
     return RowEstimate(float(mean.sum()), influence)

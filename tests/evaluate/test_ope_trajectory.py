@@ -1,4 +1,4 @@
-"""Sequential and slate estimators against the enumerated truth of a tiny problem, by hand, and what is refused."""
+"""Sequential and slate estimators against the truth of a tiny problem, by hand, and what is refused."""
 
 from __future__ import annotations
 
@@ -234,13 +234,12 @@ def test_slate_estimates_are_unbiased_where_their_user_lives(name):
     for seed in range(150):
         log, probs, logged, by_policy, truth = slate_world(seed)
         found.append(estimate_slates(log, probs, logged, by_policy, name))
-    off = abs(np.mean([one.value for one in found]) - truth)
+    off = np.mean([one.value for one in found]) - truth
     noise = np.std([one.value for one in found]) / np.sqrt(len(found))
-    if name in ("iips", "pi"):
-        # Independent logging fills the slots alike whatever is above, so interaction shows in the second slot only.
-        assert (off > 4 * noise) is (name == "iips")
-    else:
-        assert off < 3.5 * noise + 0.002
+    # What the slots do to each other is lost: all of it to iips, to pi what no sum of the two can say.
+    lost = {"iips": 0.3 * 0.8 * 0.3, "pi": 0.3 * 0.3 * 0.3}.get(name, 0.0)
+    assert abs(off + lost) < 3.5 * noise + 0.002
+    if not lost:
         assert np.mean([one.low <= truth <= one.high for one in found]) >= 0.9
     with pytest.raises(ValueError, match="'cascade-dr' needs logged_model"):
         estimate_slates(log, probs, estimator="cascade-dr")
