@@ -268,3 +268,20 @@ def test_mrdr_fits_its_own_model_by_its_own_weights():
     assert found.value == pytest.approx(float((policy * mean).sum(axis=1).mean()), abs=4 * found.std_error)
     terms = terms_of(log, policy, None, log.units())
     assert not terms.policy_model.any()
+
+
+def test_what_belief_costs_and_gains():
+    """Errors in units of the unbiased estimator's: docs/evaluation.md quotes these."""
+    rng, units = np.random.default_rng(0), Units(None, 2)
+    error = {}
+    for bias in (0.0, 1.0, 2.0, 2.5, 3.0, 4.0, 6.0):
+        squares = 0.0
+        for unbiased in rng.normal(size=4000):
+            direct = bias + 0.3 * rng.normal()
+            gap = np.hypot(1.0, 0.3) * np.array([1.0, -1.0])  # standard error of the difference
+            share = belief(RowEstimate(unbiased, np.zeros(2)), RowEstimate(direct, gap), units)
+            squares += (unbiased + share * (direct - unbiased)) ** 2
+        error[bias] = np.sqrt(squares / 4000)
+    assert error[0.0] < 0.6
+    assert max(error.values()) < 1.4
+    assert error[6.0] < 1.03
