@@ -71,6 +71,21 @@ def test_greg_does_not_care_about_scale_and_level_of_the_model():
     assert (flat.value, flat.std_error) == pytest.approx((plain.value, plain.std_error))
 
 
+def test_greg_error_is_the_jackknife():
+    log, policy, mean = world(60, 4, actions=3, greedy=0.6)
+    model = 0.5 * mean + 0.2 * mean**3
+    keep = [np.delete(np.arange(60), i) for i in range(60)]
+    left_out = [
+        estimate(
+            BanditLog(log.action[k], log.reward[k], log.propensity[k]), policy[k], model[k], "greg"
+        ).value
+        for k in keep
+    ]
+    whole = estimate(log, policy, model, "greg")
+    jackknife = np.sqrt(59 / 60 * np.square(np.array(left_out) - whole.value).sum())
+    assert whole.std_error == pytest.approx(jackknife, rel=0.03)
+
+
 def test_shrinkage_goes_from_the_direct_method_to_doubly_robust():
     log, policy, mean = world(500, 5)
     model = 0.5 * mean
