@@ -19,6 +19,7 @@ from qiance.cli import (
     dashboards,
     data,
     embeddings,
+    evaluate,
     features,
     keys,
     lint,
@@ -43,6 +44,7 @@ app.add_typer(creatives.app, name="creatives")
 app.add_typer(data.app, name="data")
 app.add_typer(dashboards.app, name="dashboards")
 app.add_typer(embeddings.app, name="embeddings")
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(features.app, name="features")
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")

@@ -79,6 +79,12 @@ def student_interval(value: float, error: float, freedom: float, confidence: flo
     return value - half, value + half
 
 
+def normal_interval(value: float, error: float, confidence: float) -> tuple[float, float]:
+    """`value ± z · error`, two-sided at `confidence`: for large samples without heavy rows."""
+    half = float(stats.norm.ppf(0.5 + confidence / 2)) * error
+    return value - half, value + half
+
+
 def influence_freedom(influence: FloatArray, units: Units) -> float:
     """Degrees of freedom of the standard error of a per-row influence `[n]`, in [1, G − 1].
 

@@ -8,7 +8,7 @@ clears_gate(difference(log, new, live), margin=2.0)   # may it go live?
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,32 +19,52 @@ from qiance.evaluate.inference import (
     Units,
     bootstrap_interval,
     influence_freedom,
+    normal_interval,
     skewed_interval,
     standard_error,
     student_interval,
 )
 from qiance.evaluate.ope_diagnostics import Diagnostics, diagnose, worse_of
-from qiance.evaluate.ope_estimators import ESTIMATORS, RowEstimate, Terms, resolve, terms_of
+from qiance.evaluate.ope_estimators import ESTIMATORS, Terms, mrdr_weight, terms_of
+from qiance.evaluate.ope_intervals import (
+    Range,
+    bernstein_bound,
+    betting_bound,
+    independent_rows,
+    known_range,
+    two_sided,
+)
+from qiance.evaluate.ope_models import fit_reward_model
+from qiance.evaluate.ope_tuning import RowEstimate, belief
 
 __all__ = [
     "BanditLog",
     "Diagnostics",
     "Estimate",
     "GateResult",
+    "IntervalKind",
     "clears_gate",
     "difference",
     "estimate",
 ]
+
+IntervalKind = Literal["default", "normal", "bootstrap", "bernstein", "anytime"]
+# What "auto" becomes: between the generalised regression estimator and the direct method.
+BLEND = "blend"
+# Fewer effective units than this cannot tell how well the model scales.
+_LEAST_TO_RESCALE = 20.0
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """An off-policy estimate with its two-sided interval at `confidence`.
 
-    value, low, high, std_error: per decision, in the units of the reward.
-    estimator: the one used (never "auto").
+    value, low, high, std_error: per decision, in the units of the reward; std_error is that of the interval.
+    estimator: the one used; "blend" where it was chosen by the log, and `shares` then says of what.
     baseline_value: None for a policy's value; for a difference the estimated value of the baseline, and
     `value` is the policy's value minus it.
+    interval: how the interval was made, and `centre` by which estimator, where that is another one.
+    parameter: the clip, threshold or shrinkage that was used, where the estimator has one.
     """
 
     value: float
@@ -55,6 +75,10 @@ class Estimate:
     confidence: float
     std_error: float
     baseline_value: float | None = None
+    interval: str = "default"
+    centre: str = ""
+    parameter: float | None = None
+    shares: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +90,28 @@ class GateResult:
     improvement: Estimate
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What was asked for beside the data."""
+
+    estimator: str
+    confidence: float
+    seed: int
+    interval: IntervalKind
+    span: Range | None
+    parameter: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """point: the answer; centre: what the interval is of, by the estimator `by`; shares: of a blend."""
+
+    point: RowEstimate
+    centre: RowEstimate
+    by: str
+    shares: tuple[tuple[str, float], ...] = ()
+
+
 def estimate(
     log: BanditLog,
     policy_probs: NDArray[Any],
@@ -73,26 +119,37 @@ def estimate(
     estimator: str = "auto",
     confidence: float = 0.95,
     seed: int = 0,
+    *,
+    interval: IntervalKind = "default",
+    reward_range: Range | None = None,
+    parameter: float | None = None,
 ) -> Estimate:
     """Estimated value per decision of a policy, from a log made by another.
 
     policy_probs: `[n, n_actions]`, probability of every action in every logged row; rows sum to 1 (±1e-6).
     reward_model: `[n, n_actions]`, expected reward of every action in every row, from a model that was not
-        fitted on that row; needed by dm, dr, sndr.
-    estimator: ipw, snipw, dm, dr, sndr; "auto" is sndr with a reward model and snipw without.
-    seed: of the bootstrap (dm only).
-
-    The interval is Student-t around the value with the standard error of the per-row influence, clustered by
-    `log.cluster`, and degrees of freedom from its kurtosis, so that it widens where few units carry the
-    spread; that of ipw is also corrected for skewness; that of dm is a bootstrap over units.
+        fitted on that row. Where an estimator needs one and none is given, one is fitted out of fold from
+        `log.context`, or from the actions alone (`fit_reward_model`).
+    estimator: auto, or one of ipw, clipped-ipw, snipw, dm, dr, sndr, greg, switch-dr, dros, mrdr. "auto"
+        stands between greg, which is consistent whatever the model is, and dm, by how probable it is that the
+        model has no bias (`ope_tuning.belief`).
+    seed: of the bootstrap and of the folds.
+    interval: "default" is Student-t around the value with the standard error of the per-row influence,
+        clustered by `log.cluster`, and degrees of freedom from its kurtosis, so that it widens where few
+        units carry the spread; that of ipw is also corrected for skewness; that of dm is a bootstrap over
+        units. Estimators that give up some truth for less variance (clipped-ipw, switch-dr, dros, and auto)
+        have the interval of one that does not, stretched to hold the value. "normal" and "bootstrap" are the
+        plain ones. "bernstein" holds for every sample size, "anytime" also for every moment at which one may
+        look; both are for independent rows in the order in which they came, and much wider.
+    reward_range: (least, largest) possible reward, for "bernstein" and "anytime"; not needed for 0 and 1.
+    parameter: of clipped-ipw, switch-dr (both a weight) and dros (a squared weight); None: chosen by the log.
     ValueError names the array, row and value that is wrong, and refuses a log in which the policy's actions
     were never taken (no overlap).
     """
-    fraction("confidence", confidence, open_ends=True)
-    units = log.units()
-    name = resolve(estimator, reward_model is not None)
-    terms, diagnostics = _prepare("policy_probs", log, policy_probs, reward_model, name, units)
-    return _with_interval(name, ESTIMATORS[name].rows(terms), units, diagnostics, confidence, seed)
+    asked = _Asked(_known(estimator), confidence, seed, interval, reward_range, parameter)
+    units = _checked(asked, log)
+    terms, diagnostics = _prepare("policy_probs", log, policy_probs, reward_model, asked, units)
+    return _with_interval(_found(terms, None, asked), terms, units, diagnostics, asked)
 
 
 def difference(
@@ -103,6 +160,9 @@ def difference(
     estimator: str = "auto",
     confidence: float = 0.95,
     seed: int = 0,
+    *,
+    interval: Literal["default", "normal", "bootstrap"] = "default",
+    parameter: float | None = None,
 ) -> Estimate:
     """Improvement of a policy over a baseline (the live policy) on the same log.
 
@@ -110,20 +170,23 @@ def difference(
     the interval is that of the per-row difference of their influences, which is narrower than two separate
     intervals wherever the policies agree. Diagnostics are the worse of the two, field by field.
     """
-    fraction("confidence", confidence, open_ends=True)
-    units = log.units()
-    name = resolve(estimator, reward_model is not None)
-    terms, of_policy = _prepare("policy_probs", log, policy_probs, reward_model, name, units)
-    base_terms, of_baseline = _prepare("baseline_probs", log, baseline_probs, reward_model, name, units)
+    if interval in ("bernstein", "anytime"):
+        raise ValueError(
+            f"interval: {interval!r} is for a policy's value; for a difference use default, normal or "
+            "bootstrap"
+        )
+    asked = _Asked(_known(estimator), confidence, seed, interval, None, parameter)
+    units = _checked(asked, log)
+    terms, of_policy = _prepare("policy_probs", log, policy_probs, reward_model, asked, units)
+    base, of_baseline = _prepare("baseline_probs", log, baseline_probs, reward_model, asked, units)
     if np.shape(policy_probs) != np.shape(baseline_probs):
         raise ValueError(
             f"baseline_probs: has shape {np.shape(baseline_probs)}; must be {np.shape(policy_probs)}, "
             "as policy_probs"
         )
-    policy, baseline = ESTIMATORS[name].rows(terms), ESTIMATORS[name].rows(base_terms)
-    gain = RowEstimate(policy.value - baseline.value, policy.influence - baseline.influence)
-    found = _with_interval(name, gain, units, worse_of(of_policy, of_baseline), confidence, seed)
-    return replace(found, baseline_value=baseline.value)
+    found = _found(terms, base, asked)
+    judged = _with_interval(found, terms, units, worse_of(of_policy, of_baseline), asked)
+    return replace(judged, baseline_value=_blend_value(base, asked, found.shares))
 
 
 def clears_gate(
@@ -167,45 +230,139 @@ def clears_gate(
     return GateResult(True, found, improvement)
 
 
+def _known(name: str) -> str:
+    if name in ("auto", BLEND):
+        return BLEND
+    if name not in ESTIMATORS:
+        raise ValueError(
+            f"estimator: {name!r} is not known; choose one of {', '.join(['auto', *ESTIMATORS])}"
+        )
+    return name
+
+
+def _checked(asked: _Asked, log: BanditLog) -> Units:
+    fraction("confidence", asked.confidence, open_ends=True)
+    if asked.interval not in get_args(IntervalKind):
+        raise ValueError(
+            f"interval: {asked.interval!r} is not known; choose one of {', '.join(get_args(IntervalKind))}"
+        )
+    if asked.parameter is not None:
+        if asked.estimator == BLEND or not ESTIMATORS[asked.estimator].tuned:
+            tuned = ", ".join(name for name, one in ESTIMATORS.items() if one.tuned)
+            raise ValueError(f"parameter: {asked.estimator} has none; only {tuned} have one")
+        if not asked.parameter >= 0:
+            raise ValueError(f"parameter: {asked.parameter} is not a number ≥ 0")
+    return log.units()
+
+
 def _prepare(
     array: str,
     log: BanditLog,
     policy_probs: NDArray[Any],
     reward_model: NDArray[Any] | None,
-    name: str,
+    asked: _Asked,
     units: Units,
 ) -> tuple[Terms, Diagnostics]:
+    """Terms and diagnostics of one policy; the reward model is fitted here where none is given."""
     probs = checked_policy(array, policy_probs, log)
     model = None if reward_model is None else checked_model(reward_model, probs.shape)
-    terms = terms_of(log, probs, model, units)
-    if ESTIMATORS[name].needs_overlap and not terms.weight.any():
+    plain = terms_of(log, probs, None, units, asked.parameter)
+    needs_model = asked.estimator == BLEND or ESTIMATORS[asked.estimator].needs_model
+    needs_overlap = asked.estimator == BLEND or ESTIMATORS[asked.estimator].needs_overlap
+    if needs_overlap and not plain.weight.any():
         raise ValueError(
             f"{array}: no overlap: the policy gives probability 0 to the logged action in every row (row 0: "
             f"action {log.action[0]}), so the log says nothing about it; log its actions by exploration, "
             "or use estimator='dm' with a reward model"
         )
+    if model is None and needs_model:
+        weight = mrdr_weight(plain.weight, log.propensity) if asked.estimator == "mrdr" else None
+        model = fit_reward_model(log, probs.shape[1], weight, seed=asked.seed)
+    terms = plain if model is None else terms_of(log, probs, model, units, asked.parameter)
     return terms, diagnose(log, probs, terms.weight, units)
 
 
+def _found(terms: Terms, base: Terms | None, asked: _Asked) -> _Found:
+    """The estimate of a policy, or of its improvement over a baseline."""
+
+    def rows(name: str) -> RowEstimate:
+        found = ESTIMATORS[name].rows(terms)
+        return found if base is None else found - ESTIMATORS[name].rows(base)
+
+    if asked.estimator != BLEND:
+        point, by = rows(asked.estimator), ESTIMATORS[asked.estimator].centre
+        return _Found(point, rows(by) if by else point, by or asked.estimator)
+    enough = min(_effective(one) for one in (terms, base or terms)) >= _LEAST_TO_RESCALE
+    by = "greg" if enough else "sndr"
+    unbiased, direct = rows(by), rows("dm")
+    share = belief(unbiased, direct, terms.units)
+    shares = ((by, 1 - share), ("dm", share))
+    value = unbiased.value + share * (direct.value - unbiased.value)
+    return _Found(RowEstimate(value, unbiased.influence), unbiased, by, shares)
+
+
+def _blend_value(base: Terms, asked: _Asked, shares: tuple[tuple[str, float], ...]) -> float:
+    """The baseline's own value, by the shares that its difference was taken with."""
+    if not shares:
+        return ESTIMATORS[asked.estimator].rows(base).value
+    return sum(share * ESTIMATORS[name].rows(base).value for name, share in shares)
+
+
+def _effective(terms: Terms) -> float:
+    """Kish's effective number of units."""
+    totals = terms.units.total(terms.weight)
+    return float(totals.sum()) ** 2 / float(np.square(totals).sum())
+
+
 def _with_interval(
-    name: str, rows: RowEstimate, units: Units, diagnostics: Diagnostics, confidence: float, seed: int
+    found: _Found, terms: Terms, units: Units, diagnostics: Diagnostics, asked: _Asked
 ) -> Estimate:
-    kind = ESTIMATORS[name].interval
-    if kind == "bootstrap":
-        error, low, high = bootstrap_interval(rows.value + rows.influence, units, confidence, seed)
-        note = "the interval of dm covers the sampling of users, not the error of the reward model"
-    else:
-        error = standard_error(rows.influence, units)
-        freedom = influence_freedom(rows.influence, units)
-        if kind == "skewed":
-            low, high = skewed_interval(rows.value, rows.influence, units, freedom, confidence)
-        else:
-            low, high = student_interval(rows.value, error, freedom, confidence)
-        note = ""
-        if error == 0.0:
-            note = (
-                "the rewards that carry weight do not vary, so the interval has no width: do not rely on it"
-            )
-    if note:
-        diagnostics = replace(diagnostics, warnings=(*diagnostics.warnings, note))
-    return Estimate(rows.value, low, high, name, diagnostics, confidence, error)
+    error, low, high = _interval(found, terms, units, asked)
+    notes = _notes(found, error, asked)
+    if notes:
+        diagnostics = replace(diagnostics, warnings=(*diagnostics.warnings, *notes))
+    value = found.point.value
+    if found.shares:
+        # The unbiased interval outranks the model: the blend does not leave it.
+        value = min(max(value, low), high)
+    return Estimate(
+        value=value,
+        low=min(low, value),
+        high=max(high, value),
+        estimator=asked.estimator,
+        diagnostics=diagnostics,
+        confidence=asked.confidence,
+        std_error=error,
+        interval=asked.interval,
+        centre="" if found.by == asked.estimator else found.by,
+        parameter=found.point.parameter,
+        shares=found.shares,
+    )
+
+
+def _interval(found: _Found, terms: Terms, units: Units, asked: _Asked) -> tuple[float, float, float]:
+    """(standard error, low, high) around the centre."""
+    centre, kind = found.centre, asked.interval
+    error = standard_error(centre.influence, units)
+    if kind in ("bernstein", "anytime"):
+        independent_rows(units, kind)
+        bound = bernstein_bound if kind == "bernstein" else betting_bound
+        span = known_range(terms.reward, asked.span)
+        return error, *two_sided(bound, terms.weight, terms.reward, span, asked.confidence)
+    if kind == "normal":
+        return error, *normal_interval(centre.value, error, asked.confidence)
+    how = ESTIMATORS[found.by].interval
+    if kind == "bootstrap" or how == "bootstrap":
+        return bootstrap_interval(centre.value + centre.influence, units, asked.confidence, asked.seed)
+    freedom = influence_freedom(centre.influence, units)
+    if how == "skewed":
+        return error, *skewed_interval(centre.value, centre.influence, units, freedom, asked.confidence)
+    return error, *student_interval(centre.value, error, freedom, asked.confidence)
+
+
+def _notes(found: _Found, error: float, asked: _Asked) -> list[str]:
+    if asked.estimator == "dm" and asked.interval not in ("bernstein", "anytime"):
+        return ["the interval of dm covers the sampling of users, not the error of the reward model"]
+    if error == 0.0:
+        return ["the rewards that carry weight do not vary, so the interval has no width: do not rely on it"]
+    return []

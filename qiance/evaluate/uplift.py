@@ -204,8 +204,9 @@ def targeting_value(
     prices = None if cost is None else finite_vector("cost", cost)
     paid = log if prices is None else _net(log, prices)
     net = None if model is None else np.asarray(model) - (0.0 if prices is None else prices)
+    name = "snipw" if model is None else "sndr"
     return {
-        budget: estimate(paid, targeting_policy(uplift, budget, control, cost), net, confidence=confidence)
+        budget: estimate(paid, targeting_policy(uplift, budget, control, cost), net, name, confidence)
         for budget in budgets
     }
 

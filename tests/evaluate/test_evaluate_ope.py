@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from qiance.evaluate.ope import BanditLog, clears_gate, difference, estimate
 
-ALL = ["ipw", "snipw", "dm", "dr", "sndr"]
+ALL = ["ipw", "clipped-ipw", "snipw", "dm", "dr", "sndr", "greg", "switch-dr", "dros", "mrdr"]
+UNBIASED = ["ipw", "snipw", "dr", "sndr", "greg", "mrdr"]
 
 
 def softmax(logits):
@@ -69,23 +70,45 @@ def hand_case():
     return log, probs, model
 
 
-# Weights are 1, 4, 2, 2; expected model values 0.75, 1, 2, 2; residuals 0, -1, 0, 1.
+# Weights are 1, 4, 2, 2; expected model values 0.75, 1, 2, 2; logged model 1, 1, 2, 3; residuals 0, -1, 0, 1.
+# Weighted means of reward and model are 13/9 and 15/9; weighted squares of the model 4 × 1/9 · (…) below.
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "parameter", "value"),
     [
-        ("ipw", (1 + 0 + 4 + 8) / 4),
-        ("snipw", 13 / 9),
-        ("dm", 5.75 / 4),
-        ("dr", (5.75 - 4 + 2) / 4),
-        ("sndr", 5.75 / 4 - 2 / 9),
+        ("ipw", None, (1 + 0 + 4 + 8) / 4),
+        ("clipped-ipw", 1.5, (1 + 0 + 3 + 6) / 4),
+        ("snipw", None, 13 / 9),
+        ("dm", None, 5.75 / 4),
+        ("dr", None, (5.75 - 4 + 2) / 4),
+        ("sndr", None, 5.75 / 4 - 2 / 9),
+        # slope: Σ w (q − 15/9) r / Σ w (q − 15/9)² = (-2/3 + 4/3 + 32/3) / (5·4/9 + 2/9 + 32/9) = 17/9
+        ("greg", None, 13 / 9 + 17 / 9 * (5.75 / 4 - 15 / 9)),
+        ("switch-dr", 3.0, (5.75 + 2) / 4),
+        ("switch-dr", 1.0, 5.75 / 4),
+        ("dros", 4.0, (5.75 - 4 * 4 / 20 + 4 * 2 / 8) / 4),
+        ("dros", 0.0, 5.75 / 4),
+        # weights π (1 − p) / p²: 1, 12, 2, 6 (× r: 1, 0, 2, 4); q' = (43·58 − 35·47…) solved by hand below
+        ("mrdr", None, None),
     ],
 )
-def test_values_by_hand(name, value):
+def test_values_by_hand(name, parameter, value):
     log, probs, model = hand_case()
-    found = estimate(log, probs, model, name)
+    if value is None:
+        value = mrdr_by_hand()
+    found = estimate(log, probs, model, name, parameter=parameter)
+    assert found.parameter == parameter
     assert found.value == pytest.approx(value)
     assert found.estimator == name
     assert found.low < found.value < found.high
+
+
+def mrdr_by_hand():
+    """Normal equations of r = α + β q with weights π (1 − p) / p² = 1, 12, 2, 6 at q = 1, 1, 2, 3."""
+    ones, q, qq, r, qr = 21, 1 + 12 + 4 + 18, 1 + 12 + 8 + 54, 0 + 1 + 4 + 24, 1 + 8 + 72
+    slope = (ones * qr - q * r) / (ones * qq - q * q)
+    level = (r - slope * q) / ones
+    residuals = np.array([1, 0, 2, 4]) - level - slope * np.array([1, 1, 2, 3])
+    return level + slope * 5.75 / 4 + (np.array([1, 4, 2, 2]) @ residuals) / 4
 
 
 def test_diagnostics_by_hand():
@@ -109,13 +132,7 @@ def test_support_is_judged_per_position():
     assert estimate(slots, probs).diagnostics.unsupported_mass == pytest.approx((0.5 + 0 + 0 + 0.5) / 4)
 
 
-def test_auto_takes_the_model_where_there_is_one():
-    log, probs, model = hand_case()
-    assert estimate(log, probs).estimator == "snipw"
-    assert estimate(log, probs, model).estimator == "sndr"
-
-
-@pytest.mark.parametrize("name", ["ipw", "snipw", "dr", "sndr"])
+@pytest.mark.parametrize("name", UNBIASED)
 def test_the_policy_that_logged_is_worth_its_mean_reward(name):
     world = World.make()
     log, _, model = world.sample(3000, 1)
@@ -137,13 +154,13 @@ def covered_share(world, n, name, logs=200):
     return covered / logs
 
 
-@pytest.mark.parametrize("name", ["ipw", "snipw", "dr", "sndr"])
+@pytest.mark.parametrize("name", [*UNBIASED, "auto", "clipped-ipw", "switch-dr", "dros"])
 def test_intervals_cover_the_truth(name):
     """95 % intervals over 200 logs with the decision rule's exploration floor."""
     assert covered_share(replace(World.make(3), epsilon=0.3), 500, name) >= 0.9
 
 
-@pytest.mark.parametrize("name", ["ipw", "snipw", "dr", "sndr"])
+@pytest.mark.parametrize("name", [*UNBIASED, "auto", "clipped-ipw", "switch-dr", "dros"])
 def test_intervals_cover_nearly_where_propensities_have_no_floor(name):
     """Weights without bound: rare large ones are missing from most logs, and no interval can know of them."""
     assert covered_share(World.make(3), 800, name) >= 0.85
@@ -339,9 +356,20 @@ HALF = np.full((3, 2), 0.5)
         ({"reward_model": HALF * np.nan}, "reward_model: row 0, column 0 is nan"),
         (
             {"estimator": "magic"},
-            "estimator: 'magic' is not known; choose one of ipw, snipw, dm, dr, sndr, auto",
+            "estimator: 'magic' is not known; choose one of auto, ipw, clipped-ipw, snipw, dm, dr, sndr",
         ),
-        ({"estimator": "dr"}, "estimator: 'dr' needs reward_model"),
+        ({"estimator": "dr", "parameter": 1.0}, "parameter: dr has none; only clipped-ipw, switch-dr, dros"),
+        ({"estimator": "dros", "parameter": -1.0}, "parameter: -1.0 is not a number ≥ 0"),
+        ({"interval": "wide"}, "interval: 'wide' is not known; choose one of default, normal, bootstrap"),
+        (
+            {"interval": "anytime"},
+            "reward_range: is needed for this interval, for rewards are not all 0 or 1",
+        ),
+        (
+            {"interval": "anytime", "reward_range": (0, 1)},
+            r"reward: row 2 is 2.0; outside reward_range \[0, 1\]",
+        ),
+        ({"interval": "bernstein", "reward_range": (1, 1)}, r"reward_range: \(1, 1\) is no range"),
         ({"confidence": 1.0}, r"confidence: 1.0 is outside \(0, 1\)"),
         ({"confidence": np.nan}, "confidence: nan"),
     ],
@@ -356,7 +384,16 @@ def test_one_user_gives_no_interval():
     with pytest.raises(ValueError, match="1 independent unit"):
         estimate(log, HALF, estimator="ipw")
     with pytest.raises(ValueError, match="one cluster"):
+        estimate(log, HALF, estimator="snipw")
+    with pytest.raises(ValueError, match="1 independent unit cannot be split"):
         estimate(log, HALF)
+    pairs = BanditLog(**LOG, cluster=["a", "a", "b"])
+    with pytest.raises(
+        ValueError, match="'anytime' is for independent rows, and cluster has 2 units for 3 rows"
+    ):
+        estimate(pairs, HALF, interval="anytime")
+    with pytest.raises(ValueError, match="'bernstein' is for a policy's value"):
+        difference(BanditLog(**LOG), HALF, HALF, interval="bernstein")
 
 
 def test_difference_names_the_baseline():

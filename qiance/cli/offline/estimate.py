@@ -49,7 +49,8 @@ class Log:
     ) -> Estimate:
         """Improvement of `probs` over `base`, both `[n, K]` for the n `rows`; model: use the reward model."""
         rewards = self.models[outcome][rows] if model else None
-        found = difference(self._bandit(outcome, rows), probs, base, rewards, confidence=CONFIDENCE)
+        name = "sndr" if model else "snipw"
+        found = difference(self._bandit(outcome, rows), probs, base, rewards, name, CONFIDENCE)
         supports = self._support(outcome, probs, rows), self._support(outcome, base, rows)
         return widened_difference(found, *supports, outcome not in MONEY)
 

@@ -1,0 +1,96 @@
+"""Off-policy evaluation of lists: L items shown at once, in slots from the top.
+
+What is assumed of the user decides which weights are enough. Notation: in row i, slot l shows an item that
+the logging policy put there with p_il and the policy with π_il; w_il = π_il / p_il; r_il is the reward of the
+slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from numpy.typing import ArrayLike
+
+from qiance.evaluate.arrays import fraction
+from qiance.evaluate.ope import Estimate
+from qiance.evaluate.ope_trajectory import (
+    Steps,
+    TrajectoryLog,
+    doubly_robust,
+    judged,
+    looked_up,
+    per_decision,
+    steps_of,
+    weighted,
+    whole,
+)
+from qiance.evaluate.ope_tuning import RowEstimate, mean_rows
+
+SlateLog = TrajectoryLog
+"""`reward`, `propensity` `[n, L]`, from the top slot; `length`: slots shown."""
+
+
+def independent(steps: Steps) -> RowEstimate:
+    """IIPS, (1/n) Σ_i Σ_l w_il r_il: the user looks at each slot by itself. p and π are those of the slot
+    alone.
+
+    Source: Li, Abbasi-Yadkori, Kveton, Muthukrishnan, Vinay & Wen, KDD (2018), 1685-1694.
+    """
+    return mean_rows((steps.ratio * steps.reward).sum(axis=1))
+
+
+def pseudo_inverse(steps: Steps) -> RowEstimate:
+    """Pseudo-inverse, (1/n) Σ_i (1 + Σ_l (w_il − 1)) Σ_l r_il: the list's reward is a sum over its slots'
+    items.
+
+    This is the closed form for a logging policy that fills the slots independently of each other; only the
+    whole list's reward is needed. Source: Swaminathan et al., NeurIPS (2017), 3632-3642; Vlassis,
+    Chandrashekar, Amat & Kallus, NeurIPS (2021), eq. 3.
+    """
+    factor = 1 + (steps.ratio - 1).sum(axis=1)
+    return mean_rows(factor * steps.reward.sum(axis=1))
+
+
+SLATE: Mapping[str, tuple[Callable[[Steps], RowEstimate], bool]] = MappingProxyType(
+    {
+        "sips": (whole, False),
+        "iips": (independent, False),
+        "rips": (per_decision, False),
+        "snrips": (weighted, False),
+        "pi": (pseudo_inverse, False),
+        "cascade-dr": (doubly_robust, True),
+    }
+)
+"""Name → (estimator, whether it needs the value model): sips for users of whom nothing is assumed, rips,
+snrips and cascade-dr for those who read from the top, iips for those who look at each slot by itself, pi for
+a sum."""
+
+
+def estimate_slates(
+    log: SlateLog,
+    policy_probs: ArrayLike,
+    logged_model: ArrayLike | None = None,
+    policy_model: ArrayLike | None = None,
+    estimator: str = "rips",
+    confidence: float = 0.95,
+) -> Estimate:
+    """Estimated reward per list of a policy, summed over the slots.
+
+    log: `propensity` and policy_probs, `[n, L]`, are of the item in the slot: for iips and pi of the slot by
+        itself, else given the items above it.
+    logged_model, policy_model: `[n, L]` expected rewards of the slot and those below it, for the item shown
+        and as the policy would fill the slot, both given what is above; needed by cascade-dr.
+    estimator: sips, iips, rips (reward interaction: McInerney et al., KDD 2020, 1779-1788), snrips (the same,
+        self-normalised), pi, cascade-dr (Kiyohara et al., WSDM 2022, 487-497).
+
+    Interval and errors as `estimate_trajectories`. Diagnostics are of the weights that the estimator uses.
+    """
+    found, needs_model = looked_up(SLATE, estimator)
+    fraction("confidence", confidence, open_ends=True)
+    if needs_model and (logged_model is None or policy_model is None):
+        raise ValueError(f"estimator: {estimator!r} needs logged_model and policy_model [n, L]")
+    steps = steps_of(log, policy_probs, logged_model, policy_model, 1.0)
+    alone = estimator in ("iips", "pi")
+    weight = steps.ratio.mean(axis=1) if alone else steps.weight[:, -1]
+    return judged(found(steps), estimator, weight, log.units(), confidence)
