@@ -26,10 +26,13 @@ LATE_RATE = 2.0  # arrivals per hour of the afternoon ÷ those of the morning
 class Log:
     """A randomised log: uniform over the levels that keep the margin floor.
 
-    x: `[n, 8]`; level, bought: `[n]`; propensity: `[n]`, of the level given.
+    x: `[n, 8]`; price, margin: `[n]` of the item looked at; level, bought: `[n]`; propensity: `[n]`, of the
+    level given.
     """
 
     x: Floats
+    price: Floats
+    margin: Floats
     level: Ints
     bought: Ints
     propensity: Floats
@@ -81,13 +84,15 @@ def draw_log(response: Response, rows: int, seed: int) -> Log:
     """Yesterday, with yesterday's visitors."""
     rng = np.random.default_rng([seed, 1])
     x = draw_features(rng, rows)
-    allowed = floor_mask(rng.choice(MARGINS, rows))
+    margin = rng.choice(MARGINS, rows)
+    allowed = floor_mask(margin)
     propensity = allowed / allowed.sum(axis=1, keepdims=True)
     level = (rng.random((rows, 1)) >= np.cumsum(propensity, axis=1)).sum(axis=1)
     p = response(x, DEPTHS, np.zeros(rows, dtype=np.bool_))
     at = np.arange(rows)
     bought = (rng.random(rows) < p[at, level]).astype(np.int64)
-    return Log(x, level, bought, propensity[at, level])
+    price = 3_000.0 * np.exp(0.5 * rng.standard_normal(rows))
+    return Log(x, price, margin, level, bought, propensity[at, level])
 
 
 def draw_day(response: Response, arrivals: int, seed: int) -> Day:
