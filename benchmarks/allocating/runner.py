@@ -22,13 +22,17 @@ REPLAN = 10  # batches between two calls of `replan`
 
 @dataclass(frozen=True)
 class Batch:
-    """Arrivals as a chooser sees them. x: `[n, 8]`; price, margin: `[n]`; allowed, most: `[n, 5]`."""
+    """Arrivals as a chooser sees them. row: `[n]` of the day, −1 for rows of the log; user: `[n]`; x: `[n, 8]`; price, margin: `[n]`; allowed, most: `[n, 5]`; slots:
+    `[n]` offers that the cap still allows."""
 
+    row: Ints
+    user: Ints
     x: Floats
     price: Floats
     margin: Floats
     allowed: Bools
     most: Floats
+    slots: Ints
 
 
 class Chooser(Protocol):
@@ -49,7 +53,8 @@ class Chooser(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a day brought. value: expected, true; spent: as paid; seconds: `[batches]` of each decision."""
+    """What a day brought. value: expected, true; spent: share of the budget, as paid; overspend: what of it is
+    beyond the budget; seconds: `[batches]` of each decision."""
 
     value: float
     spent: float
@@ -91,8 +96,8 @@ def run_day(day: Day, chooser: Chooser) -> Outcome:
         offers += int((choice > 0).sum())
     if pending is not None:
         state.settle(pending[0].most, pending[1], pending[3])
-    over = max(state.spent - day.budget, 0.0) / day.budget
-    return Outcome(value, state.spent, over, violations, offers, np.array(seconds))
+    spent = state.spent / day.budget
+    return Outcome(value, spent, max(spent - 1.0, 0.0), violations, offers, np.array(seconds))
 
 
 class _Money:
@@ -141,7 +146,8 @@ def _batch(day: Day, rows: Ints, given: Ints) -> Batch:
     allowed[given[day.user[rows]] >= CAP, 1:] = False
     price = day.price[rows]
     most = price[:, None] * DEPTHS + CONTACT_COST * (DEPTHS > 0)
-    return Batch(day.x[rows], price, day.margin[rows], allowed, most)
+    slots = CAP - given[day.user[rows]]
+    return Batch(rows, day.user[rows], day.x[rows], price, day.margin[rows], allowed, most, slots)
 
 
 def oracle_value(day: Day) -> float:

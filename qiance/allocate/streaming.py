@@ -23,6 +23,8 @@ from qiance.allocate.single import solve_single
 from qiance.decide.rule import Decided, decide
 from qiance.evaluate.arrays import BoolArray, FloatArray, IndexArray, finite_vector, refuse_where
 
+_SLOTS = 5  # of a frequency cap, that are looked ahead on
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamSettings:
@@ -57,6 +59,40 @@ class StreamSettings:
                 raise ValueError(f"{name}: {getattr(self, name)} is not a positive number")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Later:
+    """What n users may be worth at a later visit, and how often they may still be given something.
+
+    value, cost: `[n, J, A]` of J equally likely visits; give an inadmissible action the value −1.
+    slots: `[n]` offers that the frequency cap still allows. visits: `[n]` expected further visits.
+    """
+
+    value: FloatArray
+    cost: FloatArray
+    slots: IndexArray
+    visits: FloatArray
+
+    def slot_worth(self, price: float) -> FloatArray:
+        """`[n]` what the last of each user's slots is expected to bring later at the price λ.
+
+        With k slots and m visits to come, W_k grows by dW_k ÷ dm = E[(gain − (W_k − W_{k−1}))⁺], and a slot is
+        worth W_k − W_{k−1} (Stadje, J. Applied Probability 22 (1985), 901-907, for selling k units to Poisson
+        arrivals); gains are max_a (value − λ·cost). Integrated in steps of at most a quarter of a visit.
+        """
+        gain = np.maximum((self.value - price * self.cost)[:, :, 1:].max(axis=2), 0.0)
+        most = int(np.clip(self.slots.max(initial=0), 1, _SLOTS))
+        worth = np.zeros((most + 1, len(gain)))
+        steps = max(int(math.ceil(4 * float(self.visits.max(initial=0.0)))), 1)
+        length = self.visits / steps
+        for _ in range(steps):
+            least = worth[1:] - worth[:-1]
+            worth[1:] += length * np.maximum(gain[None] - least[:, :, None], 0.0).mean(axis=2)
+        held = np.clip(self.slots, 1, most)
+        at = np.arange(len(gain))
+        # Who has more slots than are followed here has one to spare.
+        return np.where(self.slots > most, 0.0, worth[held, at] - worth[held - 1, at])
+
+
 class StreamAllocator:
     """Decides for micro-batches of arrivals. Not for several threads; a replica has its own, with its lease
     as the budget.
@@ -89,6 +125,11 @@ class StreamAllocator:
         self.replan(0.0)
 
     @property
+    def coming(self) -> float:
+        """Arrivals still expected, as of the last `replan`."""
+        return self._traffic.coming
+
+    @property
     def left(self) -> float:
         """What may still be reserved."""
         return self.settings.budget - self.spent - self.reserved
@@ -100,6 +141,7 @@ class StreamAllocator:
         admissible: BoolArray,
         most: FloatArray,
         *,
+        later: Later | None = None,
         uses: FloatArray | None = None,
         epsilon: float = 0.0,
         uniforms: FloatArray | None = None,
@@ -107,10 +149,15 @@ class StreamAllocator:
         """Decide for n arrivals and reserve the most that their actions can cost.
 
         value, cost, admissible: `[n, A]` as for `qiance.decide.decide`. most: `[n, A]` the most an action can
-        take from the budget, ≥ 0, 0 for doing nothing. uses: `[K, n, A]` of the limits on averages.
+        take from the budget, ≥ 0, 0 for doing nothing. later: what the same users may be worth at a later
+        visit; with it, an offer has to earn what the frequency cap's slot would bring then. uses: `[K, n, A]`
+        of the limits on averages.
         What the budget or the stock cannot pay is not admissible. Settle each decision later, once.
         """
         net = value if uses is None else value - np.tensordot(self.limit_prices, uses, axes=1)
+        if later is not None:
+            net = net.astype(np.float64)  # a copy
+            net[:, 1:] -= later.slot_worth(self.price)[:, None]
         mask = admissible & (most <= self.left) & (self.units >= 1)
         mask[:, 0] = True
         drawn = np.zeros(len(net)) if uniforms is None else uniforms
@@ -196,6 +243,45 @@ class StreamAllocator:
         self._used += used
         rate = self.settings.step * self._worth / np.maximum(size, 1e-12) ** 2 / math.sqrt(rest)
         self.limit_prices = np.maximum(self.limit_prices + rate * (used - target * count), 0.0)
+
+
+class ReturnRate:
+    """How likely a user who was seen comes again with the next arrival, counted as the day goes.
+
+    per_arrival: what is assumed before anybody has come back, e.g. yesterday's visits per user ÷ arrivals.
+    memory: number of arrivals over which it is corrected.
+    """
+
+    def __init__(self, per_arrival: float, memory: float = 1_500.0) -> None:
+        if not 0 <= per_arrival <= 1 or memory <= 0:
+            raise ValueError(
+                f"per_arrival: {per_arrival} is outside [0, 1], or memory: {memory} is not positive"
+            )
+        self._seen: set[int] = set()
+        self._memory, self._prior = memory, per_arrival
+        self._returns, self._chances, self._weight = 0.0, 0.0, 1.0
+
+    @property
+    def per_arrival(self) -> float:
+        """Returns ÷ chances to return, of one user and one arrival."""
+        # The prior counts as if `memory` arrivals had come to as many users as it says there are.
+        prior = self._weight * self._memory
+        chances = prior / self._prior if self._prior > 0 else prior
+        return (
+            (self._returns + prior) / (self._chances + chances)
+            if self._prior > 0
+            else (self._returns / (self._chances + chances))
+        )
+
+    def add(self, users: IndexArray) -> None:
+        """Arrivals, by the number of their user."""
+        come = users.tolist()
+        fade = math.exp(-len(come) / self._memory)
+        again = sum(user in self._seen for user in come)
+        self._returns = self._returns * fade + again
+        self._chances = self._chances * fade + len(self._seen) * len(come)
+        self._weight *= fade
+        self._seen.update(come)
 
 
 class _Window:
