@@ -37,7 +37,8 @@ def main(source, target):
     x, bought, queries = data["x"], data["bought"], data["queries"]
     names = [f"level{k}" for k in range(data["propensity"].shape[1])]
     treatment = np.array(["control", *names[1:]])[data["level"]]
-    chance = {name: data["propensity"][:, k] for k, name in enumerate(names) if k}
+    # The X-learner refuses 0, which levels under the margin floor have.
+    chance = {name: np.clip(data["propensity"][:, k], 0.01, 0.99) for k, name in enumerate(names) if k}
     base = classifier().fit(x[data["level"] == 0], bought[data["level"] == 0])
     control = base.predict_proba(queries)[:, 1]
     found = {}

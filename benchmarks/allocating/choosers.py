@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 from benchmarks.allocating.day import CAP, CONTACT_COST, VISITS, Day, Log, floor_mask, worth
 from benchmarks.allocating.families import DEPTHS
 from benchmarks.allocating.runner import Batch, predicted_worth
-from qiance.allocate.streaming import Later, ReturnRate, StreamAllocator, StreamSettings
+from qiance.allocate.later import Later, ReturnRate
+from qiance.allocate.streaming import StreamAllocator, StreamSettings
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Predict = Callable[[Batch], Floats]  # → purchase probability [n, 5]
 PLAN = 2_000  # rows of the log that a day's first price is found on
-# Expected later visits are multiplied with this: predictions of them are uncertain. Set on seeds from 1,000 on.
+# Expected later visits are multiplied with this, since they are uncertain. Set on seeds from 1,000 on.
 PATIENCE = 0.6
 
 

@@ -85,7 +85,10 @@ def causalml(python: Path, log: Log, x: Floats) -> dict[str, Floats]:
             propensity=allowed / allowed.sum(axis=1, keepdims=True),
             queries=x,
         )
-        subprocess.run([str(python), str(PEER), str(source), str(target)], check=True, capture_output=True)
+        command = [str(python), str(PEER), str(source), str(target)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"causalml: ended with {done.returncode}: {done.stderr.strip()[-400:]}")
         with np.load(target) as found:
             return {name: found[name] for name in found.files}
 

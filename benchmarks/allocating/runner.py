@@ -1,4 +1,4 @@
-"""Runs a chooser through a day: micro-batches in order of time, the same guard for everybody, outcomes late."""
+"""Runs a chooser through a day: micro-batches in order of time, one guard for everybody, outcomes late."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ REPLAN = 10  # batches between two calls of `replan`
 
 @dataclass(frozen=True)
 class Batch:
-    """Arrivals as a chooser sees them. row: `[n]` of the day, −1 for rows of the log; user: `[n]`; x: `[n, 8]`; price, margin: `[n]`; allowed, most: `[n, 5]`; slots:
-    `[n]` offers that the cap still allows."""
+    """Arrivals as a chooser sees them.
+
+    row: `[n]` of the day, −1 for rows of the log; user: `[n]`; x: `[n, 8]`; price, margin: `[n]`; allowed:
+    `[n, 5]`; most: `[n, 5]` an offer can cost; slots: `[n]` offers that the cap still allows.
+    """
 
     row: Ints
     user: Ints
@@ -53,8 +56,8 @@ class Chooser(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a day brought. value: expected, true; spent: share of the budget, as paid; overspend: what of it is
-    beyond the budget; seconds: `[batches]` of each decision."""
+    """What a day brought. value: expected, true; spent: share of the budget, as paid; overspend: what of it
+    is beyond the budget; seconds: `[batches]` of each decision."""
 
     value: float
     spent: float

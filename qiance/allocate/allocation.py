@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qiance.allocate.dual import InfeasibleError, find_prices
-from qiance.allocate.integral import EXACT_CELLS, whole_plan
+from qiance.allocate.dual import Found, InfeasibleError, find_prices
+from qiance.allocate.integral import EXACT_CELLS, settle
 from qiance.allocate.limits import Budget, FrequencyCap, Limit
-from qiance.allocate.memory import Memory
+from qiance.allocate.memory import Memory, mixed
 from qiance.allocate.problem import Plan, Problem, checked_problem
-from qiance.allocate.program import Program, compile_program
+from qiance.allocate.program import Program, Sums, compile_program
 from qiance.allocate.rounding import fill, repair
 from qiance.allocate.single import solve_single
 from qiance.evaluate.arrays import FloatArray, IndexArray
@@ -103,7 +103,7 @@ def _solve(program: Program, budgets: int) -> Allocation:
     else:
         found = find_prices(source, first)
         price = found.price
-        sums, bound = whole_plan(program, found)
+        sums, bound = _whole(program, found)
     gap = max(bound - sums.value, 0.0)
     return Allocation(
         choice=sums.choice,
@@ -112,11 +112,26 @@ def _solve(program: Program, budgets: int) -> Allocation:
         cost=sums.use[:budgets],
         bound=bound,
         gap=gap,
-        limits=_uses(program, sums.use, price),
+        limits=limit_uses(program, sums.use, price),
     )
 
 
-def _uses(program: Program, use: FloatArray, price: FloatArray) -> tuple[LimitUse, ...]:
+def _whole(program: Program, found: Found) -> tuple[Sums, float]:
+    """The whole-number plan of all rows, and a bound."""
+    choice = mixed(program, found.points, found.solved.weight)
+
+    def totals(core: IndexArray) -> tuple[float, FloatArray]:
+        choice[found.edge.rows] = core
+        sums = program.sums(choice)
+        return sums.value, sums.use
+
+    settled = settle(found, len(choice), totals)
+    choice[found.edge.rows] = settled.choice
+    return program.sums(choice), settled.bound
+
+
+def limit_uses(program: Program, use: FloatArray, price: FloatArray) -> tuple[LimitUse, ...]:
+    """Of every limit of a program, from a plan's use and prices `[K]`; minima turned round again."""
     turned = [block.minimum for block in program.blocks for _ in block.names]
     rows = zip(program.names, use, program.bound, price, turned, strict=True)
     return tuple(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from qiance.allocate.problem import Plan, Problem, checked_problem
 from qiance.allocate.limits import Budget, FrequencyCap, Limit
 from qiance.allocate.master import solve_relaxation
+from qiance.allocate.problem import Plan, Problem, checked_problem
 from qiance.allocate.program import compile_program
 from qiance.evaluate.arrays import FloatArray, IndexArray, finite_matrix
 

@@ -1,4 +1,4 @@
-"""The search for the shadow prices: few looks at all rows, and between them a model that is exact at the edge.
+"""The search for the shadow prices: few looks at all rows, and a model between that is exact at the edge.
 
 L(λ) = λ·bound + Σ_u max_a (value − λ·use) is convex and bounds every plan from above. Rows whose choice may
 change near the best price so far (the core) enter the model with their actions, all others by the sums that
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qiance.allocate.master import Box, Cuts, Scale, Solved, solve_master
-from qiance.allocate.memory import MAX_EDGE_ROWS, Edge, Look, Memory, Source, without_value
+from qiance.allocate.memory import MAX_EDGE_ROWS, Edge, Look, Memory, Source, usable, without_value
 from qiance.allocate.program import Program
 from qiance.evaluate.arrays import FloatArray
 
@@ -56,7 +56,7 @@ def find_prices(source: Source, first: Look) -> Found:
     first: the look at price 0. InfeasibleError names the limits that cannot be kept.
     """
     if source.num_rows * source.num_actions <= WHOLE_CELLS:
-        return _whole(source, source.sample(source.num_rows))
+        return _whole(source, source.everything())
     sample = source.sample(max(WHOLE_CELLS // source.num_actions, 1))
     scale = Scale.of(sample)
     start, radius, seen = _sample_price(sample, scale), _RADIUS, sample
@@ -71,21 +71,14 @@ def find_prices(source: Source, first: Look) -> Found:
     return _Search(source, scale, _reach(seen, start, source.num_rows), first).run(start, radius)
 
 
-def _whole(source: Source, program: Program) -> Found:
-    scale, none = Scale.of(program), _no_cuts(program)
-    solved = solve_master(program, _usable(program), none, None, scale)
+def _whole(source: Source, edge: Edge) -> Found:
+    scale = Scale.of(edge.program)
+    solved = solve_master(edge.program, edge.kept, _no_cuts(edge.program), None, scale)
     if solved is None:
         raise _infeasible(source, scale)
     look = source.look(solved.price, 0.0)
     bound = look.value + float(solved.price @ (source.bound - look.use))
-    edge = Edge(np.arange(source.num_rows), program, _usable(program))
     return Found(solved.price, bound, np.zeros((0, source.bound.size)), solved, edge)
-
-
-def _usable(program: Program) -> np.ndarray:
-    if program.admissible is not None:
-        return program.admissible
-    return np.ones(program.value.shape, dtype=np.bool_)
 
 
 def _no_cuts(program: Program) -> Cuts:
@@ -96,7 +89,7 @@ def _sample_price(sample: Program, scale: Scale) -> FloatArray:
     limit = _MAX_PRICE * scale.price
     box = Box(np.zeros_like(limit), 100 * scale.price)
     for _ in range(3):
-        solved = solve_master(sample, _usable(sample), _no_cuts(sample), box, scale)
+        solved = solve_master(sample, usable(sample), _no_cuts(sample), box, scale)
         if solved is None:
             return np.zeros_like(limit)
         if (solved.price < box.high * (1 - 1e-9)).all():
@@ -205,7 +198,7 @@ def _conflict(source: Source, scale: Scale) -> tuple[str, ...]:
     sample = without_value(source.sample(max(WHOLE_CELLS // source.num_actions, 1)))
     unit = Scale(1.0, scale.use)
     box = Box(np.zeros_like(unit.use), unit.price)
-    solved = solve_master(sample, _usable(sample), _no_cuts(sample), box, unit)
+    solved = solve_master(sample, usable(sample), _no_cuts(sample), box, unit)
     if solved is None or not (solved.price > 0).any():
         return source.names
     return tuple(

@@ -9,11 +9,14 @@ Source: Dantzig & Wolfe, Operations Research 8 (1960), 101-111; Balas & Zemel, O
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import optimize, sparse
 
 from qiance.allocate.program import Program
@@ -144,6 +147,20 @@ def _caps(core: Program, cells: _Cells, total: int) -> tuple[Any, FloatArray] | 
     return matrix, np.full(count, float(core.cap))
 
 
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """HiGHS prints a line of its own to standard output, whatever it is told; there it would spoil results
+    that are read from a pipe."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Whole:
     """A whole-number plan of the rows. choice: `[n]`; bound: no plan of them is worth more."""
@@ -170,13 +187,14 @@ def solve_whole(rows: Program, kept: BoolArray, scale: Scale, gap: float, nodes:
     right = rows.bound.copy()
     for _ in range(6):
         limits = [optimize.LinearConstraint(use, -np.inf, right / scale.use)] if right.size else []
-        found = optimize.milp(
-            cost,
-            integrality=np.ones(cost.size),
-            bounds=optimize.Bounds(0, 1),
-            constraints=[*limits, *fixed],
-            options={"mip_rel_gap": gap, "node_limit": nodes},
-        )
+        with _stdout_to_stderr():
+            found = optimize.milp(
+                cost,
+                integrality=np.ones(cost.size),
+                bounds=optimize.Bounds(0, 1),
+                constraints=[*limits, *fixed],
+                options={"mip_rel_gap": gap, "node_limit": nodes},
+            )
         if found.x is None:
             return None
         share = np.zeros(kept.shape)

@@ -49,6 +49,10 @@ class Source(Protocol):
         """About so many rows, of whole persons, with the bounds scaled to them."""
         ...
 
+    def everything(self) -> Edge:
+        """All rows, with all their actions: for small problems."""
+        ...
+
     def look(self, price: FloatArray, reach: float, worthless: bool = False) -> Look:
         """Sums at `price` `[K]`, and the rows with an action within `reach` of their best.
 
@@ -69,12 +73,46 @@ class Memory:
         """Seeded, so that the same problem gets the same prices."""
         return sample_rows(self.program, rows, self.num_rows)
 
+    def everything(self) -> Edge:
+        """See `Source.everything`."""
+        return Edge(np.arange(self.num_rows), self.program, usable(self.program))
+
     def look(self, price: FloatArray, reach: float, worthless: bool = False) -> Look:
         """See `Source.look`."""
         program = without_value(self.program) if worthless else self.program
         choice, edge = look_at(program, price, reach)
         sums = program.sums(choice)
         return Look(sums.value, sums.use, edge)
+
+
+def mixed(program: Program, points: FloatArray, weight: FloatArray) -> IndexArray:
+    """`[U]` each row's best action at one of the prices `[J, K]` tried, as often as `[J]` weights say.
+
+    In seeded random order; a person's rows take the same turn, or the cap would not hold.
+    """
+    choice = np.zeros(len(program.value), dtype=np.int64)
+    if weight.size == 0:
+        return choice
+    people = len(choice) if program.person is None else int(program.person.max()) + 1
+    turn = turns(np.random.default_rng(0).permutation(people) / people, weight)
+    if program.person is not None:
+        turn = turn[program.person]
+    for number in np.unique(turn):
+        choice = np.where(turn == number, program.best(points[number]), choice)
+    return choice
+
+
+def turns(place: FloatArray, weight: FloatArray) -> IndexArray:
+    """Numbers of the prices that rows follow whose places are even in [0, 1): each as often as its weight."""
+    ends = np.cumsum(np.where(weight > 1e-9, weight, 0.0))
+    last = int(np.flatnonzero(weight > 1e-9)[-1])
+    return np.minimum(np.searchsorted(ends / ends[-1], place, side="right"), last)
+
+
+def usable(program: Program) -> BoolArray:
+    """`[U, A]` the admissible actions."""
+    everything = np.ones(program.value.shape, dtype=np.bool_)
+    return everything if program.admissible is None else program.admissible
 
 
 def without_value(program: Program) -> Program:

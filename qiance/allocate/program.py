@@ -1,4 +1,4 @@
-"""An allocation problem with any limits, compiled: what its rows are worth at given prices, and what they use.
+"""An allocation problem with any limits, compiled: what its rows are worth and use at given prices.
 
     maximise Σ_u value[u, a_u]   subject to   Σ_u use[k, u, a_u] ≤ bound[k]  for every k
 

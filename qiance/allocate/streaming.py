@@ -1,10 +1,10 @@
-"""Allocation while users arrive: the decision rule, a price that follows the day, and leases that cannot overspend.
+"""Allocation while users arrive: the decision rule, a price that follows the day, a lease that holds.
 
 A decision is argmax of value − λ·cost (`qiance.decide.decide`), and costs microseconds. Between decisions
 `replan` solves the one-budget problem again on the last arrivals, for what is left of the budget and of the
 day: model-predictive control. Three things are corrected by what is seen: how many still come, what an offer
-costs against its prediction, and, through the window, who comes. Limits on averages (segment floors, fairness)
-get prices of their own by dual mirror descent.
+costs against its prediction, and, through the window, who comes. Limits on averages (segment floors,
+fairness) get prices of their own by dual mirror descent.
 Source: Balseiro, Lu & Mirrokni, Operations Research 71 (2023), 101-119, for dual mirror descent;
 Agrawal, Wang & Ye, Operations Research 62 (2014), 876-890, for solving again on what was seen.
 """
@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qiance.allocate.later import Later
 from qiance.allocate.problem import Problem
 from qiance.allocate.single import solve_single
 from qiance.decide.rule import Decided, decide
 from qiance.evaluate.arrays import BoolArray, FloatArray, IndexArray, finite_vector, refuse_where
-
-_SLOTS = 5  # of a frequency cap, that are looked ahead on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,40 +56,6 @@ class StreamSettings:
         for name in ("memory", "offers", "step"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: {getattr(self, name)} is not a positive number")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Later:
-    """What n users may be worth at a later visit, and how often they may still be given something.
-
-    value, cost: `[n, J, A]` of J equally likely visits; give an inadmissible action the value −1.
-    slots: `[n]` offers that the frequency cap still allows. visits: `[n]` expected further visits.
-    """
-
-    value: FloatArray
-    cost: FloatArray
-    slots: IndexArray
-    visits: FloatArray
-
-    def slot_worth(self, price: float) -> FloatArray:
-        """`[n]` what the last of each user's slots is expected to bring later at the price λ.
-
-        With k slots and m visits to come, W_k grows by dW_k ÷ dm = E[(gain − (W_k − W_{k−1}))⁺], and a slot is
-        worth W_k − W_{k−1} (Stadje, J. Applied Probability 22 (1985), 901-907, for selling k units to Poisson
-        arrivals); gains are max_a (value − λ·cost). Integrated in steps of at most a quarter of a visit.
-        """
-        gain = np.maximum((self.value - price * self.cost)[:, :, 1:].max(axis=2), 0.0)
-        most = int(np.clip(self.slots.max(initial=0), 1, _SLOTS))
-        worth = np.zeros((most + 1, len(gain)))
-        steps = max(int(math.ceil(4 * float(self.visits.max(initial=0.0)))), 1)
-        length = self.visits / steps
-        for _ in range(steps):
-            least = worth[1:] - worth[:-1]
-            worth[1:] += length * np.maximum(gain[None] - least[:, :, None], 0.0).mean(axis=2)
-        held = np.clip(self.slots, 1, most)
-        at = np.arange(len(gain))
-        # Who has more slots than are followed here has one to spare.
-        return np.where(self.slots > most, 0.0, worth[held, at] - worth[held - 1, at])
 
 
 class StreamAllocator:
@@ -243,45 +208,6 @@ class StreamAllocator:
         self._used += used
         rate = self.settings.step * self._worth / np.maximum(size, 1e-12) ** 2 / math.sqrt(rest)
         self.limit_prices = np.maximum(self.limit_prices + rate * (used - target * count), 0.0)
-
-
-class ReturnRate:
-    """How likely a user who was seen comes again with the next arrival, counted as the day goes.
-
-    per_arrival: what is assumed before anybody has come back, e.g. yesterday's visits per user ÷ arrivals.
-    memory: number of arrivals over which it is corrected.
-    """
-
-    def __init__(self, per_arrival: float, memory: float = 1_500.0) -> None:
-        if not 0 <= per_arrival <= 1 or memory <= 0:
-            raise ValueError(
-                f"per_arrival: {per_arrival} is outside [0, 1], or memory: {memory} is not positive"
-            )
-        self._seen: set[int] = set()
-        self._memory, self._prior = memory, per_arrival
-        self._returns, self._chances, self._weight = 0.0, 0.0, 1.0
-
-    @property
-    def per_arrival(self) -> float:
-        """Returns ÷ chances to return, of one user and one arrival."""
-        # The prior counts as if `memory` arrivals had come to as many users as it says there are.
-        prior = self._weight * self._memory
-        chances = prior / self._prior if self._prior > 0 else prior
-        return (
-            (self._returns + prior) / (self._chances + chances)
-            if self._prior > 0
-            else (self._returns / (self._chances + chances))
-        )
-
-    def add(self, users: IndexArray) -> None:
-        """Arrivals, by the number of their user."""
-        come = users.tolist()
-        fade = math.exp(-len(come) / self._memory)
-        again = sum(user in self._seen for user in come)
-        self._returns = self._returns * fade + again
-        self._chances = self._chances * fade + len(self._seen) * len(come)
-        self._weight *= fade
-        self._seen.update(come)
 
 
 class _Window:
