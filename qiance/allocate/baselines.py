@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 
+from qiance.allocate.limits import Budget, FrequencyCap, Limit
+from qiance.allocate.master import solve_relaxation
 from qiance.allocate.problem import Plan, Problem, checked_problem
-from qiance.allocate.several import solve_relaxation
+from qiance.allocate.program import compile_program
 from qiance.evaluate.arrays import FloatArray, IndexArray, finite_matrix
 
 _MAX_LP_CELLS = 1_000_000
@@ -47,7 +51,12 @@ def top_response(
 
 
 def lp_bound(
-    value: ArrayLike, cost: ArrayLike, budget: ArrayLike, admissible: ArrayLike | None = None
+    value: ArrayLike,
+    cost: ArrayLike,
+    budget: ArrayLike,
+    admissible: ArrayLike | None = None,
+    *,
+    limits: Sequence[Limit | FrequencyCap] = (),
 ) -> float:
     """The linear relaxation's value by HiGHS: no allocation is worth more.
 
@@ -59,10 +68,11 @@ def lp_bound(
         raise ValueError(
             f"value: {problem.value.size} cells are too many for the LP; use allocate(...).bound"
         )
-    solved = solve_relaxation(problem, method="highs")
+    budgets = [Budget(part, float(most)) for part, most in zip(problem.cost, problem.budget, strict=True)]
+    solved = solve_relaxation(compile_program(problem.value, problem.admissible, [*budgets, *limits]))
     if solved is None:
-        raise ArithmeticError("the LP solver found no answer, though doing nothing is always feasible")
-    return float((solved[0] * problem.value).sum(dtype=np.float64))
+        raise ArithmeticError("the LP solver found no plan; `allocate` names limits that cannot be kept")
+    return solved.value
 
 
 def _one_budget(value: ArrayLike, cost: ArrayLike, budget: float, admissible: ArrayLike | None) -> Problem:

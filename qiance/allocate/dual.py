@@ -1,98 +1,206 @@
-"""Allocation by shadow prices: integral, within budget, with a bound on what any allocation could earn."""
+"""The search for the shadow prices: few looks at all rows, and a model between that is exact at the edge.
+
+L(λ) = λ·bound + Σ_u max_a (value − λ·use) is convex and bounds every plan from above. Rows whose choice may
+change near the best price so far (the core) enter the model with their actions, all others by the sums that
+they had at the prices tried. The model's lowest point within a trust region is the next price to try. It is
+below L, so the search ends where they meet.
+Source: Fisher, Management Science 27 (1981), 1-18; Marsten, Hogan & Blankenship, Operations Research 23
+(1975), 389-405, for the trust region; master.py for the model.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from qiance.allocate.problem import Plan, Problem, checked_problem
-from qiance.allocate.rounding import fill, repair
-from qiance.allocate.several import solve_core, solve_several
-from qiance.allocate.single import solve_single
-from qiance.evaluate.arrays import FloatArray, IndexArray
+from qiance.allocate.master import Box, Cuts, Scale, Solved, solve_master
+from qiance.allocate.memory import MAX_EDGE_ROWS, Edge, Look, Memory, Source, usable, without_value
+from qiance.allocate.program import Program
+from qiance.evaluate.arrays import FloatArray
 
-# A plan this close to its bound (as a share of it) is not searched any further; the second figure holds for
-# plans of more user × action cells than the third.
-_CLOSE, _CLOSE_LARGE = 1e-9, 1e-6
-_ALL_CELLS = 4_000_000
+# Whole problems of at most so many cells are solved in one go, and samples have at most so many.
+WHOLE_CELLS = 20_000
+_LOOKS = 25
+# Above so many rows, prices are found on a sample of so many first.
+_STEP_ROWS, _SAMPLE_ROWS = 200_000, 60_000
+_TOLERANCE = 3e-7
+# The first trust region, as a share of the prices found on the sample, and a fifth of that of typical ones.
+_RADIUS = 0.1
+_MAX_PRICE = 1e7  # of typical ones; a limit that is passed at this price cannot be kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Allocation:
-    """An allocation and how far it can be from the best.
+class Found:
+    """price: `[K]` λ; bound: L(λ); points: prices of the cuts `[J, K]`; solved: the last master; edge: its
+    core. For a problem that is its own core, points is empty."""
 
-    choice: `[U]` action of each user. value: its sum. cost: `[K]` spend, never over budget.
-    shadow_price: `[K]` λ, value gained per further unit of each budget; 0 where a budget does not bind.
-    bound: no allocation within the budgets is worth more. gap: bound − value, ≥ 0.
-    """
-
-    choice: IndexArray
-    shadow_price: FloatArray
-    value: float
-    cost: FloatArray
+    price: FloatArray
     bound: float
-    gap: float
+    points: FloatArray
+    solved: Solved
+    edge: Edge
 
 
-def allocate(
-    value: ArrayLike, cost: ArrayLike, budget: ArrayLike, admissible: ArrayLike | None = None
-) -> Allocation:
-    """Choose one of A actions for each of U users to maximise total value within the budgets.
+class InfeasibleError(ValueError):
+    """No plan keeps the limits; `limits` names those that cannot be kept together."""
 
-    value: `[U, A]` expected value of each action, 0 for doing nothing (column 0).
-    cost: `[U, A]`, or `[K, U, A]` for K budgets, expected cost ≥ 0; column 0 costs nothing.
-    budget: a number, or `[K]`, ≥ 0, in the units of the cost.
-    admissible: `[U, A]` bool, or None for all; column 0 always is.
+    def __init__(self, limits: tuple[str, ...], message: str) -> None:
+        super().__init__(message)
+        self.limits = limits
 
-    Lagrangian relaxation: with a price λ_k on each budget every user takes argmax_a value − Σ_k λ_k cost_k,
-    and L(λ) = λ·budget + Σ_u max_a (…) bounds every allocation from above; λ minimises it. Users who are
-    undecided at λ are settled so that the budgets hold. With one budget the gap is at most one user's gain.
-    ValueError names the array, the row and the value that is wrong.
-    Source: Everett, Operations Research 11 (1963), 399-417; Fisher, Management Science 27 (1981), 1-18.
+
+def find_prices(source: Source, first: Look) -> Found:
+    """Prices that minimise L within 3e-7 of its value, or as near as 25 looks come.
+
+    first: the look at price 0. InfeasibleError names the limits that cannot be kept.
     """
-    problem = checked_problem(value, cost, budget, admissible)
-    if problem.budget.size == 1:
-        price, plan, rows = solve_single(problem)
-        bound = _bound(problem, price)
-        plan = _finish(problem, plan, price, bound, rows)
-    else:
-        price, bound, plan = _several(problem)
-    return Allocation(plan.choice, price, plan.value, plan.cost, bound, max(bound - plan.value, 0.0))
+    if source.num_rows * source.num_actions <= WHOLE_CELLS:
+        return _whole(source, source.everything())
+    sample = source.sample(max(WHOLE_CELLS // source.num_actions, 1))
+    scale = Scale.of(sample)
+    start, radius, seen = _sample_price(sample, scale), _RADIUS, sample
+    if source.num_rows > _STEP_ROWS:
+        # Prices from some thousand rows are a few per cent off; on a million, more rows than the core has
+        # change their mind within that.
+        seen = source.sample(_SAMPLE_ROWS)
+        middle = Memory(seen)
+        look = middle.look(np.zeros_like(start), 0.0)
+        search = _Search(middle, scale, _reach(seen, start), look)
+        start, radius = search.run(start, _RADIUS, 1e-6).price, 0.1 * _RADIUS
+    return _Search(source, scale, _reach(seen, start, source.num_rows), first).run(start, radius)
 
 
-def _several(problem: Problem) -> tuple[FloatArray, float, Plan]:
-    """Prices, bound and the better of two plans: the priced choice repaired, and the core's LP rounded."""
-    free = problem.plan(problem.best(np.zeros(problem.budget.size)))
-    if problem.fits(free):
-        return np.zeros(problem.budget.size), free.value, free
-    price, choice = solve_several(problem)
-    bound = _bound(problem, price)
-    core = solve_core(problem, price, choice)
-    rows = None
-    candidates = [problem.plan(choice)]
-    if core is not None:
-        core_price, plan, rows = core
-        candidates.append(plan)
-        core_bound = _bound(problem, core_price)
-        if core_bound < bound:
-            price, bound = core_price, core_bound
-    plans = [_finish(problem, plan, price, bound, rows) for plan in candidates]
-    return price, bound, max(plans, key=lambda plan: plan.value)
+def _whole(source: Source, edge: Edge) -> Found:
+    scale = Scale.of(edge.program)
+    solved = solve_master(edge.program, edge.kept, _no_cuts(edge.program), None, scale)
+    if solved is None:
+        raise _infeasible(source, scale)
+    look = source.look(solved.price, 0.0)
+    bound = look.value + float(solved.price @ (source.bound - look.use))
+    return Found(solved.price, bound, np.zeros((0, source.bound.size)), solved, edge)
 
 
-def _finish(problem: Problem, plan: Plan, price: FloatArray, bound: float, rows: NDArray[Any] | None) -> Plan:
-    """Repair and fill: first the users in `rows`, then all where that is cheap or much is left to gain."""
-    plan = repair(problem, plan, price)
-    if rows is not None:
-        plan = fill(problem, plan, price, rows)
-    enough = _CLOSE if rows is None or problem.value.size <= _ALL_CELLS else _CLOSE_LARGE
-    if bound - plan.value > enough * abs(bound):
-        plan = fill(problem, plan, price)
-    return plan
+def _no_cuts(program: Program) -> Cuts:
+    return Cuts(np.zeros(0), np.zeros((0, program.bound.size)))
 
 
-def _bound(problem: Problem, price: FloatArray) -> float:
-    return problem.dual_value(price, problem.plan(problem.best(price)))
+def _sample_price(sample: Program, scale: Scale) -> FloatArray:
+    limit = _MAX_PRICE * scale.price
+    box = Box(np.zeros_like(limit), 100 * scale.price)
+    for _ in range(3):
+        solved = solve_master(sample, usable(sample), _no_cuts(sample), box, scale)
+        if solved is None:
+            return np.zeros_like(limit)
+        if (solved.price < box.high * (1 - 1e-9)).all():
+            return solved.price
+        box = Box(box.low, np.minimum(box.high * 100, limit))
+    return np.minimum(solved.price, 10 * scale.price)
+
+
+def _reach(sample: Program, price: FloatArray, rows: int | None = None) -> float:
+    """How far behind the best an action may be, so that three quarters of `MAX_EDGE_ROWS` of `rows` have one
+    that is not further behind."""
+    rows = len(sample.value) if rows is None else rows
+    net = sample.priced(price)
+    second = np.partition(net, -2, axis=1)[:, -2] if net.shape[1] > 1 else np.full(len(net), -np.inf)
+    behind = np.sort(net.max(axis=1) - second)
+    place = int(len(net) * min(0.75 * MAX_EDGE_ROWS / rows, 1.0))
+    return float(behind[min(place, behind.size - 1)])
+
+
+class _Search:
+    """The state of one search."""
+
+    def __init__(self, source: Source, scale: Scale, reach: float, first: Look) -> None:
+        self.source, self.scale, self.reach = source, scale, reach
+        self.prices, self.looks = [np.zeros(source.bound.size)], [first]
+        self.best, self.lowest, self.edge = self.prices[0], self._bound(self.prices[0], first), first.edge
+
+    def _bound(self, price: FloatArray, look: Look) -> float:
+        return look.value + float(price @ (self.source.bound - look.use))
+
+    def run(self, start: FloatArray, share: float, tolerance: float = _TOLERANCE) -> Found:
+        """Look at `start`, then at the model's lowest points until it meets L within `tolerance` of it.
+
+        share: of the prices, the first trust region.
+        """
+        self._try(start)
+        self.best, self.lowest = self.prices[1], self._bound(self.prices[1], self.looks[1])
+        self.edge = self.looks[1].edge
+        limit = _MAX_PRICE * self.scale.price
+        radius = share * start + 0.2 * share * self.scale.price
+        solved, core = None, self.edge
+        for _ in range(_LOOKS):
+            box = Box(np.maximum(self.best - radius, 0.0), np.minimum(self.best + radius, limit))
+            found = solve_master(self.edge.program, self.edge.kept, self._cuts(), box, self.scale)
+            if found is None:
+                radius = radius / 2
+                continue
+            solved, core = found, self.edge
+            edge_of_box = ((found.price <= box.low) & (box.low > 0)) | (found.price >= box.high)
+            if self.lowest - found.value <= tolerance * abs(self.lowest):
+                if not edge_of_box.any():
+                    break
+                if (found.price >= limit).any():
+                    raise _infeasible(self.source, self.scale)
+                radius = np.where(edge_of_box, radius * 8, radius)
+                continue
+            before = self.lowest
+            self._try(found.price)
+            if before - self.lowest > 0.3 * (before - found.value):
+                radius = np.where(edge_of_box, radius * 4, radius)
+            else:
+                radius = radius * 0.5
+        if solved is None:
+            raise ArithmeticError("the master program was never solved; check the scale of values and costs")
+        return Found(self.best, self.lowest, np.array(self.prices), solved, core)
+
+    def _try(self, price: FloatArray) -> None:
+        look = self.source.look(price, self.reach)
+        self.prices.append(price)
+        self.looks.append(look)
+        bound = self._bound(price, look)
+        if bound < self.lowest:
+            self.best, self.lowest, self.edge = price, bound, look.edge
+
+    def _cuts(self) -> Cuts:
+        """What the rows outside of the core had at every price tried."""
+        core = self.edge.program
+        own = [core.sums(core.best(price)) for price in self.prices]
+        value = [look.value - part.value for look, part in zip(self.looks, own, strict=True)]
+        use = [look.use - part.use for look, part in zip(self.looks, own, strict=True)]
+        return Cuts(np.array(value), np.array(use))
+
+
+def _infeasible(source: Source, scale: Scale) -> InfeasibleError:
+    """The limit that cannot be kept even alone, else those that cannot be kept together."""
+    for k, name in enumerate(source.names):
+        alone = np.zeros(source.bound.size)
+        alone[k] = 1.0
+        least = float(source.look(alone, 0.0, worthless=True).use[k])
+        if least > source.bound[k] + source.slack[k]:
+            said = (-source.bound[k], -least) if source.bound[k] < 0 else (source.bound[k], least)
+            return InfeasibleError(
+                (name,),
+                f"{name}: cannot be met by any plan: it asks for {said[0]:g}, and the admissible actions "
+                f"reach {said[1]:g}; relax it, or admit more actions",
+            )
+    together = _conflict(source, scale)
+    return InfeasibleError(
+        together,
+        f"{', '.join(together)}: cannot be met together, though each can alone; relax one of them",
+    )
+
+
+def _conflict(source: Source, scale: Scale) -> tuple[str, ...]:
+    """Limits with a price in the problem of passing the limits by as little as possible."""
+    sample = without_value(source.sample(max(WHOLE_CELLS // source.num_actions, 1)))
+    unit = Scale(1.0, scale.use)
+    box = Box(np.zeros_like(unit.use), unit.price)
+    solved = solve_master(sample, usable(sample), _no_cuts(sample), box, unit)
+    if solved is None or not (solved.price > 0).any():
+        return source.names
+    return tuple(
+        name for name, price in zip(source.names, solved.price * unit.use, strict=True) if price > 1e-6
+    )

@@ -36,7 +36,7 @@ def make_problem(users, actions, constraints, seed, kind="gamma", tightness=None
 KINDS = ["gamma", "integer", "segments", "proportional", "negative"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     users=st.integers(1, 30),
     actions=st.integers(1, 6),
@@ -61,13 +61,12 @@ def test_feasible_bounded_and_near_the_lp(users, actions, constraints, seed, kin
     best = lp_bound(value, cost, budget, admissible)
     scale = 1e-6 * max(best, 1.0)
     assert found.value <= best + scale
-    assert best - scale <= found.bound <= best + scale
-    largest = max(float(value.max()), 0.0)
-    assert found.gap <= constraints * largest + scale
+    assert found.bound <= best + scale
+    assert found.gap <= 1e-4 * max(best, 1.0)  # small problems are solved to the end
     assert found.gap == pytest.approx(max(found.bound - found.value, 0.0))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(users=st.integers(1, 60), seed=st.integers(0, 10**6), kind=st.sampled_from(KINDS))
 def test_one_budget_leaves_less_than_one_value(users, seed, kind):
     value, cost, budget, admissible = make_problem(users, 5, 1, seed, kind)
@@ -198,9 +197,9 @@ def test_bad_input_is_named(change, message):
 
 def test_a_million_users_in_seconds():
     value, cost, budget, _ = make_problem(1_000_000, 10, 1, 9, tightness=0.1)
-    started = time.perf_counter()
+    started = time.process_time()
     found = allocate(value, cost[0], budget[0])
-    assert time.perf_counter() - started < 20  # about 1 s on two quiet cores
+    assert time.process_time() - started < 20  # about 1 s on a quiet core
     assert found.cost[0] <= budget[0]
     assert found.gap <= value.max()
 
@@ -208,6 +207,8 @@ def test_a_million_users_in_seconds():
 @pytest.mark.slow
 def test_a_million_users_with_three_budgets():
     value, cost, budget, _ = make_problem(1_000_000, 10, 3, 10, tightness=np.array([0.1, 0.12, 0.2]))
+    started = time.process_time()
     found = allocate(value, cost, budget)
+    assert time.process_time() - started < 60
     assert (found.cost <= budget).all()
     assert found.gap <= 1e-6 * found.bound
