@@ -32,7 +32,8 @@ def test_work_is_counted_from_the_program_that_is_served(tmp_path: Path) -> None
     sizes = [round(min(16, max(2, 1.6 * codes**0.56))) for codes in model.encoder.cardinalities]
     width = grid.encoded.num.shape[1] + sum(sizes)
     first, rows = width + 16, 3 * 10
-    products = 2 * first * (len(user) * 3 + len(pair) * rows)
+    offsets = 2  # of calibration, rows of the first product
+    products = 2 * (first + offsets) * (len(user) * 3 + len(pair) * rows)
     products += 2 * (width + 16) * (2 * 8 + 4 * 2) * rows + 2 * 2 * 8 * 4 * rows
     assert work.flops == products
     outputs = 4 * 2 * rows * 4
