@@ -45,7 +45,7 @@ def changed(base: dict[str, Any], place: str, value: object) -> dict[str, Any]:
 
 
 WRONG = [
-    (EVENTS, "kind", "clicks", "kind: Input should be 'events' or 'responses'"),
+    (EVENTS, "kind", "clicks", "kind: Input should be 'events', 'responses' or 'purchases'"),
     (EVENTS, "colums", {}, "colums: no such key; remove it or correct its spelling"),
     (EVENTS, "columns.price", "p", "columns.price: no such role for kind events; use one of event_id"),
     (EVENTS, "columns.user_id", None, "columns.user_id: missing; name the source column"),

@@ -57,19 +57,19 @@ class DelayModel:
 
         Rises with elapsed, from 0 to 1; between edges by straight lines.
         """
-        curves = self._curves(features) if self.trees else self._curve(self.hazard[None])
+        curves = self.curves(features if self.trees else features[:1])
         place = np.clip(np.searchsorted(self.edges, elapsed, side="right") - 1, 0, len(self.hazard) - 1)
         left, right = self.edges[place], self.edges[place + 1]
         share = np.clip((elapsed - left) / (right - left), 0.0, 1.0)
         row = np.arange(len(elapsed)) if len(curves) > 1 else np.zeros(len(elapsed), dtype=np.intp)
         return np.asarray((1 - share) * curves[row, place] + share * curves[row, place + 1])
 
-    def _curves(self, features: Floats) -> Floats:
-        start = logit(self.hazard[1:])
-        hazard = np.ones((len(features), len(self.hazard)))
-        for bin_ in range(1, len(self.hazard)):
+    def curves(self, features: Floats) -> Floats:
+        """`[n, J + 1]` P(a conversion has come) at the edges, for rows with `features` `[n, F]`."""
+        hazard = np.repeat(self.hazard[None], len(features), axis=0)
+        for bin_ in range(1, len(self.hazard) if self.trees else 1):
             table = np.column_stack([features, np.full(len(features), float(bin_))])
-            hazard[:, bin_] = expit(start[bin_ - 1] + _added(self.trees, table))
+            hazard[:, bin_] = expit(logit(self.hazard[bin_]) + _added(self.trees, table))
         return self._curve(hazard)
 
     @staticmethod
