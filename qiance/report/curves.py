@@ -12,7 +12,7 @@ from markupsafe import Markup
 from qiance.report.charts import Scale, scale
 from qiance.report.figures import Format
 
-_LEFT, _RIGHT, _HEAD, _FOOT = 9.0, 98.0, 10.0, 190.0
+_LEFT, _RIGHT, _HEAD, _FOOT = 14.0, 98.0, 10.0, 190.0
 _HEIGHT = 222
 _MOST = 60  # points of a curve that are drawn
 

@@ -93,6 +93,8 @@ def _so_far(page: SweepPage, trials: Sequence[SweepTrialView]) -> Markup | None:
     points, best = list[tuple[float, float]](), None
     for place, trial in enumerate(ended, 1):
         assert trial.value is not None, "filtered above"
+        if best is not None:
+            points.append((float(place), best))  # the value holds until here: a stair
         best = trial.value if best is None else better(best, trial.value)
         points.append((float(place), best))
     label = f"Best {page.metric} so far, by finished trial"
