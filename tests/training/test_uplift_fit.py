@@ -166,6 +166,15 @@ def test_a_targeted_log_is_corrected(tmp_path: Path, known: bool) -> None:
     assert rows.overlap.source == ("logged" if known else "estimated")
 
 
+def test_a_randomised_log_without_propensities_has_the_shares(tmp_path: Path) -> None:
+    log = write_log(tmp_path, n=900, propensity=False, randomised=True)
+    rows = uplift_rows(read(log))
+    assert rows.overlap.source == "randomised"
+    assert rows.overlap.constant
+    mail = rows.arm == rows.arms.index("mail")
+    assert rows.propensity[mail] == pytest.approx(mail.mean())
+
+
 def test_doubly_robust_scores_stay_right_with_wrong_outcome_models(tmp_path: Path) -> None:
     """Of outcome models that know nothing the scores' mean is still the effect, as propensities are right."""
     log = write_log(tmp_path, n=40_000, seed=5, targeted=True)
@@ -266,6 +275,8 @@ def test_costs_are_checked(case: Case, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'none' as control"):
         train_uplift(case.table, tmp_path, cost={"none": 1.0}, settings=QUICK)
     assert parse_costs(["a=b=0.5", "c=1"]) == {"a=b": 0.5, "c": 1.0}
+    with pytest.raises(DataError, match=r"folds need 2000.*use fewer folds"):
+        train_uplift(case.table, tmp_path, folds=1_000, settings=QUICK)
     for text in ("mail", "=1", "mail=", "mail=-1", "mail=nan", "mail=two"):
         with pytest.raises(Exception, match=r"is not ARM=COST"):
             parse_costs([text])

@@ -60,6 +60,7 @@ def train_uplift(
     if folds < 2:
         raise ValueError(f"folds: {folds} is below 2: no row could be held out")
     rows = uplift_rows(responses, label, control, chosen.seed)
+    _check_folds(rows, folds)
     prices = check_cost(rows, cost or {})
     held = cross_validate(rows, folds, chosen, lambda share, text: told(_JUDGING * share, text))
     rest = 0.98 - _JUDGING
@@ -74,6 +75,15 @@ def train_uplift(
     _write_json(out / METRICS, metrics, indent=2)  # last: it names what the folder holds
     told(1.0, f"uplift model {artifact.version} written")
     return TrainedUplift(artifact, metrics)
+
+
+def _check_folds(rows: UpliftRows, folds: int) -> None:
+    """Every fold needs both outcomes of every arm."""
+    strata = np.bincount(rows.arm * 2 + rows.target.astype(np.int64), minlength=2 * len(rows.arms))
+    if strata.min() < 2 * folds:
+        name, found = rows.arms[int(strata.argmin()) // 2], int(strata.min())
+        problem = f"has {found} rows of the rarer outcome of arm {name!r}; {folds} folds need {2 * folds}"
+        raise DataError(rows.rows.name, problem, "use fewer folds, or log more")
 
 
 def check_cost(rows: UpliftRows, cost: Mapping[str, float]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,9 +56,7 @@ def cross_validate(rows: UpliftRows, folds: int, settings: UpliftSettings, tell:
     return HeldOut(effects, chances, data.pseudo_outcomes(chances))
 
 
-def judge(
-    rows: UpliftRows, held: HeldOut, cost: Floats, budgets: Sequence[float] = BUDGETS
-) -> dict[str, Any]:
+def judge(rows: UpliftRows, held: HeldOut, cost: Floats) -> dict[str, Any]:
     """What metrics.json says of it: by arm `ate`, `qini` and `rate`, and `policy_value` by budget.
 
     cost: `[A]` in units of the outcome. Policy values are per user of all, net of cost, doubly robust.
@@ -67,7 +65,7 @@ def judge(
         "ate": {rows.arms[arm]: _ate(rows, held, arm) for arm in rows.treatments},
         "qini": {rows.arms[arm]: _qini(rows, held, arm) for arm in rows.treatments},
         "rate": {rows.arms[arm]: _rate(rows, held, arm) for arm in rows.treatments},
-        "policy_value": {f"{budget:g}": _at(rows, held, cost, budget) for budget in budgets},
+        "policy_value": {f"{budget:g}": _at(rows, held, cost, budget) for budget in BUDGETS},
     }
 
 

@@ -17,6 +17,8 @@ from training.uplift.rows import UpliftRows
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
+_FREE = 10.0  # an arm's own intercept pays a hundredth of the penalty: the mean effect is not shrunk
+
 
 @dataclass(frozen=True, slots=True)
 class UpliftSettings:
@@ -99,22 +101,14 @@ def fit_outcomes(data: Data, fit: Mask, choose: Mask | None, settings: UpliftSet
     arms = range(data.arms)
     intercepts = np.array([_log_odds(data.target[fit & (data.arm == arm)]) for arm in arms])
     offset = intercepts[data.arm]
-    shared = _trees(data, "binary", data.target, offset, fit, choose, settings, seed)
+    growth = _Growth("binary", settings.shared_rounds, settings.learning_rate, settings.min_rows)
+    shared = _trees(data, data.target, offset, fit, choose, growth, settings, seed)
     offset = offset + np.asarray(shared.predict(data.inputs.table, raw_score=True))
-    by_arm = replace(settings, shared_rounds=settings.head_rounds)
-    heads = [
-        _trees(
-            data,
-            "binary",
-            data.target,
-            offset,
-            fit & (data.arm == arm),
-            None if choose is None else choose & (data.arm == arm),
-            by_arm,
-            seed + 1 + arm,
-        )
-        for arm in arms
-    ]
+    growth, heads = replace(growth, rounds=settings.head_rounds), []
+    for arm in arms:
+        own = data.arm == arm
+        stop = None if choose is None else choose & own
+        heads.append(_trees(data, data.target, offset, fit & own, stop, growth, settings, seed + 1 + arm))
     linear = _fit_linear(data, fit, settings)
     return Learner(data.control, linear, intercepts, shared, heads, ())
 
@@ -123,17 +117,12 @@ def fit_contrasts(
     learner: Learner, data: Data, scores: Floats, fit: Mask, settings: UpliftSettings, seed: int
 ) -> Learner:
     """`learner` with its contrasts: trees on the pseudo-outcomes `scores` `[N, A]` of the rows `fit`."""
-    own = replace(
-        settings,
-        shared_rounds=settings.contrast_rounds,
-        learning_rate=settings.contrast_rate,
-        min_rows=settings.contrast_rows,
-    )
+    growth = _Growth("regression", settings.contrast_rounds, settings.contrast_rate, settings.contrast_rows)
     zero = np.zeros(len(data.target))
     contrasts = [
         None
         if arm == data.control
-        else _trees(data, "regression", scores[:, arm], zero, fit, None, own, seed + 100 + arm)
+        else _trees(data, scores[:, arm], zero, fit, None, growth, settings, seed + 100 + arm)
         for arm in range(data.arms)
     ]
     return replace(learner, contrasts=contrasts)
@@ -173,16 +162,23 @@ def _fit_linear(data: Data, fit: Mask, settings: UpliftSettings) -> Floats:
     return found
 
 
-_FREE = 10.0  # an arm's own intercept pays a hundredth of the penalty: the mean effect is not shrunk
+@dataclass(frozen=True, slots=True)
+class _Growth:
+    """How trees grow beyond what is common to all: rounds at most, min_rows of a leaf."""
+
+    objective: str
+    rounds: int
+    rate: float
+    min_rows: int
 
 
 def _trees(
     data: Data,
-    objective: str,
     target: Floats,
     offset: Floats,
     fit: Mask,
     choose: Mask | None,
+    growth: _Growth,
     settings: UpliftSettings,
     seed: int,
 ) -> Any:
@@ -201,23 +197,23 @@ def _trees(
     rows = dataset(fit)
     stop = [] if choose is None else [lightgbm.early_stopping(settings.patience, verbose=False)]
     found = lightgbm.train(
-        _params(objective, settings, seed),
+        _params(growth, settings, seed),
         rows,
-        settings.shared_rounds,
+        growth.rounds,
         valid_sets=[] if choose is None else [dataset(choose, rows)],
         callbacks=stop,
     )
-    best = found.best_iteration if choose is not None else settings.shared_rounds
+    best = found.best_iteration if choose is not None else growth.rounds
     return lightgbm.Booster(model_str=found.model_to_string(num_iteration=best))
 
 
-def _params(objective: str, settings: UpliftSettings, seed: int) -> dict[str, Any]:
+def _params(growth: _Growth, settings: UpliftSettings, seed: int) -> dict[str, Any]:
     return {
-        "objective": objective,
+        "objective": growth.objective,
         "boost_from_average": False,
-        "learning_rate": settings.learning_rate,
+        "learning_rate": growth.rate,
         "num_leaves": settings.leaves,
-        "min_data_in_leaf": settings.min_rows,
+        "min_data_in_leaf": growth.min_rows,
         "bagging_fraction": settings.row_share,
         "bagging_freq": 1,
         "feature_fraction": settings.feature_share,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +31,7 @@ class Overlap:
     where only that of the arm given is known). raised: share of rows whose own estimate was raised to 1 %.
     """
 
-    source: Literal["logged", "estimated"]
+    source: Literal["logged", "randomised", "estimated"]
     constant: bool
     smallest: dict[str, float]
     effective_rows: dict[str, float]
@@ -40,6 +40,12 @@ class Overlap:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def of_shares(arms: tuple[str, ...], arm: NDArray[np.int64]) -> tuple[Floats, Overlap]:
+    """Of a test that was randomised alike for all rows: the share of each arm is its propensity."""
+    propensity = (np.bincount(arm, minlength=len(arms)) / len(arm))[arm]
+    return propensity, replace(of_known(arms, arm, propensity), source="randomised")
 
 
 def of_known(arms: tuple[str, ...], arm: NDArray[np.int64], propensity: Floats) -> Overlap:

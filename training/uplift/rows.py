@@ -12,7 +12,7 @@ from qiance.data.errors import DataError
 from qiance.data.responses import ResponseTable
 from qiance.evaluate.bandit_log import BanditLog
 from training.response.rows import ResponseRows, response_rows
-from training.uplift.propensity import Overlap, estimate_propensity, of_known
+from training.uplift.propensity import Overlap, estimate_propensity, of_known, of_shares
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -61,7 +61,7 @@ class UpliftRows:
 def uplift_rows(
     responses: ResponseTable, label: str | None = None, control: str | None = None, seed: int = 0
 ) -> UpliftRows:
-    """Check the log, and estimate propensities where none is logged.
+    """Check the log; without logged propensities a randomised log has the shares of arms, another estimates.
 
     label: click or conversion, by default conversion where it is mapped; control: by default the mapping's.
     `DataError` names what is missing: arms, control, outcomes in an arm, overlap.
@@ -82,7 +82,7 @@ def uplift_rows(
     arm = responses.arm_index()
     _check_arms(rows, responses.arms, arm)
     logged = responses.table["propensity"].to_numpy(zero_copy_only=False).astype(np.float64)
-    propensity, overlap = _propensity(rows, responses.arms, arm, logged, seed)
+    propensity, overlap = _propensity(rows, responses.arms, arm, logged, responses.randomised, seed)
     return UpliftRows(rows, responses.arms, responses.arms.index(name), arm, propensity, overlap)
 
 
@@ -99,8 +99,15 @@ def _check_arms(rows: ResponseRows, arms: tuple[str, ...], arm: NDArray[Any]) ->
 
 
 def _propensity(
-    rows: ResponseRows, arms: tuple[str, ...], arm: NDArray[np.int64], logged: Floats, seed: int
+    rows: ResponseRows,
+    arms: tuple[str, ...],
+    arm: NDArray[np.int64],
+    logged: Floats,
+    randomised: bool,
+    seed: int,
 ) -> tuple[Floats, Overlap]:
+    if np.isnan(logged).all() and randomised:
+        return of_shares(arms, arm)
     if np.isnan(logged).all():
         return estimate_propensity(rows, arms, arm, seed)
     bad = ~((logged > 0) & (logged <= 1))
