@@ -4,7 +4,7 @@ Synthetic bandits whose truth is known: 10, 30 and 100 actions, three overlaps o
 target, and a reward model of the right and of the wrong form. Everyone has the same logs, policies and reward
 models. OBP runs each of its estimators, Switch-DR and DRos over a range of their parameter; the best of all
 is chosen with hindsight, ours by the log alone. Its seeds are other ones than those that the rule was made
-with (1000 and on). Then the Open Bandit logs, where the truth is known to 12 to 15 % only.
+with (1000 and on). Then the Open Bandit logs, where the truth is known to 12 to 16 % only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Open Bandit: the log of one policy estimates the other, whose own log says what it earned.
 
-The sample in the package obp has 10,000 rows and 46 to 69 clicks a log, so the truth itself is known to 12 to
-15 % only. Bernoulli TS is context-free: its probabilities follow from the priors that the shop used, by
-simulation, as in OBP's `BernoulliTS.compute_batch_action_dist`.
+The sample in the package obp has 10,000 rows and 38 to 69 clicks a log, so the truth itself is known to 12 to
+16 % only. Bernoulli TS is context-free: its probabilities follow from the priors that the shop began with, by
+simulation, as OBP does it (`BernoulliTS.compute_batch_action_dist`). The shop's own went on learning during
+the week, so that what it earned is not quite what is estimated.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from qiance.evaluate.ope_intervals import (
     two_sided,
 )
 from qiance.evaluate.ope_models import fit_reward_model
+from qiance.evaluate.ope_result import Estimate, GateResult, clears_gate
 from qiance.evaluate.ope_tuning import RowEstimate, belief
 
 __all__ = [
@@ -53,41 +54,6 @@ IntervalKind = Literal["default", "normal", "bootstrap", "bernstein", "anytime"]
 BLEND = "blend"
 # Fewer effective units than this cannot tell how well the model scales.
 _LEAST_TO_RESCALE = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """An off-policy estimate with its two-sided interval at `confidence`.
-
-    value, low, high, std_error: per decision, in the units of the reward; std_error is that of the interval.
-    estimator: the one used; "blend" where it was chosen by the log, and `shares` then says of what.
-    baseline_value: None for a policy's value; for a difference the estimated value of the baseline, and
-    `value` is the policy's value minus it.
-    interval: how the interval was made, and `centre` by which estimator, where that is another one.
-    parameter: the clip, threshold or shrinkage that was used, where the estimator has one.
-    """
-
-    value: float
-    low: float
-    high: float
-    estimator: str
-    diagnostics: Diagnostics
-    confidence: float
-    std_error: float
-    baseline_value: float | None = None
-    interval: str = "default"
-    centre: str = ""
-    parameter: float | None = None
-    shares: tuple[tuple[str, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class GateResult:
-    """Whether a policy may go live, why or why not in one sentence, and the improvement it was judged by."""
-
-    passed: bool
-    reason: str
-    improvement: Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,47 +153,6 @@ def difference(
     found = _found(terms, base, asked)
     judged = _with_interval(found, terms, units, worse_of(of_policy, of_baseline), asked)
     return replace(judged, baseline_value=_blend_value(base, asked, found.shares))
-
-
-def clears_gate(
-    improvement: Estimate,
-    margin: float = 0.0,
-    min_effective_sample_size: float = 30.0,
-    max_unsupported_mass: float = 0.05,
-) -> GateResult:
-    """Whether the improvement is shown well enough to go live.
-
-    improvement: from `difference`. margin: in the units of the reward, per decision; the lower bound must be
-    greater. The interval cannot see its own blind spots, so the gate also asks for enough effective decisions
-    (identical rewards in a handful of rows give an interval without width), for little probability on actions
-    never logged, and for another estimator than dm, whose interval leaves the model's error out.
-    """
-    if improvement.baseline_value is None:
-        raise ValueError(
-            "improvement: is a policy's value; pass the result of difference(log, policy, baseline)"
-        )
-    if not np.isfinite(margin):
-        raise ValueError(f"margin: {margin} is not finite")
-    health = improvement.diagnostics
-    reason = ""
-    if improvement.estimator == "dm":
-        reason = "the interval of dm leaves out the error of the reward model; use sndr or dr"
-    elif health.effective_sample_size < min_effective_sample_size:
-        size = health.effective_sample_size
-        reason = (
-            f"effective sample size {size:.1f} is under {min_effective_sample_size:g}; log more decisions"
-        )
-    elif health.unsupported_mass > max_unsupported_mass:
-        mass = health.unsupported_mass
-        reason = (
-            f"{mass:.1%} of the probability is on actions never logged (at most {max_unsupported_mass:.1%})"
-        )
-    elif not improvement.low > margin:
-        reason = f"lower bound of the improvement {improvement.low:.6g} does not exceed the margin {margin:g}"
-    if reason:
-        return GateResult(False, reason, improvement)
-    found = f"lower bound of the improvement {improvement.low:.6g} exceeds the margin {margin:g}"
-    return GateResult(True, found, improvement)
 
 
 def _known(name: str) -> str:

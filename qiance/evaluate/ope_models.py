@@ -20,14 +20,13 @@ def fit_reward_model(
     folds: int = FOLDS,
     seed: int = 0,
 ) -> FloatArray:
-    """`[n, actions]` expected reward of every action in every row, each row's by a model that has not seen
-    it.
+    """`[n, actions]` expected rewards, each row's by a model that has not seen the row.
 
     Ridge regressions of the reward on `log.context` and the position, one per action, each drawn towards the
     one of all actions; how strongly is chosen out of fold. Without a context they are the actions' means,
     drawn towards the mean of all. Units stay whole in a fold. sample_weight: `[n]` ≥ 0. Predictions are kept
-    within the rewards seen. Categories must be one-hot in the context. Raises ValueError for fewer than 2
-    units.
+    within the rewards seen. Categories must be one-hot in the context. Takes twice the memory of the result.
+    Raises ValueError for fewer than 2 units.
     Source: cross-fitting: Chernozhukov et al., Econom. J. 21 (2018), C1-C68.
     """
     units = log.units()

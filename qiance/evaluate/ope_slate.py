@@ -13,7 +13,7 @@ from types import MappingProxyType
 from numpy.typing import ArrayLike
 
 from qiance.evaluate.arrays import fraction
-from qiance.evaluate.ope import Estimate
+from qiance.evaluate.ope_result import Estimate
 from qiance.evaluate.ope_trajectory import (
     Steps,
     TrajectoryLog,

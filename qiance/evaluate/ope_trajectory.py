@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from qiance.evaluate.arrays import FloatArray, IndexArray, finite_matrix, fraction, index_vector, refuse_where
 from qiance.evaluate.bandit_log import BanditLog
 from qiance.evaluate.inference import Units, influence_freedom, standard_error, student_interval, units_of
-from qiance.evaluate.ope import Estimate
 from qiance.evaluate.ope_diagnostics import diagnose
+from qiance.evaluate.ope_result import Estimate
 from qiance.evaluate.ope_tuning import RowEstimate, mean_rows
 
 _T = TypeVar("_T")
