@@ -30,6 +30,7 @@ from benchmarks.allocating.day import (
 )
 from benchmarks.allocating.families import DEPTHS, FAMILIES, Response, strength
 from benchmarks.allocating.runner import Batch, Outcome, oracle_value, run_day
+from benchmarks.allocating.scale import measure_scale
 from benchmarks.harness import Args, PeerEnvironment, emit, log, parse, peer_environment
 from training.dose import DoseModel, DoseSettings
 
@@ -40,7 +41,7 @@ TIMED = 1_000
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a mode."""
+    """Of a mode. scale: rows of the allocation whose time is measured."""
 
     seeds: int
     rows: int
@@ -48,11 +49,12 @@ class Sizes:
     trees: int
     epochs: int
     dose: DoseSettings
+    scale: int
 
 
-SMOKE = Sizes(1, 3_000, 1_200, 20, 1, DoseSettings(members=1, epochs=1, trees=20))
-QUICK = Sizes(1, 20_000, 8_000, 100, 10, DoseSettings())
-FULL = Sizes(5, 20_000, 20_000, 100, 10, DoseSettings())
+SMOKE = Sizes(1, 3_000, 1_000, 20, 1, DoseSettings(members=1, epochs=1, trees=20), 2_000)
+QUICK = Sizes(1, 20_000, 8_000, 100, 10, DoseSettings(), 100_000)
+FULL = Sizes(5, 20_000, 20_000, 100, 10, DoseSettings(), 1_000_000)
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,8 @@ def measure(args: Args) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
             shares = ", ".join(f"{key} {result.share(key):.3f}" for key in result.outcomes)
             log(f"seed {args.seed + number}, {name}: {shares}")
     figures = summary(results)
+    log(f"allocating {sizes.scale:,} rows at once")
+    figures["scale"] = measure_scale(sizes.scale, args.seed)
     protocol = {
         "families": signal,
         "logged_rows": sizes.rows,

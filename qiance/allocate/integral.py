@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qiance.allocate.dual import Found
+from qiance.allocate.dual import Found, InfeasibleError
 from qiance.allocate.master import Scale, solve_whole
 from qiance.evaluate.arrays import FloatArray, IndexArray
 
@@ -34,7 +34,7 @@ def settle(found: Found, num_rows: int, totals: Totals) -> Settled:
     """Settle the core, the choices of all other rows being fixed (see `memory.mixed`).
 
     Rows of the core that are split, and then those nearest to a change of mind, are left open and settled by
-    a whole-number program; more of them where that finds no plan. ArithmeticError where there is none.
+    a whole-number program; more of them where that finds no plan. InfeasibleError where there is none.
     """
     core = found.edge.program
     choice = np.asarray(found.solved.share.argmax(axis=1), dtype=np.int64)
@@ -50,9 +50,10 @@ def settle(found: Found, num_rows: int, totals: Totals) -> Settled:
             everything = exact and free.size == num_rows
             return settled if everything else replace(settled, bound=found.bound)
         if count >= len(order):
-            raise ArithmeticError(
-                "no whole-number plan was found that keeps every limit, though shares of actions do; "
-                "relax a limit slightly"
+            raise InfeasibleError(
+                core.names,
+                "limits: no whole-number plan was found that keeps them all, though shares of actions do; "
+                "relax one slightly",
             )
         count *= 8
 

@@ -37,8 +37,9 @@ class Prior:
         worth, error = _checked(value, spread)
         total = self.variance + error**2
         share = np.divide(self.variance, total, out=np.ones_like(total), where=total > 0)
-        share[:, 0] = 1.0
-        return np.asarray(self.mean + share * (worth - self.mean), dtype=np.float64)
+        found = self.mean + share * (worth - self.mean)
+        found[:, 0] = worth[:, 0]
+        return np.asarray(found, dtype=np.float64)
 
 
 def lower_bound(value: ArrayLike, spread: ArrayLike, deviations: float) -> FloatArray:

@@ -83,13 +83,13 @@ def check_kept(found, admissible, rows):
         assert part[at, found.choice].sum() <= top + 1e-9 * max(abs(top), 1.0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(users=st.integers(8, 30), seed=st.integers(0, 10**6))
 def test_every_limit_is_kept_and_the_plan_is_the_solvers(users, seed):
     value, cost, budget, admissible, limits, rows = make_case(users, seed)
     best = reference(value, admissible, rows)
     if best is None:
-        with pytest.raises((InfeasibleError, ArithmeticError)):
+        with pytest.raises(InfeasibleError):
             allocate(value, cost, budget, admissible, limits=limits)
         return
     found = allocate(value, cost, budget, admissible, limits=limits)
@@ -99,7 +99,7 @@ def test_every_limit_is_kept_and_the_plan_is_the_solvers(users, seed):
     assert found.gap == pytest.approx(max(found.bound - found.value, 0.0))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10**6), most=st.integers(0, 2))
 def test_the_frequency_cap_holds_and_costs_as_little_as_it_must(seed, most):
     value, cost, budget, admissible, _, rows = make_case(24, seed)
@@ -113,8 +113,8 @@ def test_the_frequency_cap_holds_and_costs_as_little_as_it_must(seed, most):
 
 @pytest.mark.parametrize("capped", [False, True])
 def test_thousands_of_rows_under_all_limits(capped):
-    value, cost, budget, admissible, limits, rows = make_case(8_000, 3)
-    person = np.random.default_rng(0).integers(0, 5_000, 8_000)
+    value, cost, budget, admissible, limits, rows = make_case(6_000, 3)
+    person = np.random.default_rng(0).integers(0, 4_000, 6_000)
     if capped:
         limits = [*limits, FrequencyCap(person, 1)]
     found = allocate(value, cost, budget, admissible, limits=limits)
@@ -123,7 +123,7 @@ def test_thousands_of_rows_under_all_limits(capped):
     if capped:
         assert np.bincount(person, found.choice > 0).max() <= 1
     uses = {use.name: use for use in found.limits}
-    at = np.arange(8_000)
+    at = np.arange(6_000)
     assert uses["budget"].used == pytest.approx(cost[at, found.choice].sum())
     assert uses["newcomers"].minimum
     assert uses["newcomers"].used >= uses["newcomers"].limit > 0
