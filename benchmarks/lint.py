@@ -2,8 +2,8 @@
 
 An escape is a planted violation that is not blocked (for a rule that only warns: not found). A false alarm is
 a clean text that is blocked. `test` was written before the rules; `fresh` after they were finished, to tell
-how far they reach beyond the words that their author had in mind: no rule was changed for it. The figures of the
-whole are those of `test`; `fresh` stands beside them. `dev` is for changing rules, and not judged.
+how far they reach beyond the words that their author had in mind: no rule was changed for it. The figures of
+the whole are those of `test`; `fresh` stands beside them. `dev` is for changing rules, and not judged.
 """
 
 from __future__ import annotations

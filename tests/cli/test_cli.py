@@ -29,7 +29,19 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["run"], ["up"], ["train"], ["doctor"], ["data"], ["keys"], ["strategies"], ["dashboards"]],
+    [
+        [],
+        ["run"],
+        ["up"],
+        ["train"],
+        ["doctor"],
+        ["data"],
+        ["keys"],
+        ["strategies"],
+        ["dashboards"],
+        ["lint"],
+        ["creatives"],
+    ],
 )
 def test_every_command_explains_itself(words: list[str]) -> None:
     result = RUNNER.invoke(app, [*words, "--help"])
