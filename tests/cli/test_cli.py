@@ -40,6 +40,12 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
         ["models"],
         ["strategies"],
         ["dashboards"],
+        ["lint"],
+        ["creatives"],
+        ["tune"],
+        ["evaluate"],
+        ["train", "uplift"],
+        ["train", "customers"],
     ],
 )
 def test_every_command_explains_itself(words: list[str]) -> None:

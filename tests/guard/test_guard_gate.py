@@ -234,7 +234,7 @@ MOVES = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moves=MOVES)
 def test_no_path_serves_words_that_the_lint_blocks(
     tmp_path_factory: pytest.TempPathFactory, moves: list
