@@ -79,7 +79,7 @@ def table_of(case: dict[str, np.ndarray], **change: Any) -> ResponseTable:
 
 
 @given(seed=st.integers(0, 10_000), by_features=st.booleans())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_the_curve_rises_from_nothing_to_one(seed: int, by_features: bool) -> None:
     case = plant(1_500, seed)
     seen = case["delay"] <= case["elapsed"]
@@ -131,7 +131,7 @@ def test_what_is_still_to_come_is_a_probability(seed: int) -> None:
 
 
 def test_the_planted_rate_is_found() -> None:
-    case = plant(8_000, 3)
+    case = plant(6_000, 3)
     corrected = correct_delays(table_of(case), seed=1)
     final, seen = np.isfinite(case["delay"]), case["delay"] <= case["elapsed"]
     label = corrected.responses.table["conversion"].to_numpy()
@@ -144,7 +144,7 @@ def test_the_planted_rate_is_found() -> None:
     report = corrected.report
     assert report["corrected_rate"] > report["observed_rate"]
     assert report["share_still_expected"] == pytest.approx(1 - seen.sum() / final.sum(), abs=0.05)
-    assert sum(one["rows"] for one in report["by_age"]) == 8_000
+    assert sum(one["rows"] for one in report["by_age"]) == 6_000
     assert all(one["corrected_rate"] >= one["observed_rate"] for one in report["by_age"])
     young, old = report["by_age"][0], report["by_age"][-1]
     assert young["corrected_rate"] - young["observed_rate"] > old["corrected_rate"] - old["observed_rate"]
@@ -162,7 +162,7 @@ def test_metrics_say_what_was_corrected(tmp_path: Path) -> None:
     settings_ = ResponseSettings(
         members=2, network=TrainSettings(epochs=1, heads=2), trees=TreeSettings(rounds=20, leaves=(4,))
     )
-    table = table_of(plant(1_200, 5))
+    table = table_of(plant(900, 5))
     trained = train_delayed(table, tmp_path, folds=2, settings=settings_)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics == json.loads(json.dumps(trained.metrics))
@@ -173,19 +173,9 @@ def test_metrics_say_what_was_corrected(tmp_path: Path) -> None:
     assert delay["log_end"] == "2026-04-01T00:00:00+00:00"
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"log_end": START + timedelta(days=20)}, "has times up to .* hours after log_end; set log_end"),
-        ({"name": "late"}, None),
-    ],
-)
-def test_a_log_end_before_its_rows_is_refused(change: dict[str, Any], message: str | None) -> None:
-    table = table_of(plant(2_000, 6), **change)
-    if message is None:
-        correct_delays(table)
-        return
-    with pytest.raises(DataError, match=message):
+def test_a_log_end_before_its_rows_is_refused() -> None:
+    table = table_of(plant(1_000, 6), log_end=START + timedelta(days=20))
+    with pytest.raises(DataError, match=r"has times up to .* hours after log_end; set log_end"):
         correct_delays(table)
 
 

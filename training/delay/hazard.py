@@ -135,13 +135,15 @@ def _counts(delay: Floats, elapsed: Floats, edges: Floats) -> tuple[Floats, Floa
 def _fit_trees(
     plain: DelayModel, delay: Floats, elapsed: Floats, features: Floats, part: NDArray[np.intp]
 ) -> tuple[Any, ...]:
-    """Boosters on (features, bin) → event in reversed time; none where held-out conversions gain nothing."""
+    """A booster on (features, bin) → event in reversed time; none where held-out conversions gain nothing.
+
+    It has as many rounds as were best, on average, for conversions that the others did not hold.
+    """
     import lightgbm
 
     owner, bin_, event = _exposures(delay, elapsed, plain.edges)
     table = np.column_stack([features[owner], bin_.astype(np.float64)])
-    start = logit(plain.hazard[bin_])
-    trees, gain = list[Any](), 0.0
+    start, best, gain = logit(plain.hazard[bin_]), list[int](), 0.0
     for number in range(_PARTS):
         held = part[owner] == number
         if not held.any() or held.all():
@@ -150,11 +152,13 @@ def _fit_trees(
         valid = lightgbm.Dataset(table[held], event[held], init_score=start[held], reference=rows)
         stop = lightgbm.early_stopping(_PATIENCE, verbose=False)
         found = lightgbm.train(_TREES, rows, _ROUNDS, valid_sets=[valid], callbacks=[stop])
-        trees.append(lightgbm.Booster(model_str=found.model_to_string(num_iteration=found.best_iteration)))
-        gain += _loss(event[held], start[held]) - _loss(
-            event[held], start[held] + _added(trees[-1:], table[held])
-        )
-    return tuple(trees) if gain / len(event) > _MIN_GAIN else ()
+        best.append(found.best_iteration)
+        moved = start[held] + _added([found], table[held])
+        gain += _loss(event[held], start[held]) - _loss(event[held], moved)
+    if gain / len(event) <= _MIN_GAIN:
+        return ()
+    everything = lightgbm.Dataset(table, event, init_score=start)
+    return (lightgbm.train(_TREES, everything, max(round(float(np.mean(best))), 1)),)
 
 
 def _exposures(
