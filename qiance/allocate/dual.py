@@ -86,16 +86,17 @@ def _no_cuts(program: Program) -> Cuts:
 
 
 def _sample_price(sample: Program, scale: Scale) -> FloatArray:
-    limit = _MAX_PRICE * scale.price
-    box = Box(np.zeros_like(limit), 100 * scale.price)
-    for _ in range(3):
+    """Prices that solve the sample; a limit that it cannot keep gets a high one to begin with."""
+    price = np.zeros_like(scale.price)
+    for high in (1e2, 1e4, 1e6):
+        box = Box(np.zeros_like(price), high * scale.price)
         solved = solve_master(sample, usable(sample), _no_cuts(sample), box, scale)
         if solved is None:
-            return np.zeros_like(limit)
+            break
+        price = np.minimum(solved.price, 10 * scale.price)
         if (solved.price < box.high * (1 - 1e-9)).all():
             return solved.price
-        box = Box(box.low, np.minimum(box.high * 100, limit))
-    return np.minimum(solved.price, 10 * scale.price)
+    return price
 
 
 def _reach(sample: Program, price: FloatArray, rows: int | None = None) -> float:

@@ -157,6 +157,7 @@ def _near(program: Program, price: FloatArray, choice: IndexArray, reach: float)
 
 
 def _edge(program: Program, price: FloatArray, choice: IndexArray, near: BoolArray, reach: float) -> Edge:
+    near[0] |= not near.any()  # a core of nobody is no program
     rows = np.flatnonzero(near)
     if rows.size > MAX_EDGE_ROWS:
         rows = np.sort(np.random.default_rng(0).choice(rows, MAX_EDGE_ROWS, replace=False))
