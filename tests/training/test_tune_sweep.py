@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,25 @@ from tune_cases import SPACE, small_sweep, written
 from typer.testing import CliRunner
 
 from qiance.cli.main import app
+from training.preprocess.streaming import start_ray
 from training.tune.run import run_sweep
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG = {"members": 2, "network": {"epochs": 4, "heads": 2}, "trees": {"rounds": 100}}
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_cpu() -> Iterator[None]:
+    """A cluster for the sweeps in this process; what is killed has one of its own."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="qiance-")
+    ray.shutdown()
+    start_ray({"num_cpus": 1, "include_dashboard": False, "log_to_driver": False, "_temp_dir": folder})
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def words(log: Log, folder: Path, out: Path, trials: int) -> list[str]:

@@ -17,7 +17,7 @@ Tell = Callable[[float, str], None]
 class SweepCallback(Callback):
     """Tells trials done, running and stopped, and the best value; logs trials that are over.
 
-    A failure to log is not a failure of the sweep: `log` must not raise for what can be made up for later.
+    What `log` raises ends the sweep.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ import csv
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ def run_sweep(
     tracking_uri: of MLflow, by default a SQLite file in `out`. `DataError` where `out` holds a sweep over
     something else; RuntimeError where no trial came to a value.
     """
+    from mlflow.exceptions import MlflowException
+
     from training.tune.search import open_studies
     from training.tune.tracking import SweepRun
 
@@ -63,7 +66,8 @@ def run_sweep(
 
         def log(model: str, number: int) -> None:
             found = outcomes(out, {model: studies[model]}, sweep.space)
-            runs.log(next(one for one in found if one.number == number))
+            with suppress(MlflowException):  # a server that is away for a while: made up for at the end
+                runs.log(next(one for one in found if one.number == number))
 
         run_trials(sweep, out, studies, log, lambda share, text: told(0.97 * share, text))
         told(0.97, "writing the results")
@@ -96,14 +100,14 @@ def _write(sweep: Sweep, result: SweepResult, out: Path, runs: Any) -> None:
         raise RuntimeError(
             f"no trial of {len(over)} came to a value ({why}); change the space, use another --out"
         )
-    for one in over:
-        runs.log(one)
-        Record.of(out, one.model, one.number).forget_state()
     _write_table(out / TABLE, result.trials)
     _write_best(out / BEST, sweep, result)
     write_sweep_page(out / PAGE, page_of(sweep, result))
     summary = summary_of(sweep, result)
     replace_file(out / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+    for one in over:
+        runs.log(one)
+        Record.of(out, one.model, one.number).forget_state()
     runs.finish({f"best_{model}": one.value or 0.0 for model, one in result.best.items()})
 
 

@@ -151,6 +151,7 @@ def _fit(
     missing: int,
     cores: int,
 ) -> None:
+    import ray
     from ray import tune
 
     from training.tune.progress import SweepCallback
@@ -178,8 +179,8 @@ def _fit(
                 scheduler=_scheduler(sweep, out, studies, base),
                 num_samples=missing,
                 reuse_actors=True,
-                # Ray started here has as many CPUs as there are workers; a cluster may have more.
-                max_concurrent_trials=cores if settings.address else None,
+                # A limit makes Tune ask late and start an actor anew for every trial: only where it binds.
+                max_concurrent_trials=cores if cores < ray.cluster_resources()["CPU"] else None,
             ),
             run_config=tune.RunConfig(
                 name="sweep",
