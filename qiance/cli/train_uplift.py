@@ -126,18 +126,16 @@ def _tables(metrics: Mapping[str, Any]) -> list[Table]:
             f"{ate['value']:+.2%}",
             f"{ate['low']:+.2%} to {ate['high']:+.2%}",
             "targeted log" if qini is None else f"{qini:.4f}",
-            f"{ranked['value']:.4f} ({ranked['low']:.4f} to {ranked['high']:.4f})",
+            f"{ranked['value']:.3f} ({ranked['low']:.3f} to {ranked['high']:.3f})",
         )
     arms.caption = f"{metrics['label']}: {metrics['rate_of_outcome']:.2%} of {metrics['rows']:,} rows"
-    budgets = Table(
-        *_heads("treating the best", "is worth", "response first", "random", "over random"), box=None
-    )
+    budgets = Table(*_heads("treating the best", "is worth", "response", "random", "over random"), box=None)
     for budget, found in metrics["policy_value"].items():
         gain = found["gain_over_random"]
         budgets.add_row(
             f"{float(budget):.0%}",
             *(f"{found[name]['value']:.4f}" for name in ("uplift", "response", "random")),
-            f"{gain['value']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})",
+            f"{gain['value']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})",
         )
     budgets.caption = "outcome per user of all, net of cost, by cross-fitting"
     return [arms, budgets]
