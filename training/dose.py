@@ -2,8 +2,9 @@
 
 Two kinds of members are averaged, each fitted to a bootstrap sample: small networks whose log-odds rise with
 the depth (a free step for being contacted at all, which may be negative), and boosted trees that take the
-depth as a feature. They err differently: networks find smooth responses, trees hard borders. The spread of
-the members says how sure the lifts are, and empirical Bayes shrinks them by it (`qiance.allocate.risk`).
+depth as a feature. They err differently: networks find smooth responses, trees hard borders. How much either
+counts is chosen by the log loss on the rows that a member has not seen. The spread of the members says how
+sure the lifts are; empirical Bayes can shrink them by it (`qiance.allocate.risk`).
 """
 
 from __future__ import annotations
@@ -27,10 +28,14 @@ _MEAN_ERROR = 0.5
 
 @dataclass(frozen=True, slots=True)
 class DoseSettings:
-    """members: networks and as many boosted ensembles. hidden: width of the two layers; epochs, batch, rate,
-    decay: of the networks. trees, leaves, shrinkage, least_rows: of the boosted ensembles."""
+    """members: networks and as many boosted ensembles; bootstrap: each on a resampled log.
+
+    hidden: width of the two layers; epochs, batch, rate, decay: of the networks. trees, leaves, shrinkage,
+    least_rows: of the boosted ensembles.
+    """
 
     members: int = 4
+    bootstrap: bool = True
     hidden: int = 32
     epochs: int = 8
     batch: int = 256
@@ -60,7 +65,8 @@ class Dose:
 class DoseModel:
     """A fitted model.
 
-    prior: of the lifts, over the users that it was fitted on; error: `[D]` their typical standard error.
+    share: what the networks count, the boosters counting the rest. prior: of the lifts, over the users that
+    it was fitted on; error: `[D]` their typical standard error.
     """
 
     depths: Floats
@@ -68,12 +74,13 @@ class DoseModel:
     scale: Floats
     networks: tuple[tuple[Floats, ...], ...]
     boosters: tuple[Any, ...]
+    share: float
     prior: Prior
     error: Floats
 
-    def predict(self, x: Floats, shrunken: bool = True) -> Dose:
-        """For users of features `[n, F]`; `shrunken` takes posterior means of the lifts."""
-        found = _dose(self._members(x))
+    def predict(self, x: Floats, shrunken: bool = False) -> Dose:
+        """For users of features `[n, F]`: the mean over the members, or posterior means of the lifts."""
+        found = _dose(self._members(x), len(self.networks), self.share)
         if not shrunken:
             return found
         # One error for all users of a level: where the response is high its spread is too, and users that
@@ -120,14 +127,15 @@ def fit_dose(
     middle, scale = features.mean(axis=0), features.std(axis=0)
     scale = np.where(scale > 0, scale, 1.0)
     z, weight = (features - middle) / scale, 1.0 / chance
-    networks, boosters = [], []
+    networks, boosters, unseen = [], [], []
     for member in range(chosen.members):
         rng = np.random.default_rng([seed, member])
-        drawn = weight * rng.poisson(1.0, len(z))
+        drawn = weight * (rng.poisson(1.0, len(z)) if chosen.bootstrap else 1.0)
         networks.append(_network(z, levels, labels, drawn, grid.size, chosen, seed * 1_000 + member))
-        drawn = weight * rng.poisson(1.0, len(z))
         boosters.append(_booster(z, grid[levels], labels, drawn, chosen, member))
-    parts = (grid, middle, scale, tuple(networks), tuple(boosters))
+        unseen.append(drawn == 0)
+    share = _share(networks, boosters, np.array(unseen), z, levels, labels, grid)
+    parts = (grid, middle, scale, tuple(networks), tuple(boosters), share)
     plain = DoseModel(*parts, Prior(np.zeros(1), np.zeros(1)), np.zeros(1))
     found = plain.predict(features[:5_000], shrunken=False)
     lift = found.response - found.response[:, :1]
@@ -135,11 +143,44 @@ def fit_dose(
     return DoseModel(*parts, Prior.of(lift, np.broadcast_to(error, lift.shape)), error)
 
 
-def _dose(members: Floats) -> Dose:
+def _share(
+    networks: Sequence[tuple[Floats, ...]],
+    boosters: Sequence[Any],
+    unseen: NDArray[np.bool_],
+    z: Floats,
+    level: Ints,
+    bought: Ints,
+    grid: Floats,
+) -> float:
+    """What the networks should count: least log loss of the mixture on rows that members have not seen."""
+    times = unseen.sum(axis=0)
+    rows = np.flatnonzero(times)
+    if not rows.size:
+        return 0.5
+    depth, at = grid[level[rows]], np.arange(rows.size)
+    smooth, hard = np.zeros(rows.size), np.zeros(rows.size)
+    for network, booster, mine in zip(networks, boosters, unseen[:, rows], strict=True):
+        smooth += mine * _forward(network, z[rows])[at, level[rows]]
+        hard += mine * booster.predict(_with_depth(z[rows], depth), num_threads=1)
+    smooth, hard = smooth / times[rows], hard / times[rows]
+    shares = np.linspace(0.0, 1.0, 11)
+    losses = [_log_loss(bought[rows], share * smooth + (1 - share) * hard) for share in shares]
+    return float(shares[int(np.argmin(losses))])
+
+
+def _log_loss(bought: Ints, chance: Floats) -> float:
+    kept = np.clip(chance, 1e-9, 1 - 1e-9)
+    return float(-np.where(bought == 1, np.log(kept), np.log1p(-kept)).mean())
+
+
+def _dose(members: Floats, networks: int, share: float) -> Dose:
+    """The weighted mean, and the weighted spread of the lifts."""
+    others = len(members) - networks
+    weight = np.concatenate([np.full(networks, share / networks), np.full(others, (1 - share) / others)])
     lifts = members - members[:, :, :1]
-    return Dose(
-        members.mean(axis=0), lifts.std(axis=0, ddof=1) if len(members) > 1 else np.zeros_like(lifts[0])
-    )
+    middle = np.tensordot(weight, lifts, axes=1)
+    spread = np.sqrt(np.tensordot(weight, (lifts - middle) ** 2, axes=1))
+    return Dose(np.tensordot(weight, members, axes=1), spread)
 
 
 def _with_depth(z: Floats, depth: Floats) -> Floats:
