@@ -20,7 +20,7 @@ from qiance.allocate.program import Program
 from qiance.evaluate.arrays import FloatArray
 
 # Whole problems of at most so many cells are solved in one go, and samples have at most so many.
-WHOLE_CELLS = 20_000
+WHOLE_CELLS = 10_000
 _LOOKS = 25
 # Above so many rows, prices are found on a sample of so many first.
 _STEP_ROWS, _SAMPLE_ROWS = 200_000, 60_000
@@ -105,9 +105,10 @@ def _reach(sample: Program, price: FloatArray, rows: int | None = None) -> float
     rows = len(sample.value) if rows is None else rows
     net = sample.priced(price)
     second = np.partition(net, -2, axis=1)[:, -2] if net.shape[1] > 1 else np.full(len(net), -np.inf)
-    behind = np.sort(net.max(axis=1) - second)
+    behind = net.max(axis=1) - second
+    behind = np.sort(behind[np.isfinite(behind)])  # rows with one action only have none that is near
     place = int(len(net) * min(0.75 * MAX_EDGE_ROWS / rows, 1.0))
-    return float(behind[min(place, behind.size - 1)])
+    return float(behind[min(place, behind.size - 1)]) if behind.size else 0.0
 
 
 class _Search:

@@ -15,7 +15,7 @@ from qiance.evaluate.arrays import FloatArray, IndexArray
 # larger ones, so many rows are settled.
 EXACT_CELLS, _EXACT_GAP = 2_500, 2e-5
 _SETTLED_ROWS = 150
-_NODES, _NODES_EXACT = 200, 2_000
+_NODES, _NODES_EXACT = 200, 500
 # (choice of the core's rows [n]) → (value, use [K]) of the whole plan, summed as it will be
 Totals = Callable[[IndexArray], tuple[float, FloatArray]]
 

@@ -12,7 +12,7 @@ from qiance.allocate.program import Program, beyond_cap
 from qiance.evaluate.arrays import BoolArray, FloatArray, IndexArray
 
 # More undecided rows than this are thinned out at random: many are tied where values are known per segment.
-MAX_EDGE_ROWS = 6_000
+MAX_EDGE_ROWS = 4_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,7 +167,8 @@ def _edge(program: Program, price: FloatArray, choice: IndexArray, near: BoolArr
         rows = np.flatnonzero(mine[program.person])
     part = program.rows(rows, program.bound)
     chosen = choice[rows]
-    kept = _lag(part, price, chosen, _cap_prices(part, price), slice(None)) <= reach
+    lag = _lag(part, price, chosen, _cap_prices(part, price), slice(None))
+    kept = (lag <= reach) & np.isfinite(lag)
     # Doing nothing gives back what a limit lacks, and the choice itself is always there.
     kept[:, 0] = True
     kept[np.arange(rows.size), chosen] = True

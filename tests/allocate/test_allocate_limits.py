@@ -113,8 +113,8 @@ def test_the_frequency_cap_holds_and_costs_as_little_as_it_must(seed, most):
 
 @pytest.mark.parametrize("capped", [False, True])
 def test_thousands_of_rows_under_all_limits(capped):
-    value, cost, budget, admissible, limits, rows = make_case(6_000, 3)
-    person = np.random.default_rng(0).integers(0, 4_000, 6_000)
+    value, cost, budget, admissible, limits, rows = make_case(3_000, 3)
+    person = np.random.default_rng(0).integers(0, 2_000, 3_000)
     if capped:
         limits = [*limits, FrequencyCap(person, 1)]
     found = allocate(value, cost, budget, admissible, limits=limits)
@@ -123,21 +123,21 @@ def test_thousands_of_rows_under_all_limits(capped):
     if capped:
         assert np.bincount(person, found.choice > 0).max() <= 1
     uses = {use.name: use for use in found.limits}
-    at = np.arange(6_000)
+    at = np.arange(3_000)
     assert uses["budget"].used == pytest.approx(cost[at, found.choice].sum())
     assert uses["newcomers"].minimum
     assert uses["newcomers"].used >= uses["newcomers"].limit > 0
 
 
 def test_the_price_of_a_limit_is_what_relaxing_it_brings():
-    value, cost, budget, admissible, _, _ = make_case(6_000, 4)
+    value, cost, budget, admissible, _, _ = make_case(2_400, 4)
     before, after = (
         allocate(value, cost, budget, admissible, limits=[Stock(np.array([np.inf, np.inf, np.inf, units]))])
-        for units in (600.0, 606.0)
+        for units in (240.0, 246.0)
     )
     price = before.limits[1].price
     assert price > 0
-    assert (after.bound - before.bound) / 6 == pytest.approx(price, rel=0.05)
+    assert (after.bound - before.bound) / 6 == pytest.approx(price, rel=0.1)
 
 
 def test_a_floor_that_admits_too_few_is_named():
@@ -151,7 +151,7 @@ def test_a_floor_that_admits_too_few_is_named():
         allocate(value, cost, 1e9, admissible, limits=[SegmentFloor(member, 0.5, "newcomers")])
 
 
-@pytest.mark.parametrize("users", [40, 9_000])
+@pytest.mark.parametrize("users", [40, pytest.param(9_000, marks=pytest.mark.slow)])
 def test_limits_that_only_fail_together_are_named_together(users):
     value, cost, _, _, _, _ = make_case(users, 6)
     stock = Stock(np.full(4, np.inf))
@@ -166,8 +166,8 @@ def test_limits_that_only_fail_together_are_named_together(users):
 
 
 def test_a_binding_stock_may_be_met_exactly_and_never_passed():
-    value = np.tile([0.0, 5.0, 4.0], (5_000, 1))
-    found = allocate(value, np.zeros((5_000, 3)), 0.0, limits=[Stock(np.array([np.inf, 1_234.0, 99.5]))])
+    value = np.tile([0.0, 5.0, 4.0], (4_000, 1))
+    found = allocate(value, np.zeros((4_000, 3)), 0.0, limits=[Stock(np.array([np.inf, 1_234.0, 99.5]))])
     np.testing.assert_array_equal(np.bincount(found.choice)[1:], [1_234, 99])
     assert found.value == pytest.approx(5 * 1_234 + 4 * 99)
 
