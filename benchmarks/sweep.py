@@ -106,7 +106,7 @@ def measure(args: Args, folder: Path) -> None:
         "same_value_within": luck,
         "steady_s": busy["window_s"] if busy else None,
         "seeds": len(seeds),
-        "note": "same value: both winners are trained again with other seeds, since the best of many is lucky; "
+        "note": "same value: both winners are trained again with other seeds, as the best of many is lucky; "
         "the sweep's mean is not worse by more than the standard deviation of one training of the grid's. "
         "work_vs_grid is none where the sweep did not come that near",
     }
@@ -211,6 +211,11 @@ def _sweep_of(found: Mapping[str, Any], model: str) -> Trained:
     own = [row for row in found.values() if row["model"] == model]
     steps = [step for row in own for step in row["curve"]]
     return Trained(min(row["value"] for row in own), sum(step["cpu"] for step in steps), len(steps))
+
+
+def _winners(out: Path) -> dict[str, dict[str, Any]]:
+    best = json.loads((out / "sweep.json").read_text(encoding="utf-8"))["best"]
+    return {model: best[model]["parameters"] for model in GRID}
 
 
 def _curves(found: Mapping[str, Any]) -> list[Any]:

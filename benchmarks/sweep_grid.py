@@ -65,13 +65,9 @@ def run_grid(folder: Path, args: Args, pool: Executor) -> dict[str, dict[str, Tr
 
 
 def best_of(found: Mapping[str, Trained]) -> dict[str, Any]:
+    """The configuration with the best value."""
     best: dict[str, Any] = json.loads(min(found, key=lambda name: found[name].value))
     return best
-
-
-def _winners(out: Path) -> dict[str, dict[str, Any]]:
-    best = json.loads((out / "sweep.json").read_text(encoding="utf-8"))["best"]
-    return {model: best[model]["parameters"] for model in GRID}
 
 
 def retrain(
