@@ -84,7 +84,7 @@ def _settle(
     left = replace(own, bound=core.bound - (totals(choice)[1] - part.use))
     # The gap is asked of the whole plan's value, not of these few rows'.
     share = abs(found.bound) / max(abs(part.value), 1e-12 * abs(found.bound), 1e-300)
-    gap = _EXACT_GAP if exact else min(1e-7 * share, 0.01)
+    gap = _EXACT_GAP if exact else min(5e-7 * share, 0.01)
     whole = solve_whole(left, found.edge.kept[free], Scale.of(core), gap, _NODES_EXACT if exact else _NODES)
     if whole is None:
         return None
