@@ -136,7 +136,7 @@ class FeatureSettings(Section):
 
 
 class TrainingSettings(Section):
-    epochs: Count = Field(12, description="most passes over the training rows")
+    epochs: Count = Field(40, description="most passes over the training rows")
     batch_size: Count = Field(512, description="rows per gradient step")
     learning_rate: Positive = Field(1e-3, description="step size of the optimiser")
     heads: Annotated[int, _Number] = Field(8, ge=2, description="bootstrap heads that give the intervals")

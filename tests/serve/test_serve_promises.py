@@ -18,6 +18,8 @@ from scipy import stats
 from serve_cases import (
     BRIEF,
     DAYS,
+    GUARD,
+    LOOSE,
     START,
     Built,
     Logged,
@@ -34,6 +36,7 @@ from serve_cases import (
 from qiance.decide.floors import discounted_price
 from qiance.domain import Audience, Channel, Decision, StrategyState
 from qiance.evaluate.arrays import FloatArray
+from qiance.guard import Guard
 from qiance.ledger import LedgerUnavailableError
 from qiance.market import Market
 from serve.answers import Answer
@@ -122,12 +125,12 @@ def test_inverse_propensity_weighting_finds_the_value_of_a_policy(built: Built, 
         assert deviation < 0.2 * abs(truth[:, column].mean()), "the test could tell a wrong value"
 
 
-def only(shop: Shop, brief_id: str, cap: int, *strategies: Any) -> None:
-    """Leave these strategies live, with a budget of their own."""
+def only(shop: Shop, brief_id: str, cap: int, *strategies: Any, guard: Guard = GUARD) -> None:
+    """Leave these strategies live, with a budget of their own; guard: by which they were approved."""
     for n in range(4):
         shop.ledger.set_strategy_state(f"s{n}", StrategyState.PAUSED, "test", "test")
     shop.ledger.open_budget(brief_id, cap)
-    go_live(shop.ledger, strategies)
+    go_live(shop.ledger, strategies, guard=guard)
     shop.refresh()
 
 
@@ -283,9 +286,14 @@ def test_a_capped_channel_is_no_choice_and_the_others_are(built: Built, tmp_path
 
 
 def test_no_replica_sells_below_the_floor(built: Built, tmp_path: Path) -> None:
-    """Over depths from none to nearly all, by exploration alone, with and without the predictor."""
+    """Over depths from none to nearly the whole margin, by exploration alone.
+
+    This shop's guard would refuse what is below its floor; the engine must not rely on that, so these are
+    approved by a guard whose floor is 0.
+    """
     items = list(catalogue())
-    depths = [0.0, 0.1, 0.3, 0.45, 0.5, 0.6, 0.9]
+    barely = [1 - item.unit_cost / (0.98 * item.price) for item in items]
+    depths = [0.0, 0.1, 0.2, 0.3, *barely[4:], barely[0]]
     offered = [
         strategy(
             20 + n,
@@ -296,7 +304,7 @@ def test_no_replica_sells_below_the_floor(built: Built, tmp_path: Path) -> None:
         for n, d in enumerate(depths)
     ]
     with open_shop(built, tmp_path, holdout=0.0, epsilon=1.0, min_margin=0.05) as shop:
-        only(shop, "deep", 10**6, *offered)
+        only(shop, "deep", 10**6, *offered, guard=LOOSE)
         crowd = Crowd([shop])
         crowd.run(user_ids(), rounds=12, n=3)
         chosen = {pick[0].action_id: pick[0] for a in crowd.answers for pick in a.picks if pick[0].item_id}

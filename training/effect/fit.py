@@ -46,7 +46,7 @@ class TrainSettings:
         that a category gets.
     """
 
-    epochs: int = 12
+    epochs: int = 40
     batch_size: int = 512
     learning_rate: float = 1e-3
     heads: int = 8
