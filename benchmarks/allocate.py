@@ -59,7 +59,8 @@ FULL = Sizes(5, 20_000, 20_000, 100, 10, DoseSettings(), 1_000_000)
 
 @dataclass(frozen=True)
 class Result:
-    """One family and seed: outcomes by name, oracle, and the times of single decisions with their scoring."""
+    """One family and seed: outcomes by name, oracle, and the times of single decisions with their scoring:
+    `[2, n]`, by the wall and of the processor."""
 
     outcomes: Mapping[str, Outcome]
     oracle: float
@@ -120,10 +121,10 @@ def _peers(
 
 
 def _seconds(model: DoseModel, logged: Log, day: Day) -> np.ndarray:
-    """`[TIMED]` of one arrival each: features to choice, scored by the model on the spot."""
+    """`[2, TIMED]` of one arrival each: features to choice, scored by the model on the spot."""
     chooser = Priced(lambda batch: model.predict(batch.x).response, logged, day, ahead=True)
-    times = np.empty(min(TIMED, len(day)))
-    for row in range(times.size):
+    times = np.empty((2, min(TIMED, len(day))))
+    for row in range(times.shape[1]):
         rows = np.array([row])
         most = day.price[rows, None] * DEPTHS
         batch = Batch(
@@ -136,9 +137,9 @@ def _seconds(model: DoseModel, logged: Log, day: Day) -> np.ndarray:
             most,
             rows * 0 + CAP,
         )
-        started = time.perf_counter()
+        wall, own = time.perf_counter(), time.thread_time()
         chooser.choose(batch)
-        times[row] = time.perf_counter() - started
+        times[:, row] = time.perf_counter() - wall, time.thread_time() - own
     return times
 
 
@@ -185,8 +186,7 @@ def summary(results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
         "oracle_share": min(found["oracle_share"] for found in families.values()),
         "overspend": max(outcome.overspend for outcome in own),
         "violations": sum(outcome.violations for outcome in own),
-        "p99_us": float(np.median([np.quantile(result.seconds, 0.99) for result in every])) * 1e6,
-        "p50_us": float(np.median([np.quantile(result.seconds, 0.5) for result in every])) * 1e6,
+        **_times([result.seconds for result in every]),
     }
     for peer in PEERS:
         ratios = [found[f"vs_{peer}"] for found in families.values()]
@@ -195,6 +195,15 @@ def summary(results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
     figures["vs_point_estimate"] = float(np.median([f["vs_point_estimate"] for f in families.values()]))
     figures["spent"] = float(np.mean([outcome.spent for outcome in own]))
     return figures | {"families": families}
+
+
+def _times(seconds: Sequence[np.ndarray]) -> dict[str, float]:
+    """Microseconds of a decision, median over families and seeds; `cpu` leaves out what others' work took."""
+    quantiles = [(0, 0.5, "p50_us"), (0, 0.99, "p99_us"), (1, 0.5, "p50_cpu_us"), (1, 0.99, "p99_cpu_us")]
+    return {
+        name: 1e6 * float(np.median([np.quantile(found[row], share) for found in seconds]))
+        for row, share, name in quantiles
+    }
 
 
 def peer_figures(families: Mapping[str, Any]) -> dict[str, dict[str, float] | None]:

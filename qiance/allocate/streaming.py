@@ -123,14 +123,18 @@ class StreamAllocator:
         if later is not None:
             net = net.astype(np.float64)  # a copy
             net[:, 1:] -= later.slot_worth(self.price)[:, None]
-        mask = admissible & (most <= self.left) & (self.units >= 1)
+        if epsilon > 0 and uniforms is None:
+            raise ValueError("uniforms: exploring needs numbers in [0, 1) to draw with, one per arrival")
+        able = np.array(admissible)
+        able[:, 0] = True
+        mask = able & (most <= self.left) & (self.units >= 1)
         mask[:, 0] = True
         drawn = np.zeros(len(net)) if uniforms is None else uniforms
         made = decide(net, cost, mask, self.price, epsilon, uniforms=drawn)
         if not self._affordable(made.choice, most):
             made = self._one_by_one(net, cost, mask, most, epsilon, drawn)
         self._take(made.choice, cost, most)
-        self._window.add(net, cost, admissible)
+        self._window.add(net, cost, able)
         self._traffic.arrived += len(net)
         if uses is not None:
             self._descend(uses, made.choice)

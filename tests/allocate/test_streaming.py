@@ -179,6 +179,18 @@ def test_settings_that_make_no_sense_are_refused(change, message):
         )
 
 
+def test_exploring_has_known_propensities_and_needs_numbers_to_draw_with():
+    rng = np.random.default_rng(4)
+    value, cost, admissible = arrivals(rng, 2_000)
+    stream = StreamAllocator(StreamSettings(1e9, np.array([2_000.0])), value, cost, admissible)
+    with pytest.raises(ValueError, match="uniforms: exploring needs numbers"):
+        stream.decide(value, cost, admissible, cost, epsilon=0.2)
+    made = stream.decide(value, cost, admissible, cost, epsilon=0.2, uniforms=rng.random(2_000))
+    explored = made.choice != value.argmax(axis=1)
+    assert explored.mean() == pytest.approx(0.15, abs=0.03)
+    np.testing.assert_allclose(made.propensity[explored], 0.05)
+
+
 def test_paying_more_than_was_reserved_is_refused():
     stream = StreamAllocator(StreamSettings(9.0, np.ones(1)), *arrivals(np.random.default_rng(0), 9))
     with pytest.raises(ValueError, match="paid: is more than was reserved"):
