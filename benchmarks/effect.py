@@ -26,7 +26,7 @@ from benchmarks.effecting.judge import (
     value_figures,
 )
 from benchmarks.effecting.runs import TEST_SHARE, VALID_SHARE, Run, network_speed, run
-from benchmarks.effecting.sets import VALUE_ONLY, load_sets
+from benchmarks.effecting.sets import SETS, VALUE_ONLY, load_sets
 from benchmarks.harness import Args, emit, log, median_of, parse, peer_environment
 
 DEEP = ("torch==2.13.0", "torch-rechub==0.9.0")
@@ -36,8 +36,9 @@ _NOT_IN_SMOKE = "not installed for --smoke"
 
 def measure(args: Args) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Figures, peers' figures, protocol."""
-    sets, missing = load_sets()
-    chosen = [name for name in sets if name in args.pick(smoke=("journey_spend",), quick=sets, full=sets)]
+    every = tuple(SETS)
+    sets, missing = load_sets(args.pick(smoke=VALUE_ONLY, quick=every, full=every))
+    chosen = list(sets)
     python, missing["deep"] = _deep(args)
     seeds = args.pick(smoke=1, quick=2, full=10)
     sizes = {

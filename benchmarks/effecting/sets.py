@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,12 @@ HILLSTROM = ROOT.parent / "shared" / "data" / "hillstrom" / "hillstrom.csv.gz"
 SERVICE = "response_log"
 
 
-def load_sets() -> tuple[dict[str, ResponseRows], dict[str, str]]:
+def load_sets(names: Sequence[str]) -> tuple[dict[str, ResponseRows], dict[str, str]]:
     """Rows by name, and by name the reason of each that cannot be had."""
     found, missing = dict[str, ResponseRows](), dict[str, str]()
-    for name, read in SETS.items():
+    for name in names:
         try:
-            found[name] = read()
+            found[name] = SETS[name]()
         except DataError as error:
             missing[name] = str(error).replace(str(ROOT.parent), "…")
     return found, missing
