@@ -52,7 +52,7 @@ class Sizes:
     scale: int
 
 
-SMOKE = Sizes(1, 3_000, 1_000, 20, 1, DoseSettings(members=1, epochs=1, trees=20), 2_000)
+SMOKE = Sizes(1, 2_000, 500, 20, 1, DoseSettings(members=1, epochs=1, trees=20), 600)
 QUICK = Sizes(1, 20_000, 8_000, 100, 10, DoseSettings(), 100_000)
 FULL = Sizes(5, 20_000, 20_000, 100, 10, DoseSettings(), 1_000_000)
 
