@@ -8,7 +8,10 @@ A benchmark is a module here with a function `main`, run as `python -m benchmark
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -35,16 +38,31 @@ def run(name: str, arguments: Sequence[str] = ()) -> Result:
     started = time.monotonic()
     command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT_S, check=False
-        )
+        code, stdout = run_group(command, TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise RuntimeError(
             f"{name}: still running after {TIMEOUT_S:.0f} s; make its protocol smaller"
         ) from None
-    if done.returncode != 0:
-        raise RuntimeError(f"{name}: ended with {done.returncode}; run `python -m benchmarks.{name}`")
-    return read_result(name, done.stdout, time.monotonic() - started)
+    if code != 0:
+        raise RuntimeError(f"{name}: ended with {code}; run `python -m benchmarks.{name}`")
+    return read_result(name, stdout, time.monotonic() - started)
+
+
+def run_group(command: Sequence[str], timeout_s: float) -> tuple[int, str]:
+    """Exit status and standard output of `command`; what it started ends with it.
+
+    Raises subprocess.TimeoutExpired. A benchmark starts servers and peers: without a process group of its own
+    those would live on after the time is up, and slow down what is measured next.
+    """
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            stdout, _ = process.communicate(timeout=timeout_s)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, stdout
 
 
 def choose(found: Sequence[str], only: Sequence[str] | None) -> list[str]:

@@ -30,8 +30,9 @@ OTHER = "(other)"  # segment of values without a code of their own
 # Rows per pass: few enough that what a pass writes (some hundred floats a row) stays near the core, enough
 # that the calls themselves do not count.
 _CHUNK = 2_048
-# A GPU is filled by more rows, and this bounds its memory.
-_CUDA_CHUNK = 65_536
+# A GPU takes many more, up to what bounds its memory: results of several passes are joined in ordinary memory,
+# which costs more than the kernels do.
+_CUDA_CHUNK = 1_048_576
 
 Draws = NDArray[np.float32]
 

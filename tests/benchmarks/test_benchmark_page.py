@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,20 @@ def test_a_name_that_is_no_benchmark(project: Path, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         benchmarks.main(["--only", "summs"])
     assert "--only: 'summs' is no benchmark; choose from broken, silent, sums" in capsys.readouterr().err
+
+
+def test_what_a_benchmark_started_ends_with_it(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    script = f"sleep 60 & echo $! > {child}; wait"
+    with pytest.raises(subprocess.TimeoutExpired):
+        benchmarks.run_group(["sh", "-c", script], timeout_s=1.0)
+    pid = int(child.read_text())
+    ended = Path(f"/proc/{pid}/stat")
+    deadline = time.monotonic() + 10
+    while ended.exists() and ended.read_text().split()[2] != "Z" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not ended.exists() or ended.read_text().split()[2] == "Z"
+
+
+def test_exit_status_and_output_of_a_benchmark() -> None:
+    assert benchmarks.run_group(["sh", "-c", "echo last; exit 3"], timeout_s=10.0) == (3, "last\n")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpu import Roof, Work, kernel_work, main, measure_roof
+from benchmarks.gpu import Roof, Work, kernel_work, main, measure_roof, pair_pass
 from benchmarks.scorer_case import Case, users, write_model
 from qiance.artifacts import EffectModel
 from qiance.artifacts.runner import Runner
@@ -27,7 +27,8 @@ def test_work_is_counted_from_the_program_that_is_served(tmp_path: Path) -> None
     model = EffectModel.load(artifact)
     grid, asked = Case.draw(30, 9, random).grid(model), users(3, random)
     user, pair = grid.encoded.user(asked), grid.encoded.pair(asked)
-    work = kernel_work(Runner(), artifact, grid.encoded.num, grid.encoded.cat, user, pair)
+    program, inputs = pair_pass(Runner(), artifact, grid.encoded.num, grid.encoded.cat, user, pair)
+    work = kernel_work(Runner(), program, inputs)
     assert model.info.grid is not None
     sizes = [round(min(16, max(2, 1.6 * codes**0.56))) for codes in model.encoder.cardinalities]
     width = grid.encoded.num.shape[1] + sum(sizes)
