@@ -30,8 +30,8 @@ OTHER = "(other)"  # segment of values without a code of their own
 # Rows per pass: few enough that what a pass writes (some hundred floats a row) stays near the core, enough
 # that the calls themselves do not count.
 _CHUNK = 2_048
-# A GPU takes many more, up to what bounds its memory: results of several passes are joined in ordinary memory,
-# which costs more than the kernels do.
+# A GPU takes many more, bounded by its memory: joining the results of several passes in ordinary memory costs
+# more than the kernels do.
 _CUDA_CHUNK = 1_048_576
 
 Draws = NDArray[np.float32]
