@@ -15,7 +15,9 @@ from qiance.evaluate.arrays import FloatArray, IndexArray
 # larger ones, so many rows are settled.
 EXACT_CELLS, _EXACT_GAP = 2_500, 2e-5
 _SETTLED_ROWS = 150
-_NODES, _NODES_EXACT = 200, 500
+# Nodes of the search: where all costs are proportional to values a small problem can take ten thousands, each
+# of them cheap; so what bounds the time is nodes × cells.
+_NODES, _NODES_EXACT, _NODE_CELLS = 200, 500, 2_000_000
 # (choice of the core's rows [n]) → (value, use [K]) of the whole plan, summed as it will be
 Totals = Callable[[IndexArray], tuple[float, FloatArray]]
 
@@ -85,7 +87,9 @@ def _settle(
     # The gap is asked of the whole plan's value, not of these few rows'.
     share = abs(found.bound) / max(abs(part.value), 1e-12 * abs(found.bound), 1e-300)
     gap = _EXACT_GAP if exact else min(5e-7 * share, 0.01)
-    whole = solve_whole(left, found.edge.kept[free], Scale.of(core), gap, _NODES_EXACT if exact else _NODES)
+    kept = found.edge.kept[free]
+    nodes = max(_NODES_EXACT, _NODE_CELLS // max(kept.size, 1)) if exact else _NODES
+    whole = solve_whole(left, kept, Scale.of(core), gap, nodes)
     if whole is None:
         return None
     final = choice.copy()

@@ -241,7 +241,8 @@ def test_a_dead_predictor_degrades_answers_until_it_is_back(running: Running) ->
     assert degraded() == (["predictor"] if running.topology == "deployment" else [])
     assert until(degraded, lambda parts: parts == [], 40) == []
     # What is known of a user is asked there in every topology.
-    httpx.get(f"{running.url}/v1/users/u3/features", timeout=60).raise_for_status()
+    features = f"{running.url}/v1/users/u3/features"
+    assert until(lambda: httpx.get(features, timeout=60).status_code, lambda code: code == 200, 60) == 200
 
 
 def test_a_taken_port_is_named(running: Running) -> None:
