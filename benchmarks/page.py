@@ -20,6 +20,7 @@ Written by `make benchmarks`, which runs every module of `benchmarks/` in full. 
 Qiance is better than that peer. Peers run in turn with ours on the same data and machine.
 """
 NOTHING = "No benchmark has landed yet, so there is no figure to show.\n"
+MOST_COLUMNS = 12  # of a table that can still be read
 _SECTION = re.compile(r"^## (\w+)$", re.M)
 
 
@@ -86,15 +87,45 @@ def _purpose(path: Path) -> str:
 
 
 def _figures(figures: Mapping[str, Any]) -> str:
-    return table(["figure", "value"], [[name, value] for name, value in flatten(figures).items()])
+    """Single figures in one table; what was measured alike of several things in a table of its own."""
+    single, alike = _arranged(figures, "")
+    titled = [f"`{title}`:\n\n{_side_by_side(title.rsplit('.', 1)[-1], own)}" for title, own in alike.items()]
+    return "\n\n".join([*([table(["figure", "value"], single)] if single else []), *titled])
+
+
+def _arranged(figures: Mapping[str, Any], prefix: str) -> tuple[list[list[Any]], dict[str, dict[str, Any]]]:
+    """(name, value) of single figures, and by title what becomes a table: row → column → value."""
+    nested = {name: flatten(own) for name, own in figures.items() if isinstance(own, Mapping)}
+    if _are_alike(list(nested.values())) and len(nested) == len(figures):
+        return [], {prefix.rstrip("."): nested}
+    single: list[list[Any]] = []
+    alike: dict[str, dict[str, Any]] = {}
+    for name, own in figures.items():
+        if not isinstance(own, Mapping):
+            single.append([f"{prefix}{name}", own])
+            continue
+        more, tables = _arranged(own, f"{prefix}{name}.")
+        single, alike = single + more, alike | tables
+    return single, alike
+
+
+def _are_alike(parts: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether they fit one table: a row each, in few columns most of which every row has."""
+    columns = {name for part in parts for name in part}
+    cells = sum(map(len, parts))
+    return len(parts) > 1 and len(columns) <= MOST_COLUMNS and cells > 0.6 * len(parts) * len(columns)
+
+
+def _side_by_side(corner: str, parts: Mapping[str, Mapping[str, Any]]) -> str:
+    columns = list(dict.fromkeys(column for own in parts.values() for column in own))
+    rows = [[name, *(own.get(column) for column in columns)] for name, own in parts.items()]
+    return table([corner, *columns], rows)
 
 
 def _peers(peers: Mapping[str, Any], missing: Mapping[str, str]) -> str:
     flat = {name: flatten(own) for name, own in peers.items() if own is not None}
-    columns = list(dict.fromkeys(column for own in flat.values() for column in own))
-    rows = [[name, *(own.get(column) for column in columns)] for name, own in flat.items()]
     without = [f"`{name}` was not measured: {missing[name]}." for name, own in peers.items() if own is None]
-    return "\n\n".join([*([table(["peer", *columns], rows)] if rows else []), *without])
+    return "\n\n".join([*([_side_by_side("peer", flat)] if flat else []), *without])
 
 
 def _protocol(report: Mapping[str, Any]) -> str:

@@ -146,3 +146,14 @@ def test_what_a_benchmark_started_ends_with_it(tmp_path: Path) -> None:
 
 def test_exit_status_and_output_of_a_benchmark() -> None:
     assert benchmarks.run_group(["sh", "-c", "echo last; exit 3"], timeout_s=10.0) == (3, "last\n")
+
+
+def test_what_was_measured_alike_of_several_things_is_a_table(tmp_path: Path) -> None:
+    cells = {f"{n} actions, beta -3": {"error": n / 8, "coverage95": 0.95} for n in (10, 30)}
+    figures = {"vs_obp": 1.25, "cells": cells, "two_hop": {"rps": 70.0}, "overload": {"refused": 3}}
+    text = merge("", ["sums"], tmp_path, None)
+    (tmp_path / "sums.py").write_text(SUMS)
+    text = merge(text, ["sums"], tmp_path, Result("sums", report("sums", figures), 1.0))
+    assert "| vs_obp | 1.25 |\n| two_hop.rps | 70 |\n| overload.refused | 3 |" in text
+    assert "`cells`:\n\n| cells | error | coverage95 |" in text
+    assert "| 30 actions, beta -3 | 3.75 | 0.95 |" in text
