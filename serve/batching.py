@@ -22,6 +22,10 @@ from serve.service_time import ServiceTime
 # collection of garbage) is shorter and drains by itself, so nobody is refused for it. The idea is that of
 # "controlled delay": K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012.
 LATE_S = 0.15
+# While no more than a quarter of a batch waits, nobody is refused before the answer would be so many times too
+# late. Most of a small batch's time is fixed, so refusing into small ones would do little for those who are
+# taken, and leave most of a slowed machine's capacity unused.
+LATEST = 4.0
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -56,8 +60,8 @@ class MicroBatcher(Generic[T, R]):
     """Has `work` done on batches of what was submitted; belongs to one event loop.
 
     work: answers a batch, one result per item in order. max_batch: most items of a batch. max_waiting: most
-    items that wait. target_s: in overload an item is refused when it should be answered later than this;
-    where nothing waits it is always taken, however slow the work is. workers: batches under way at the same
+    items that wait. target_s: in overload an item is refused when it should be answered later than this, or
+    `LATEST` times this while few wait; where nothing waits it is always taken. workers: batches under way at the same
     time, so that one is computed while another is written to disk.
     """
 
@@ -94,7 +98,8 @@ class MicroBatcher(Generic[T, R]):
 
     def _is_overloaded(self, now: float) -> bool:
         """Whether one more would be late, as others were for a while; lasts as long as items are refused."""
-        if not self._queue or self._expected_s() <= self._target_s:
+        few = len(self._queue) < self._max_batch // 4
+        if not self._queue or self._expected_s() <= self._target_s * (LATEST if few else 1.0):
             self._late_since = math.inf
             return False
         self._late_since = min(self._late_since, now)

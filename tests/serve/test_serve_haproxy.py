@@ -62,6 +62,14 @@ def test_ray_still_has_the_edges_that_are_closed_here(rendered: str) -> None:
     assert "timeout http-request" not in rendered
 
 
+def test_ray_reads_the_headers_that_leave_deadlines_and_hang_ups_to_us() -> None:
+    from ray.serve._private.http_util import parse_disconnect_disabled_header, parse_request_timeout_header
+
+    headers = {name.encode(): value.encode() for name, value in haproxy.OURS}
+    assert parse_disconnect_disabled_header(headers)
+    assert parse_request_timeout_header(headers, 5.0) is None
+
+
 def test_one_frontend_listens_where_it_was_told_and_nothing_else_does(rendered: str, tmp_path: Path) -> None:
     lines = harden(rendered, "[::1]:8123", tmp_path).splitlines()
     assert [line.split() for line in lines if line.strip().startswith("bind")] == [["bind", "[::1]:8123"]]
@@ -70,6 +78,8 @@ def test_one_frontend_listens_where_it_was_told_and_nothing_else_does(rendered: 
     ]
     text = "\n".join(lines)
     assert "    http-request set-header X-Forwarded-For %[src]" in lines
+    for name, value in haproxy.OURS:
+        assert f"    http-request set-header {name} {value} if {{ path /v1/decisions }}" in lines
     assert "mode 600 level admin" in text
     assert "local0" not in text
     assert "local1" in text, "Ray's own metrics of requests stay"
