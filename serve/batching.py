@@ -22,9 +22,9 @@ from serve.service_time import ServiceTime
 # collection of garbage) is shorter and drains by itself, so nobody is refused for it. The idea is that of
 # "controlled delay": K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012.
 LATE_S = 0.15
-# While no more than a quarter of a batch waits, nobody is refused before the answer would be so many times too
-# late. Most of a small batch's time is fixed, so refusing into small ones would do little for those who are
-# taken, and leave most of a slowed machine's capacity unused.
+# While less than a quarter of a batch waits, nobody is refused before the answer would take so many times the
+# target. Most of a small batch's time is fixed, so batches that shrink further help hardly anybody, and leave
+# most of a slowed machine's capacity unused.
 LATEST = 4.0
 T = TypeVar("T")
 R = TypeVar("R")
@@ -61,8 +61,8 @@ class MicroBatcher(Generic[T, R]):
 
     work: answers a batch, one result per item in order. max_batch: most items of a batch. max_waiting: most
     items that wait. target_s: in overload an item is refused when it should be answered later than this, or
-    `LATEST` times this while few wait; where nothing waits it is always taken. workers: batches under way at the same
-    time, so that one is computed while another is written to disk.
+    `LATEST` times this while few wait; where nothing waits it is always taken. workers: batches under way at
+    the same time, so that one is computed while another is written to disk.
     """
 
     def __init__(

@@ -221,7 +221,7 @@ def test_a_stall_is_no_overload() -> None:
 
 
 def test_a_machine_slowed_down_still_does_most_of_what_it_can() -> None:
-    """Five times slower than its target allows for, offered more than it can do: batches do not shrink to one."""
+    """Too slow for its target, and offered more than it can do: batches do not shrink to one."""
 
     async def run() -> None:
         clock = asyncio.get_running_loop().time
