@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import psutil
 
 from benchmarks.harness import ROOT
 from benchmarks.page import Result, merge, read_result
@@ -38,7 +38,7 @@ def run(name: str, arguments: Sequence[str] = ()) -> Result:
     started = time.monotonic()
     command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
     try:
-        code, stdout = run_group(command, TIMEOUT_S)
+        code, stdout = run_to_end(command, TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise RuntimeError(
             f"{name}: still running after {TIMEOUT_S:.0f} s; make its protocol smaller"
@@ -48,21 +48,28 @@ def run(name: str, arguments: Sequence[str] = ()) -> Result:
     return read_result(name, stdout, time.monotonic() - started)
 
 
-def run_group(command: Sequence[str], timeout_s: float) -> tuple[int, str]:
+def run_to_end(command: Sequence[str], timeout_s: float) -> tuple[int, str]:
     """Exit status and standard output of `command`; what it started ends with it.
 
-    Raises subprocess.TimeoutExpired. A benchmark starts servers and peers: without a process group of its own
-    those would live on after the time is up, and slow down what is measured next.
+    Raises subprocess.TimeoutExpired. A benchmark starts servers and peers, some in sessions of their own: left
+    alone they would live on after the time is up, and slow down what is measured next.
     """
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             stdout, _ = process.communicate(timeout=timeout_s)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        except BaseException:
+            end_tree(process.pid)
+            raise
     return process.returncode, stdout
+
+
+def end_tree(pid: int) -> None:
+    """End a process and all that it started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for process in (*root.children(recursive=True), root):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def choose(found: Sequence[str], only: Sequence[str] | None) -> list[str]:
