@@ -101,6 +101,7 @@ def _measure(seen: Seen, stand: Stand, effort: Effort) -> None:
     seen.transport = stand.transport()
     if seen.contender is contenders.QIANCE and seen.overload is None and effort.overload_s and found.rps:
         seen.overload = overload(stand.prober, found.rps, effort.overload_s)
+    seen.repeated += stand.prober.repeated
     if seen.contender.durable:
         seen.check_log(stand.prober.accepted, empty, stand.log())
 

@@ -17,7 +17,10 @@ _PLACE = re.compile(r"\w+://\S+|(?<![\w.])/[\w.+-]+(?:/[\w.+-]+)+")
 
 @dataclass
 class Seen:
-    """What was seen of one contender, a `Found` per round; reason: why it could not be measured."""
+    """What was seen of one contender, a `Found` per round; reason: why it could not be measured.
+
+    repeated: runs that were done again, see `rates.MOST_STOLEN`.
+    """
 
     contender: Contender
     found: list[Found] = field(default_factory=list)
@@ -25,6 +28,7 @@ class Seen:
     log_bytes: float | None = None
     transport: str = ""
     reason: str = ""
+    repeated: int = 0
 
     @property
     def rps(self) -> float | None:
@@ -91,6 +95,7 @@ class Protocol:
             "confirm_s": effort.confirm_s,
             "overload_s": effort.overload_s,
             "rounds": self.rounds,
+            "repeated_as_the_host_took_time": sum(seen.repeated for seen in everybody),
             "generator": {
                 "limit_rps": self.limit,
                 "cpu_share_max": max((run.cpu_share for run in runs), default=None),
