@@ -28,8 +28,8 @@ GIVE_UP_S = 1.0
 STEP_BACK = 0.93
 LEAST = 0.2
 CLOSED_CONNECTIONS = 32
-# A run during which the host gave more than this share of the cores' time to other machines says nothing of the
-# server: it is done again, if need be, so many times for each server.
+# A run during which the host gave more than this share of the cores' time to other machines says nothing of
+# the server: it is done again, if need be, so many times for each server.
 MOST_STOLEN = 0.02
 REPEATS = 8
 
