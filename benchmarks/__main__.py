@@ -51,8 +51,8 @@ def run(name: str, arguments: Sequence[str] = ()) -> Result:
 def run_to_end(command: Sequence[str], timeout_s: float) -> tuple[int, str]:
     """Exit status and standard output of `command`; what it started ends with it.
 
-    Raises subprocess.TimeoutExpired. A benchmark starts servers and peers, some in sessions of their own: left
-    alone they would live on after the time is up, and slow down what is measured next.
+    Raises subprocess.TimeoutExpired. A benchmark starts servers and peers, some in sessions of their own;
+    left alone they would live on after its time, and slow down what is measured next.
     """
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
