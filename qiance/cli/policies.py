@@ -111,7 +111,9 @@ def create(
     shadow_price: Annotated[
         float | None, typer.Option(help="λ₀: margin that a minor unit of budget has to bring.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Artifact version of the effect model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Artifact version of the effect model; default: the one that serves.")
+    ] = None,
     starts: Annotated[
         datetime | None, typer.Option(help="First instant of pacing's day 0, UTC.", formats=["%Y-%m-%d"])
     ] = None,
@@ -125,14 +127,15 @@ def create(
     from qiance.launch import derive_plan, read_plan
 
     with _place(config, workspace) as at:
-        chosen = base or at.ledger.versions().policy
+        serving = at.ledger.versions()
+        chosen = base or serving.policy
         if chosen == NO_VERSION:
             raise ValueError("--base: no policy is live; name one, as `qiance policies list` shows")
         version = derive_plan(
             at.workspace,
             read_plan(at.workspace, chosen),
             shadow_price=shadow_price,
-            effect_model=model,
+            effect_model=model or (serving.model if chosen == serving.policy else None),
             starts=None if starts is None else starts.replace(tzinfo=UTC),
             horizon_days=horizon_days,
         )

@@ -152,18 +152,23 @@ class PolicyDesk:
             setup.margin_rate,
             setup.max_rows,
         )
-        until = self._now() - setup.window
-        tick(0.0, "reading decisions")
-        for page in self._ledger.decided(until - timedelta(days=setup.days), until, setup.unrecorded):
-            builder.add(page)
-            tick(0.8 * min(builder.rows / setup.max_rows, 1.0), f"{builder.rows:,} decisions")
-            if builder.is_full:
-                break
+        self._read(builder, setup, tick)
         log = builder.build()
         tick(0.85, "estimating")
         verdict = self._judge(version, serving.policy, log, builder, setup)
         tick(1.0, "done")
         return _evaluation(verdict, log, builder, self._notes(plan, log, setup)), log
+
+    def _read(self, builder: LogBuilder, setup: GateSetup, tick: Tick) -> None:
+        """The newest decisions whose outcomes are known, so many days back: the log may be of another time."""
+        tick(0.0, "reading decisions")
+        since: datetime | None = None
+        for page in self._ledger.decided(self._now() - setup.window, setup.unrecorded):
+            since = since or page[0].decision.decided_at - timedelta(days=setup.days)
+            builder.add([row for row in page if row.decision.decided_at >= since])
+            tick(0.8 * min(builder.rows / setup.max_rows, 1.0), f"{builder.rows:,} decisions")
+            if builder.is_full or page[-1].decision.decided_at < since:
+                return
 
     def _judge(
         self, version: str, live: str, log: PolicyLog | None, builder: LogBuilder, setup: GateSetup

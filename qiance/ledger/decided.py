@@ -23,9 +23,9 @@ class Decided(Decisions, Outcomes):
     """Decisions with their outcomes, page by page."""
 
     def decided(
-        self, since: datetime, until: datetime, unrecorded: frozenset[Purpose] = frozenset()
+        self, until: datetime, unrecorded: frozenset[Purpose] = frozenset()
     ) -> Iterator[list[LoggedDecision]]:
-        """First positions of answers made in [since, until) outside the holdout, newest first, in pages.
+        """First positions of answers made before `until` outside the holdout, newest first, in pages.
 
         Only of users who agree to learning; unrecorded: the purposes that a user who was never asked counts
         as having agreed to. Further positions hang on the ones before, so they are left out.
@@ -35,7 +35,6 @@ class Decided(Decisions, Outcomes):
             select(decisions)
             .where(
                 d.tenant_id == self.tenant,
-                d.decided_at >= since,
                 d.holdout.is_(False),
                 d.decision_id.not_like("%.%"),
                 granted(decisions, Purpose.LEARNING, unrecorded),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 
 import numpy as np
 from market_cases import CATEGORIES, action, small_catalogue, small_users
@@ -16,9 +15,9 @@ from qiance.evaluate.gate import Verdict, judge
 from qiance.market import Market
 from qiance.market.simulate import ContactWindow, MarketLog, collect_log
 
-USERS, DAYS, PER_DAY = 2_000, 20, 1_000
+USERS, DAYS, PER_DAY = 4_000, 28, 1_000
 EPSILON = 0.1  # the default share of exploration
-NOISE = 40.0  # minor units: how wrong the live policy is about the value of an action, standard deviation
+NOISE = 150.0  # minor units, standard deviation: what the live policy believes of an action is mostly wrong
 START = datetime(2025, 1, 1, tzinfo=UTC)
 CAMPAIGNS = {"first": range(1, 9), "second": range(9, 17)}
 
@@ -34,7 +33,6 @@ class Played:
     admissible: np.ndarray
 
 
-@cache
 def play(seed: int) -> Played:
     """Twenty days of a market under a policy that knows the value of actions but for an error of its own."""
     users, shares = small_users(USERS, seed)
@@ -51,14 +49,15 @@ def play(seed: int) -> Played:
     audience = random.random((USERS, len(table))) < 0.7
     audience[:, 0] = True
     wrong = random.normal(scale=NOISE, size=audience.shape)
-    told = market.truth(np.arange(USERS), table).margin - table.contact_cost
+    truth: list[np.ndarray] = []
 
     def choose(rows: np.ndarray, _: np.ndarray) -> np.ndarray:
-        return decided(told[rows] + wrong[rows], audience[rows])
+        truth.append(market.truth(rows, table).margin - table.contact_cost)
+        return decided(truth[-1] + wrong[rows], audience[rows])
 
     window = ContactWindow(USERS)
     log = collect_log(market, table, choose, START, DAYS, PER_DAY, window, random)
-    return Played(log, table.contact_cost, told[log.user], log.probabilities, audience[log.user])
+    return Played(log, table.contact_cost, np.vstack(truth), log.probabilities, audience[log.user])
 
 
 def decided(value: np.ndarray, admissible: np.ndarray) -> np.ndarray:
@@ -69,7 +68,7 @@ def decided(value: np.ndarray, admissible: np.ndarray) -> np.ndarray:
 def gate(played: Played, sign: float) -> tuple[Verdict, float]:
     """What the gate says of a challenger that prefers what truly is best (1) or worst (−1), and the truth.
 
-    The truth: its improvement per decision over the live policy, in the market's first state.
+    The truth: its improvement per decision over the live policy, in the states that the market was in.
     """
     policy = decided(sign * played.truth, played.admissible)
     log = played.log
