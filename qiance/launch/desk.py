@@ -160,7 +160,7 @@ class PolicyDesk:
         return _evaluation(verdict, log, builder, self._notes(plan, log, setup)), log
 
     def _read(self, builder: LogBuilder, setup: GateSetup, tick: Tick) -> None:
-        """The newest decisions whose outcomes are known, so many days back: the log may be of another time."""
+        """The newest decisions whose outcomes are known, and so many days back from there."""
         tick(0.0, "reading decisions")
         since: datetime | None = None
         for page in self._ledger.decided(self._now() - setup.window, setup.unrecorded):
@@ -238,7 +238,7 @@ def _evaluation(
         0 if log is None else log.bandit.units().count,
         None if log is None else from_micros(int(log.at[0])),
         None if log is None else from_micros(int(log.at[-1])),
-        {reason: count for reason, count in builder.left_out.items() if count},
+        dict(builder.left_out),
         None if log is None else log.spend,
         None if log is None else log.live_spend,
         notes,

@@ -125,7 +125,8 @@ class LogBuilder:
         mask = np.stack([row.decision.mask() for row in rows])
         campaigns = {name: self._reached(name, actions, mask) for name in set(self.campaign_of.values())}
         inside = np.any([*campaigns.values(), np.zeros(len(rows), np.bool_)], axis=0)
-        self.left_out[OTHER] += len(rows) - int(inside.sum())
+        if not inside.all():
+            self.left_out[OTHER] += len(rows) - int(inside.sum())
         if not inside.any():
             return
         kept = [row for row, keep in zip(rows, inside.tolist(), strict=True) if keep]
@@ -227,18 +228,14 @@ class LogBuilder:
     ) -> Floats:
         """`[n, A]` value − λ·cost, 0 where inadmissible."""
         same = policy.model == made[0].model_version
-        logged_price = np.array([decision.shadow_price for decision in made])
-        if same and np.array_equal(price, logged_price):
-            again = np.stack([decision.score_row() for decision in made]).astype(np.float64)
+        moved = np.array([decision.shadow_price for decision in made]) - price
+        if policy.model != self.policy.model and (moved.any() or not same):
+            found = self.rescorer.score(made, policy.model)
+        cost = found.cost.astype(np.float64)
+        if same:
+            again = np.stack([decision.score_row() for decision in made]) + moved[:, None] * cost
         else:
-            if policy.model != self.policy.model:
-                found = self.rescorer.score(made, policy.model)
-            cost = found.cost.astype(np.float64)
-            if same:
-                again = np.stack([decision.score_row() for decision in made]).astype(np.float64)
-                again += (logged_price - price)[:, None] * cost
-            else:
-                again = scores(found.value, price[:, None] * cost, 1.0).astype(np.float64)
+            again = scores(found.value, price[:, None] * cost, 1.0).astype(np.float64)
         return np.where(mask, again, 0.0)
 
     def _price(self, policy: Policy, decision: Decision) -> float:
