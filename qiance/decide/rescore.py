@@ -34,7 +34,8 @@ class Rescored:
         """`[n, A]` predicted margin after the contact, of control in column 0, minor units."""
         if self.prediction is None:
             return np.zeros_like(self.value)
-        return self.value + self.prediction.control_margin.mean(axis=1, dtype=np.float32)[:, None]
+        control = self.prediction.control_margin.mean(axis=1, dtype=np.float32)
+        return np.asarray(self.value + control[:, None], dtype=np.float32)
 
 
 class Rescorer:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,16 +157,17 @@ class LogBuilder:
         return PolicyLog(
             bandit,
             at[order],
-            self._matrix("policy", np.float64, order),
-            self._matrix("live", np.float64, order),
-            self._matrix("model", np.float32, order),
+            self._matrix("policy", order),
+            self._matrix("live", order),
+            self._matrix("model", order),
             {n: np.concatenate([block.campaigns[n] for block in self._blocks])[order] for n in names},
             sum(block.spend for block in self._blocks) / self.rows,
             sum(block.live_spend for block in self._blocks) / self.rows,
         )
 
-    def _matrix(self, name: str, dtype: type, order: NDArray[np.intp]) -> NDArray[np.generic]:
-        """`[n, K]` of what blocks have `[rows, A]` of."""
+    def _matrix(self, name: str, order: NDArray[np.intp]) -> Any:
+        """`[n, K]` of what blocks have `[rows, A]` of, of the same kind."""
+        dtype = getattr(self._blocks[0], name).dtype
         found, start = np.zeros((self.rows, len(self._columns)), dtype), 0
         place = np.empty(self.rows, dtype=np.int64)
         place[order] = np.arange(self.rows)
@@ -251,11 +253,15 @@ def _rewards(
 ) -> Floats:
     """`[n]` margin of what came of each decision, after the contact, minor units."""
     chosen = np.array([row.decision.chosen for row in rows])
-    items = [catalogue[a.item_id] if a.item_id in catalogue.index else None for a in actions]
+    items = [
+        None if a.item_id is None or a.item_id not in catalogue.index else catalogue[a.item_id]
+        for a in actions
+    ]
     depth = np.array([a.offer.depth if item else 0.0 for a, item in zip(actions, items, strict=True)])
     price = np.array([item.price if item else 1 for item in items], dtype=np.int64)
     unit_cost = np.array([float(item.unit_cost) if item else 0.0 for item in items])
     contact = np.array([float(action.contact_cost) for action in actions])
-    offers = (part[chosen] for part in (depth, discounted_price(price, depth), unit_cost))
+    paid = discounted_price(price, depth)
     sales = np.array([row.sales for row in rows], dtype=np.int64)
-    return order_margin(sales, *offers, margin_rate) - contact[chosen]
+    margin = order_margin(sales, depth[chosen], paid[chosen], unit_cost[chosen], margin_rate)
+    return np.asarray(margin - contact[chosen], dtype=np.float64)

@@ -79,10 +79,10 @@ def _lower(
     confidence: float,
 ) -> Floats:
     """`[days]` lower bound of the improvement in `rows`; minus infinity before there is one."""
-    marks = np.cumsum(rows[first:])[ends - 1]
+    marks = np.cumsum(rows[first:], dtype=np.int64)[ends - 1]
     found, some = np.full(len(ends), -np.inf), marks > 0
     if some.any():
-        found[some] = _sequence(log, rows, marks[some], span, confidence).low
+        found[some] = _sequence(log, rows, np.asarray(marks[some]), span, confidence).low
     return found
 
 

@@ -55,8 +55,8 @@ def measure(
     ledger.release_expired(datetime.fromtimestamp(int(live.at.max()), UTC) + window)
     rows = _in_order(ledger.decision_outcomes(), live)
     sales = rows["sales"].to_numpy().astype(np.int64)
-    offers = (column[live.action] for column in (actions.depth, actions.paid, actions.unit_cost))
-    margin = order_margin(sales, *offers, BASKET_MARGIN_RATE)
+    depth, paid, cost = (c[live.action] for c in (actions.depth, actions.paid, actions.unit_cost))
+    margin = order_margin(sales, depth, paid, cost, BASKET_MARGIN_RATE)
     reward = (margin - actions.contact_cost[live.action]).astype(np.float64)
     held = rows["holdout"].to_numpy(zero_copy_only=False).astype(np.bool_)
     treated = ~held

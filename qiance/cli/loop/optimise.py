@@ -165,7 +165,7 @@ class _Judging:
 
     def verdict(self, budget_id: str, version: str, live: str, settings: Settings) -> Verdict:
         """What the gate says: all actions are of one campaign, and nothing was live but the exploration."""
-        choice = (self.logging[:, 1:] > 0).any(axis=1)
+        choice = np.asarray((self.logging[:, 1:] > 0).any(axis=1))
         return judge(
             self.bandit,
             self.policy,
