@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from qiance.workspace import Workspace
 
 Floats = NDArray[np.float64]
 ARRIVAL_SHARE = 0.4  # of the users a day, as in the simulated log
+FORECAST = "dr"
 LEAST_PRICE = 1e-3  # where the budget does not bind there is next to nothing to pace
 
 
@@ -161,18 +162,22 @@ class _Judging:
 
     def predicted(self, settings: Settings) -> Estimate:
         """Doubly robust value of the new policy, per decision."""
-        return estimate(self.bandit, self.policy, reward_model=self.model, estimator="dr", seed=settings.seed)
+        return estimate(
+            self.bandit, self.policy, reward_model=self.model, estimator=FORECAST, seed=settings.seed
+        )
 
     def verdict(self, budget_id: str, version: str, live: str, settings: Settings) -> Verdict:
         """What the gate says: all actions are of one campaign, and nothing was live but the exploration."""
         choice = np.asarray((self.logging[:, 1:] > 0).any(axis=1))
+        # The estimator of the forecast, or forecast and improvement would not add up in the report.
+        rule = replace(GateSetup.of(settings).rule, estimator=FORECAST)
         return judge(
             self.bandit,
             self.policy,
             self.logging,
             self.model,
             {budget_id: choice},
-            GateSetup.of(settings).rule,
+            rule,
             policy=version,
             live=live,
             seed=settings.seed,
