@@ -116,7 +116,7 @@ class PolicyDesk:
             found = self.evaluate(version, tick)
         except UnknownPolicyError:
             raise
-        except ValueError:
+        except (ValueError, TimeoutError):
             if override is None:
                 raise
         verdict = None if found is None else found.verdict

@@ -17,6 +17,7 @@ import pytest
 from serve_cases import BRIEF, DAYS, START, Built, Shop, launch, open_shop, train_model, user_ids, write_plan
 from typer.testing import CliRunner
 
+from qiance.cli.loop.service import app_args
 from qiance.cli.main import app
 from qiance.decide.rule import policy_probabilities, scores
 from qiance.domain import Decision, Outcome, OutcomeType, Purpose
@@ -27,6 +28,7 @@ from qiance.ledger import GateClosedError, Ledger, Override, Scope
 from qiance.settings import Settings
 from qiance.workspace import Workspace
 from serve.answers import Answer
+from serve.args import AppArgs
 from serve.assemble import open_policy_desk
 from serve.policies import PolicyJudge, PolicyService
 from serve.schemas import DecisionRequest
@@ -330,6 +332,25 @@ def test_only_a_named_person_with_a_reason_overrides_the_gate(shop: Shop) -> Non
         "policy.overridden", "mei", "the budget is frozen",
     )  # fmt: skip
     assert line.detail["gate"]["passed"] is False
+
+
+def test_an_override_does_not_wait_for_the_log(shop: Shop) -> None:
+    serve(shop, 1e-6)
+    headers = {"Authorization": f"Bearer {shop.ledger.create_key('mei', [Scope.APPROVE])}"}
+    path = f"/v1/policies/{generous(shop.built)}:promote"
+    assert shop.post(path, {}, headers=headers).status_code == 503
+    done = shop.post(path, {"override": True, "reason": "now"}, headers=headers)
+    assert (done.status_code, done.json()["evaluation"]) == (200, None)
+    assert shop.ledger.audit_lines(1)[0].detail["gate"] is None
+
+
+def test_the_service_judges_by_the_settings(built: Built, ledger: Ledger) -> None:
+    gate = {"margin": 1.5, "margins": {"b": 2.0}, "confidence": 0.9, "days": 7.0, "max_rows": 900}
+    given = {"gate": gate, "data": {"cost_fraction": 0.6}, "serve": {"epsilon": 0.2}, "seed": 3}
+    settings = Settings.model_validate(given)
+    args = AppArgs.model_validate(app_args(built.workspace, settings, "system"))
+    assert open_policy_desk(args, ledger)._setup == GateSetup.of(settings)
+    assert args.gate.timeout_s == settings.gate.timeout_s
 
 
 def test_a_policy_of_another_model_is_not_made_live_over_http(shop: Shop) -> None:
