@@ -186,7 +186,7 @@ class GateSettings(Section):
         0.95, ge=0.5, lt=1.0, description="of the interval whose lower bound must exceed the margin"
     )
     days: Positive = Field(28.0, le=366.0, description="how far back logged decisions are used")
-    max_rows: Count = Field(20_000, description="most logged decisions used; the newest")
+    max_rows: Count = Field(50_000, description="most logged decisions used; the newest")
     largest: Positive | None = Field(
         None,
         description="margin of one decision beyond which shadow mode counts it as that, minor units; null: "

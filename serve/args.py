@@ -89,7 +89,7 @@ class GateArgs(BaseModel):
     margins: dict[str, float] = Field({}, description="The same of single campaigns")
     confidence: float = Field(0.95, ge=0.5, lt=1.0)
     days: float = Field(28.0, gt=0, le=366, description="How far back logged decisions are used")
-    max_rows: int = Field(20_000, ge=1, description="Most logged decisions used")
+    max_rows: int = Field(50_000, ge=1, description="Most logged decisions used")
     timeout_s: float = Field(60.0, gt=0, description="After that an evaluation is given up")
     margin_rate: float = Field(0.3, ge=0, le=1, description="Margin of what was not on offer, of its sales")
 

@@ -15,10 +15,10 @@ from qiance.evaluate.gate import Verdict, judge
 from qiance.market import Market
 from qiance.market.simulate import ContactWindow, MarketLog, collect_log
 
-USERS, DAYS, PER_DAY = 4_000, 28, 1_000
+USERS, DAYS, PER_DAY = 4_000, 28, 1_500
 EPSILON = 0.1  # the default share of exploration
-NOISE = 150.0  # minor units, standard deviation: what the live policy believes of an action is mostly wrong
 START = datetime(2025, 1, 1, tzinfo=UTC)
+ALONE, GUESSING = "leaves users alone", "guesses what is best for each user"
 CAMPAIGNS = {"first": range(1, 9), "second": range(9, 17)}
 
 
@@ -33,8 +33,8 @@ class Played:
     admissible: np.ndarray
 
 
-def play(seed: int) -> Played:
-    """Twenty days of a market under a policy that knows the value of actions but for an error of its own."""
+def play(seed: int, live: str = ALONE) -> Played:
+    """Four weeks of a market under a policy that leaves users alone or guesses, but for its exploration."""
     users, shares = small_users(USERS, seed)
     market = Market.build(users, shares, CATEGORIES, small_catalogue(), seed)
     offered = [
@@ -48,12 +48,14 @@ def play(seed: int) -> Played:
     # Who is in the audience of which action, as segments would have it: control is for everybody.
     audience = random.random((USERS, len(table))) < 0.7
     audience[:, 0] = True
-    wrong = random.normal(scale=NOISE, size=audience.shape)
+    believed = random.normal(size=audience.shape)
+    if live == ALONE:
+        believed[:, 0] = 1e3
     truth: list[np.ndarray] = []
 
     def choose(rows: np.ndarray, _: np.ndarray) -> np.ndarray:
         truth.append(market.truth(rows, table).margin - table.contact_cost)
-        return decided(truth[-1] + wrong[rows], audience[rows])
+        return decided(believed[rows], audience[rows])
 
     window = ContactWindow(USERS)
     log = collect_log(market, table, choose, START, DAYS, PER_DAY, window, random)
