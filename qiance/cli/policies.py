@@ -91,7 +91,8 @@ def list_(
         ]
         typer.echo(json.dumps(rows, default=str))
         return
-    table = Table(Column("policy", no_wrap=True), "", "campaign", "price", "effect model", "pacing", "made")
+    names = (Column(name, no_wrap=True) for name in ("policy", "", "campaign", "price", "effect model"))
+    table = Table(*names, "made")
     for manifest, plan in found:
         table.add_row(
             manifest.version,
@@ -99,7 +100,6 @@ def list_(
             plan.budget_id,
             f"{plan.shadow_price:.4g}",
             plan.effect_model,
-            plan.pacing,
             manifest.created_at[:16],
         )
     console.print(table)
