@@ -114,8 +114,6 @@ class PolicyDesk:
         found: Evaluation | None = None
         try:
             found = self.evaluate(version, tick)
-        except UnknownPolicyError:
-            raise
         except (ValueError, TimeoutError):
             if override is None:
                 raise
@@ -186,7 +184,13 @@ class PolicyDesk:
     def _live(self, serving: Versions) -> Policy:
         if serving.policy == NO_VERSION:
             return Policy(NO_VERSION, serving.model, 0.0)
-        return Policy(serving.policy, serving.model, read_plan(self._workspace, serving.policy).shadow_price)
+        try:
+            plan = read_plan(self._workspace, serving.policy)
+        except UnknownPolicyError:
+            raise ValueError(
+                f"workspace: has no policy {serving.policy!r}, which is live; name the one that it was made in"
+            ) from None
+        return Policy(serving.policy, serving.model, plan.shadow_price)
 
     def _price_of(self) -> Callable[[str], float | None]:
         known: dict[str, float | None] = {}

@@ -344,6 +344,15 @@ def test_an_override_does_not_wait_for_the_log(shop: Shop) -> None:
     assert shop.ledger.audit_lines(1)[0].detail["gate"] is None
 
 
+def test_a_live_policy_of_another_workspace_is_told(built: Built, ledger: Ledger) -> None:
+    launch(ledger, "f" * 16, 1.0)
+    with pytest.raises(ValueError, match=f"workspace: has no policy '{'f' * 16}', which is live"):
+        desk(built, ledger).evaluate(generous(built))
+    done = desk(built, ledger).promote(generous(built), "mei", Override("mei", "the other is lost"))
+    assert (done.evaluation, done.overridden) == (None, True)
+    assert ledger.versions().policy == generous(built)
+
+
 def test_the_service_judges_by_the_settings(built: Built, ledger: Ledger) -> None:
     gate = {"margin": 1.5, "margins": {"b": 2.0}, "confidence": 0.9, "days": 7.0, "max_rows": 900}
     given = {"gate": gate, "data": {"cost_fraction": 0.6}, "serve": {"epsilon": 0.2}, "seed": 3}
