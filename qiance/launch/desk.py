@@ -188,7 +188,7 @@ class PolicyDesk:
             plan = read_plan(self._workspace, serving.policy)
         except UnknownPolicyError:
             raise ValueError(
-                f"workspace: has no policy {serving.policy!r}, which is live; name the one that it was made in"
+                f"workspace: has no policy {serving.policy!r}, which is live; name the one it was made in"
             ) from None
         return Policy(serving.policy, serving.model, plan.shadow_price)
 
