@@ -43,9 +43,8 @@ def test_worse_policies_stay_out_and_better_ones_go_live() -> None:
 @pytest.mark.timeout(1_800)
 @pytest.mark.parametrize("live", [ALONE, GUESSING])
 def test_in_a_hundred_markets(live: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The gain over a policy that guesses is smaller, and so many decisions do not always show it."""
     found = count(range(100), live)
     with capsys.disabled():
         print(f"\nthe live policy {live}: {found}")
     assert found.blocked >= 95
-    assert found.passed >= (80 if live == ALONE else 50)
+    assert found.passed >= 80
