@@ -174,6 +174,27 @@ class PromotionSettings(Section):
     )
 
 
+class GateSettings(Section):
+    margin: float = Field(
+        0.0,
+        description="by how much a policy must beat the live one to go live, minor units a decision",
+    )
+    margins: dict[str, float] = Field(
+        default_factory=dict, description="the same of single campaigns, such as {brief-id: 2.5}"
+    )
+    confidence: Fraction = Field(
+        0.95, ge=0.5, lt=1.0, description="of the interval whose lower bound must exceed the margin"
+    )
+    days: Positive = Field(28.0, le=366.0, description="how far back logged decisions are used")
+    max_rows: Count = Field(50_000, description="most logged decisions used; the newest")
+    largest: Positive | None = Field(
+        None,
+        description="margin of one decision beyond which shadow mode counts it as that, minor units; null: "
+        "by the first decisions",
+    )
+    timeout_s: Positive = Field(60.0, description="seconds after which an evaluation by HTTP is given up")
+
+
 class MarketSettings(Section):
     arrivals_per_day: Count = Field(1_000, description="users who come on a simulated day")
     seed_days: Count = Field(40, description="simulated days of the logging policy before the first model")
@@ -256,6 +277,7 @@ class Settings(Section):
     features: FeatureSettings = FeatureSettings()
     training: TrainingSettings = TrainingSettings()
     promotion: PromotionSettings = PromotionSettings()
+    gate: GateSettings = GateSettings()
     market: MarketSettings = MarketSettings()
     rl: RlSettings = RlSettings()
     llm: LlmSettings = LlmSettings()

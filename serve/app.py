@@ -15,7 +15,8 @@ from ray.serve.handle import DeploymentHandle
 
 from qiance.artifacts.explain import Method
 from qiance.domain import Action, GridPrediction
-from qiance.ledger import Ledger
+from qiance.launch import Evaluation, Launched
+from qiance.ledger import Ledger, Override
 from qiance.market.responses import CONTACT_COST
 from qiance.privacy import Eraser, online_eraser
 from qiance.workspace import Workspace
@@ -25,6 +26,7 @@ from serve.assemble import (
     open_engine,
     open_guard,
     open_ledger,
+    open_policy_desk,
     open_predictor,
     read_catalogue,
 )
@@ -36,6 +38,7 @@ from serve.gateway import Gateway, build_api
 from serve.live import Watcher
 from serve.metrics import GatewayMetrics, PacerMetrics
 from serve.people import PeopleService
+from serve.policies import PolicyJudge, PolicyService
 from serve.profile import KnownRow
 from serve.scoring import ScoredBatch, ScoreRequest
 
@@ -124,7 +127,7 @@ def _load_engine(llm: LlmArgs) -> Any:
 
 @serve.deployment(name="Generator")
 class GeneratorDeployment:
-    """Works on briefs in the background, one at a time."""
+    """Works in the background: on briefs, and on the evaluation of policies; one of each at a time."""
 
     def __init__(self, args: AppArgs, predictor: DeploymentHandle) -> None:
         from serve.generator.worker import BriefWorker
@@ -139,12 +142,26 @@ class GeneratorDeployment:
             args.seed,
             open_guard(args),
         )
-        self._turn = asyncio.Lock()
+        self._turn, self._judging = asyncio.Lock(), asyncio.Lock()
+        judged = open_ledger(args)
+        self._judge = PolicyJudge(open_policy_desk(args, judged), judged, args.gate.timeout_s)
 
     async def run(self, brief_id: str) -> None:
         """Take a brief to its end."""
         async with self._turn:
             await asyncio.to_thread(self._worker.run, brief_id)
+
+    async def evaluate_policy(self, version: str) -> Evaluation:
+        """What a policy would have earned; one at a time."""
+        asked_at = time.monotonic()
+        async with self._judging:
+            return await asyncio.to_thread(self._judge.evaluate, version, asked_at)
+
+    async def promote_policy(self, version: str, by: str, override: Override | None) -> Launched:
+        """Make a policy live, if the gate opens or is overridden."""
+        asked_at = time.monotonic()
+        async with self._judging:
+            return await asyncio.to_thread(self._judge.promote, version, by, override, asked_at)
 
 
 @serve.deployment(name="Pacer")
@@ -170,6 +187,29 @@ class PacerDeployment:
         """Ray replaces the replica when its thread has died."""
         if not self._thread.is_alive():
             raise RuntimeError("the pacing thread has ended")
+
+
+class _RemoteJudges:
+    """The deployment that judges policies, as the gateway asks it."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def evaluate(self, version: str) -> Evaluation:
+        """See `PolicyJudge`."""
+        try:
+            found: Evaluation = await self._handle.evaluate_policy.remote(version)
+        except Exception as error:
+            raise _cause(error) from None
+        return found
+
+    async def promote(self, version: str, by: str, override: Override | None) -> Launched:
+        """See `PolicyJudge`."""
+        try:
+            done: Launched = await self._handle.promote_policy.remote(version, by, override)
+        except Exception as error:
+            raise _cause(error) from None
+        return done
 
 
 def _open_desk(args: AppArgs, ledger: Ledger, predictor: DeploymentHandle) -> Desk:
@@ -232,6 +272,7 @@ class GatewayDeployment:
             lambda brief_id: generator.run.remote(brief_id) and None,
             GatewayMetrics(),
             people,
+            PolicyService(_RemoteJudges(generator)),
         )
         gc.collect()
         gc.freeze()  # what is loaded by now lives as long as the replica: no later collection looks at it

@@ -80,6 +80,20 @@ class LeaseArgs(BaseModel):
     term_s: float = Field(30.0, gt=0, description="What a dead replica had leased goes back after so long")
 
 
+class GateArgs(BaseModel):
+    """What a policy has to show before it goes live, and how far its evaluation may go."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    margin: float = Field(0.0, description="Minor units per decision by which it must beat the live policy")
+    margins: dict[str, float] = Field({}, description="The same of single campaigns")
+    confidence: float = Field(0.95, ge=0.5, lt=1.0)
+    days: float = Field(28.0, gt=0, le=366, description="How far back logged decisions are used")
+    max_rows: int = Field(50_000, ge=1, description="Most logged decisions used")
+    timeout_s: float = Field(60.0, gt=0, description="After that an evaluation is given up")
+    margin_rate: float = Field(0.3, ge=0, le=1, description="Margin of what was not on offer, of its sales")
+
+
 class AppArgs(BaseModel):
     """Arguments of `serve.app:build`."""
 
@@ -118,6 +132,7 @@ class AppArgs(BaseModel):
     frequency_caps: tuple[CapArgs, ...] = Field((), description="Limits of how often a user is contacted")
     batching: BatchArgs = BatchArgs()
     leases: LeaseArgs = LeaseArgs()
+    gate: GateArgs = GateArgs()
     spool_bytes: int = Field(
         67_108_864, ge=4_096, description="Most that is kept on the local disk while the ledger is down"
     )

@@ -7,12 +7,14 @@ import secrets
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from qiance.artifacts.effect import EffectModel
 from qiance.domain import Catalogue
+from qiance.evaluate.gate import GateRule
 from qiance.features.columns import EFFECT_SCHEMA
 from qiance.guard import Guard
+from qiance.launch import GateSetup, PolicyDesk
 from qiance.ledger import Ledger, load_or_create_key
 from qiance.workspace import Snapshot, Workspace
 from serve.args import AppArgs, PredictorArgs
@@ -63,6 +65,22 @@ def open_guard(args: AppArgs) -> Guard:
 def clock_of(args: AppArgs, ledger: Ledger) -> Callable[[], datetime]:
     """What time it is: the system's, or in a simulation the latest that a request told."""
     return (lambda: ledger.clock() or args.now()) if args.clock == "request" else args.now
+
+
+def open_policy_desk(args: AppArgs, ledger: Ledger) -> PolicyDesk:
+    """What judges policies by the log and makes them live."""
+    gate = args.gate
+    setup = GateSetup(
+        GateRule(gate.margin, gate.margins, gate.confidence),
+        args.epsilon,
+        gate.margin_rate,
+        timedelta(hours=args.outcome_window_hours),
+        gate.days,
+        gate.max_rows,
+        unrecorded=args.unrecorded,
+        seed=args.seed,
+    )
+    return PolicyDesk(Workspace(args.workspace), ledger, setup, clock_of(args, ledger))
 
 
 def open_predictor(args: AppArgs, ledger: Ledger) -> Predictor:

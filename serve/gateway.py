@@ -26,6 +26,7 @@ from serve.live import Watcher
 from serve.metrics import GatewayMetrics
 from serve.outage import record_and_settle
 from serve.people import PeopleService, add_people
+from serve.policies import LOOPBACK, PolicyService, add_policies
 from serve.problems import Problem, echo, invalid
 from serve.schemas import (
     BriefRequest,
@@ -62,12 +63,13 @@ class Gateway:
         start_brief: Callable[[str], None],
         metrics: GatewayMetrics,
         people: PeopleService | None = None,
+        policies: PolicyService | None = None,
     ) -> None:
         self.args, self.ledger, self.watcher, self.metrics = args, ledger, watcher, metrics
         self.decisions = DecisionService(desk, watcher, args)
         self._keys, self.desk = KeyCache(ledger), desk
         self.effects, self.start_brief = effects, start_brief
-        self._people = people
+        self._people, self._policies = people, policies
 
     @property
     def people(self) -> PeopleService:
@@ -75,6 +77,13 @@ class Gateway:
         if self._people is None:
             raise Problem(503, "users: this server was started without consent, events and erasure")
         return self._people
+
+    @property
+    def policies(self) -> PolicyService:
+        """What judges policies, where this server has it."""
+        if self._policies is None:
+            raise Problem(503, "policies: this server was started without what judges them")
+        return self._policies
 
     async def authorise(
         self, request: Request, credentials: HTTPAuthorizationCredentials | None, scope: Scope
@@ -87,7 +96,7 @@ class Gateway:
         if not await self._keys.any(now):
             client = request.client.host if request.client else ""
             if client in ("127.0.0.1", "::1", ""):
-                return "loopback"
+                return LOOPBACK
             if not await self._keys.any(now=True):  # the first key may be younger than what was known
                 raise Problem(403, f"client {client}: no API keys exist, so only loopback may call; make one")
         if credentials is None:
@@ -280,6 +289,7 @@ def build_api(gateway_of: Callable[[], Gateway], max_body_bytes: int) -> FastAPI
         return [strategy_out(s) for s in found]
 
     add_people(app, lambda: gateway_of().people, allow)
+    add_policies(app, lambda: gateway_of().policies, allow)
 
     @app.get("/healthz", tags=["operation"])
     async def healthz() -> Health:

@@ -39,7 +39,7 @@ from qiance.features.session import no_session
 from qiance.features.transforms import EventIndex
 from qiance.guard import Guard
 from qiance.guard.gate import move_strategy
-from qiance.ledger import Ledger, load_or_create_key
+from qiance.ledger import Ledger, Override, load_or_create_key
 from qiance.market import CONTACT_COST
 from qiance.workspace import Snapshot, Workspace
 from training.effect.fit import TrainSettings, train_effect
@@ -311,5 +311,8 @@ def _fill_ledger(
     for strategy in strategies:
         for state in (StrategyState.APPROVED, StrategyState.LIVE):
             move_strategy(ledger, guard, catalogue, strategy.strategy_id, state, "bench", "bench")
-    ledger.set_versions(model=model, policy=policy, shadow_price=0.5)
+    ledger.set_versions(model=model)
+    ledger.launch_policy(
+        policy, shadow_price=0.5, override=Override("bench", "there is no log to judge it by")
+    )
     ledger.close()

@@ -24,6 +24,7 @@ from qiance.cli import (
     keys,
     lint,
     models,
+    policies,
     predict,
     strategies,
     train,
@@ -48,6 +49,7 @@ app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(features.app, name="features")
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
+app.add_typer(policies.app, name="policies")
 app.add_typer(strategies.app, name="strategies")
 app.add_typer(train.app, name="train")
 app.add_typer(users.app, name="users")

@@ -12,10 +12,9 @@ import typer
 
 from qiance.ledger import ErasedDecisionError, Ledger, LedgerUnavailableError
 from qiance.settings import load_settings
-from qiance.workspace import Snapshot, Workspace
+from qiance.workspace import Workspace
 
 if TYPE_CHECKING:
-    from qiance.artifacts.effect import EffectModel
     from qiance.decide.replay import Replayed, Replayer
 
 SAME, DIFFERS, ERASED = "same", "differs", "erased"
@@ -53,31 +52,9 @@ def replay_of(decision_id: str, config: Path | None, workspace: Path) -> dict[st
 def replayer(workspace: Workspace, ledger: Ledger) -> Replayer:
     """Replays decisions with the models, item values and snapshot of `workspace`."""
     from qiance.decide.replay import Replayer
-    from qiance.features.frames import FrameStore
+    from qiance.launch.scoring import open_rescorer
 
-    try:
-        snapshot = Snapshot.load(workspace.snapshot)
-    except FileNotFoundError as error:
-        raise ValueError(f"workspace: {workspace.root} has no snapshot ({error.filename})") from None
-    frames, models = FrameStore(workspace.frames), dict[str, "EffectModel"]()
-
-    def model(version: str) -> EffectModel:
-        from qiance.artifacts.effect import EffectModel
-        from qiance.features.columns import EFFECT_SCHEMA
-
-        if version not in models:
-            models[version] = EffectModel.load(workspace.artifact("effect-model", version), EFFECT_SCHEMA)
-        return models[version]
-
-    def items(key: str) -> Mapping[str, Any]:
-        try:
-            return frames.get(key)
-        except KeyError:
-            raise ValueError(
-                f"items: frame {key} is not in {workspace.frames}; it was pruned, or the workspace is another"
-            ) from None
-
-    return Replayer(ledger.candidates, model, items, snapshot.catalogue, snapshot.categories)
+    return Replayer(open_rescorer(workspace, ledger))
 
 
 def _document(found: Replayed) -> dict[str, Any]:

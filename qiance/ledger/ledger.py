@@ -9,10 +9,10 @@ from sqlalchemy.exc import DatabaseError, InterfaceError, OperationalError
 
 from qiance.ledger.askers import Askers
 from qiance.ledger.database import Clock, build_engine, parse_url, utc_now
+from qiance.ledger.decided import Decided
 from qiance.ledger.erasure import Erasures
 from qiance.ledger.keys import Keys
 from qiance.ledger.migrate import upgrade
-from qiance.ledger.outcomes import Outcomes
 from qiance.ledger.pseudonyms import LEAST_KEY_BYTES, load_or_create_key
 from qiance.ledger.records import LedgerError, LedgerUnavailableError
 from qiance.ledger.slates import Slates
@@ -20,7 +20,7 @@ from qiance.ledger.strategies import Strategies
 from qiance.settings import Settings
 
 
-class Ledger(Erasures, Slates, Askers, Outcomes, Strategies, Keys):
+class Ledger(Erasures, Slates, Askers, Decided, Strategies, Keys):
     """Decisions, outcomes, budgets, strategies, versions, users, their consent and events, keys: of a tenant.
 
     Safe to use from several threads; every process opens its own (a connection does not survive a fork).

@@ -27,6 +27,33 @@ class ErasedDecisionError(ValueError):
         super().__init__(f"decision_id: {decision_id!r} is erased with its user; nothing can be told of it")
 
 
+class GateClosedError(ValueError):
+    """A policy was not shown to be better than the live one, so it does not go live."""
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """Who lets a policy go live whatever the gate says, and why; ValueError where either is missing."""
+
+    by: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        for name in ("by", "reason"):
+            if not getattr(self, name).strip():
+                raise ValueError(
+                    f"override.{name}: is empty; the gate is overridden by a named person, with a reason"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedDecision:
+    """A decision with what came of it: conversions − refunds, minor units."""
+
+    decision: Decision
+    sales: int
+
+
 class Recorded(StrEnum):
     """What became of a slate; whatever is not `STORED` left nothing behind.
 
@@ -49,6 +76,7 @@ class Scope(StrEnum):
     WRITE = "write"
     EVENTS = "events"
     PRIVACY = "privacy"
+    APPROVE = "approve"
     ADMIN = "admin"
 
 

@@ -144,15 +144,3 @@ def _draw(probabilities: Floats, rng: np.random.Generator) -> Ints:
     cumulative = np.cumsum(probabilities, axis=1)
     uniforms = rng.random(len(probabilities)) * cumulative[:, -1]
     return np.asarray((uniforms[:, None] >= cumulative).sum(axis=1), dtype=np.int64)
-
-
-def order_margin(sales: Ints, actions: ActionTable, choice: Ints, basket_rate: float) -> Ints:
-    """Margin that a shop books for orders of `sales` after `choice`: the offered item at its own cost.
-
-    The offered item is in every order that followed an offer; the rest earns the usual basket margin.
-    """
-    offered = (actions.depth[choice] > 0) & (sales > 0)
-    item = np.where(offered, actions.paid[choice], 0.0)
-    rest = np.maximum(sales - item, 0.0)
-    earned = np.where(offered, item - actions.unit_cost[choice], 0.0) + rest * basket_rate
-    return np.rint(np.where(sales > 0, earned, 0.0)).astype(np.int64)

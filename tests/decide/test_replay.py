@@ -15,6 +15,7 @@ from test_action_grid import CATALOGUE, CATEGORIES, ITEMS, Linear, action, users
 
 from qiance.decide.predictor import ActionGrid
 from qiance.decide.replay import Replayer, choice_of
+from qiance.decide.rescore import Rescorer
 from qiance.decide.rule import decide
 from qiance.domain import CONTROL_ACTION, Decision
 from qiance.features.user_row import UserRows, pack_all
@@ -78,7 +79,9 @@ def scored(count: int, seed: int, rows: UserRows | None = None) -> list[Decision
 
 def replayer(model: Linear | None = None, items: dict | None = None, actions: Sequence = SET) -> Replayer:  # type: ignore[type-arg]
     return Replayer(
-        lambda _: actions, lambda _: model or Linear(), lambda _: items or ITEMS, CATALOGUE, CATEGORIES
+        Rescorer(
+            lambda _: actions, lambda _: model or Linear(), lambda _: items or ITEMS, CATALOGUE, CATEGORIES
+        )
     )
 
 
@@ -124,7 +127,7 @@ def test_what_cannot_be_scored_says_why_and_replays_its_choice(
 
 
 def test_a_snapshot_of_other_categories_is_refused() -> None:
-    again = Replayer(lambda _: SET, lambda _: Linear(), lambda _: ITEMS, CATALOGUE, ("one",))
+    again = Replayer(Rescorer(lambda _: SET, lambda _: Linear(), lambda _: ITEMS, CATALOGUE, ("one",)))
     with pytest.raises(ValueError, match="user_row: has 2 categories, the snapshot 1; replay it with"):
         again.replay(scored(1, 6)[0])
 

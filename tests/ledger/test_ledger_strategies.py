@@ -222,7 +222,7 @@ def test_versions_change_together_with_their_audit_line(ledger: Ledger) -> None:
     assert ledger.versions() == killed
     assert ledger.audit_lines(1)[0].detail == {"killed": True}
     with ThreadPoolExecutor(6) as pool:
-        serials = list(pool.map(lambda _: ledger.set_versions(policy="p").serial, range(30)))
+        serials = list(pool.map(lambda _: ledger.set_versions(model="p").serial, range(30)))
     assert sorted(serials) == list(range(3, 33))
 
 

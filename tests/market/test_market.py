@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from market_cases import action, grid_of_actions, small_catalogue, small_market, small_users
 
+from qiance.decide.margin import order_margin
 from qiance.domain import CONTROL, CONTROL_ACTION, Channel
 from qiance.market import Market, calibrate
 from qiance.market.calibrate import DISPLAY_CTR, REDEMPTION_RATE, VISIT_WITHOUT_MAIL, induced_visit_rate
-from qiance.market.simulate import ContactWindow, collect_log, order_margin, uniform_over
+from qiance.market.simulate import ContactWindow, collect_log, uniform_over
 
 
 def rates(channel: Channel, depth: float) -> tuple[float, float]:
@@ -199,7 +200,7 @@ def test_margin_of_an_order_books_the_offered_item_at_its_cost() -> None:
     table = market.table([CONTROL_ACTION, action(item, Channel.EMAIL, 0.2)])
     paid = table.paid[1]
     sales = np.array([0, 1_000, 1_000 + int(paid)])
-    margin = order_margin(sales, table, np.array([1, 0, 1]), 0.28)
+    margin = order_margin(sales, *(x[[1, 0, 1]] for x in (table.depth, table.paid, table.unit_cost)), 0.28)
     assert margin.tolist() == [0, 280, round(280 + paid - item.unit_cost)]
 
 

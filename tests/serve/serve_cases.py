@@ -46,7 +46,7 @@ from qiance.features.session import no_session
 from qiance.features.transforms import EventIndex
 from qiance.guard import Guard
 from qiance.guard.gate import move_strategy
-from qiance.ledger import Ledger, load_or_create_key
+from qiance.ledger import Ledger, Override, load_or_create_key
 from qiance.market import CONTACT_COST, Market
 from qiance.market.simulate import ContactWindow, MarketLog, collect_log, uniform_over
 from qiance.workspace import Snapshot, Workspace
@@ -247,6 +247,11 @@ def train_model(workspace: Workspace, snapshot: Snapshot, seed: int = 0) -> str:
     return trained.artifact.version
 
 
+def launch(ledger: Ledger, policy: str, shadow_price: float) -> None:
+    """Past the gate, as a person may."""
+    ledger.launch_policy(policy, shadow_price=shadow_price, override=Override("test", "a test"))
+
+
 def write_plan(workspace: Workspace, model: str, starts: datetime, shadow_price: float = 0.5) -> str:
     """Version of a policy: even pacing over 10 days from `starts`."""
     pacing = write_rule(workspace.artifacts, EvenPace(), metrics={}, data_fingerprint="small")
@@ -291,7 +296,8 @@ def build(root: Path) -> Built:
     ledger = Ledger.open(workspace.ledger_url, key=load_or_create_key(workspace.key_file))
     ledger.open_budget(BRIEF, CAP)
     go_live(ledger, [strategy(n) for n in range(4)])
-    ledger.set_versions(model=model, policy=policy, shadow_price=0.0)
+    ledger.set_versions(model=model)
+    launch(ledger, policy, 0.0)
     ledger.close()
     return Built(workspace, snapshot, model, policy, open_reader(workspace.features, 0.2))
 

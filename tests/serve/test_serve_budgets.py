@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serve_cases import BRIEF, CAP, DAYS, START, Built, Shop, go_live, open_shop, strategy, write_plan
+from serve_cases import BRIEF, CAP, DAYS, START, Built, Shop, go_live, launch, open_shop, strategy, write_plan
 
 from qiance.artifacts.pacing import ExportedPolicy
 from qiance.decide.pacing import LIMIT
@@ -139,7 +139,7 @@ class Paced:
     def __init__(self, shop: Shop) -> None:
         built = shop.built
         policy = write_plan(built.workspace, built.model, NOW)
-        shop.ledger.set_versions(policy=policy, shadow_price=0.5)
+        launch(shop.ledger, policy, 0.5)
         self.published: list[tuple[str, int, int, float]] = []
         self.pacer = Pacer(
             built.workspace,
@@ -255,14 +255,14 @@ def test_the_thread_follows_its_clock_and_waits_out_what_it_cannot_read(shop: Sh
     """A policy that is not there must not end pacing for good."""
     paced = Paced(shop)
     good = shop.ledger.versions().policy
-    shop.ledger.set_versions(policy="missing")
+    launch(shop.ledger, "missing", 0.5)
     thread = threading.Thread(target=paced.pacer.run, daemon=True)
     thread.start()
     try:
         shop.ledger.advance_clock(NOW + 4 * DAY)
         time.sleep(3 * TICK_S)
         assert shop.ledger.versions().shadow_price == 0.5
-        shop.ledger.set_versions(policy=good)
+        launch(shop.ledger, good, 0.5)
         assert eventually(lambda: shop.ledger.versions().shadow_price < 0.5)
     finally:
         paced.pacer.stop()

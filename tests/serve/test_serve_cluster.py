@@ -218,6 +218,19 @@ def test_many_at_once_are_all_answered(
     assert budget.spent + budget.reserved <= budget.cap
 
 
+def test_policies_are_judged_behind_a_handle(running: Running) -> None:
+    live = running.built.policy
+    with httpx.Client(base_url=running.url, timeout=60.0) as http:
+        found = http.post("/v1/policies/evaluate", json={"policy_version": live})
+        assert found.status_code == 200, found.text
+        assert (found.json()["live_version"], found.json()["opens"]) == (live, False)
+        unknown = http.post("/v1/policies/evaluate", json={"policy_version": "0" * 16})
+        assert (unknown.status_code, unknown.json()["title"]) == (404, "Not found")
+        again = http.post(f"/v1/policies/{live}:promote", json={})
+        assert again.status_code == 422
+        assert "is live already" in again.json()["detail"]
+
+
 def test_the_kill_switch_works_within_a_second(running: Running) -> None:
     def degraded() -> list[str]:
         body = {"user_id": "u2", "surface": "home"}

@@ -24,6 +24,7 @@ from serve_cases import (
     action,
     catalogue,
     go_live,
+    launch,
     open_predictor,
     open_shop,
     strategy,
@@ -31,7 +32,7 @@ from serve_cases import (
 )
 
 from qiance.domain import Audience, Channel, Decision, StrategyState
-from qiance.ledger import NO_VERSION, LedgerUnavailableError
+from qiance.ledger import NO_VERSION, Ledger, LedgerUnavailableError
 from serve.args import AppArgs
 from serve.engine import DOWN_S
 from serve.live import Watcher
@@ -103,19 +104,24 @@ def test_a_model_that_predicts_nonsense_is_not_followed(built: Built, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("change", "degraded"), [({"killed": True}, "killed"), ({"policy": NO_VERSION}, "no_policy")]
+    ("change", "degraded"),
+    [
+        (lambda ledger: ledger.set_versions(killed=True), "killed"),
+        (lambda ledger: ledger.stop_policy("test", "test"), "no_policy"),
+    ],
 )
 def test_without_leave_to_act_everybody_gets_control(
-    shop: Shop, change: dict[str, Any], degraded: str
+    shop: Shop, change: Callable[[Ledger], Any], degraded: str
 ) -> None:
-    shop.ledger.set_versions(**change)
+    change(shop.ledger)
     shop.refresh()
     for user in [*shop.users(held=False)[:5], "stranger"]:
         answer, row = decided(shop, user, n=3)
         assert answer["degraded"] == [degraded]
         assert [a["action_id"] for a in answer["actions"]] == ["control"]
         assert row.propensity == 1.0
-    shop.ledger.set_versions(killed=False, policy=shop.built.policy)
+    shop.ledger.set_versions(killed=False)
+    launch(shop.ledger, shop.built.policy, 0.0)
     shop.refresh()
     assert shop.decide(shop.users(held=False)[0])["degraded"] == []
 
@@ -248,7 +254,7 @@ def test_health_says_what_is_missing(shop: Shop) -> None:
         "status": "ready", "model_version": shop.built.model, "policy_version": shop.built.policy,
         "degraded": [],
     }  # fmt: skip
-    shop.ledger.set_versions(policy=NO_VERSION)
+    shop.ledger.stop_policy("test", "test")
     shop.refresh()
     health = shop.ask("GET", "/healthz").json()
     assert (health["status"], health["degraded"]) == ("degraded", ["policy"])

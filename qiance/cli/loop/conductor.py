@@ -118,10 +118,13 @@ def run_loop(settings: Settings, runs: Path, console: Console) -> Path:
         with stages.stage("Explore the approved strategies (simulated market)") as stage:
             explored = explore(world, strategies, settings.market, stage)
         with stages.stage("Optimise under the budget, estimate off-policy, gate") as stage:
-            optimised = optimise(workspace, world, explored, first.model, brief_id, settings, stage)
+            now = ledger.versions().policy
+            optimised = optimise(workspace, world, explored, first.model, brief_id, settings, stage, now)
         if optimised.gate.passed:
             price = optimised.plan.shadow_price
-            ledger.set_versions(policy=optimised.policy_version, shadow_price=price, by=APPROVER)
+            ledger.launch_policy(
+                optimised.policy_version, shadow_price=price, by=APPROVER, verdict=optimised.gate
+            )
         # 7. Live: decisions and outcomes over HTTP, then what they did.
         with stages.stage("Serve live users over HTTP") as stage:
             actions, _, admits = explored

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from qiance.allocate import allocate, greedy_roi
 from qiance.cli.loop.live import LiveLog
 from qiance.cli.loop.optimise import Optimised
+from qiance.decide.margin import order_margin
 from qiance.domain import Interval
 from qiance.evaluate.ab import Comparison, SampleRatio, compare, mean_interval, sample_ratio
 from qiance.ledger import BudgetStatus, Ledger
 from qiance.market.market import ActionTable
 from qiance.market.population import BASKET_MARGIN_RATE
-from qiance.market.simulate import order_margin
 from qiance.settings import Settings
 
 Floats = NDArray[np.float64]
@@ -55,7 +55,8 @@ def measure(
     ledger.release_expired(datetime.fromtimestamp(int(live.at.max()), UTC) + window)
     rows = _in_order(ledger.decision_outcomes(), live)
     sales = rows["sales"].to_numpy().astype(np.int64)
-    margin = order_margin(sales, actions, live.action, BASKET_MARGIN_RATE)
+    depth, paid, cost = (c[live.action] for c in (actions.depth, actions.paid, actions.unit_cost))
+    margin = order_margin(sales, depth, paid, cost, BASKET_MARGIN_RATE)
     reward = (margin - actions.contact_cost[live.action]).astype(np.float64)
     held = rows["holdout"].to_numpy(zero_copy_only=False).astype(np.bool_)
     treated = ~held

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,11 @@ from qiance.decide.plan import KIND, PLAN_FILE, Plan
 from qiance.decide.predictor import FramePredictor, GridPredictor
 from qiance.decide.rule import policy_probabilities
 from qiance.domain import Action, Money
-from qiance.evaluate.ope import BanditLog, Estimate, GateResult, clears_gate, difference, estimate
+from qiance.evaluate.gate import Verdict, judge
+from qiance.evaluate.ope import BanditLog, Estimate, estimate
 from qiance.features.columns import EFFECT_SCHEMA
+from qiance.launch import GateSetup
+from qiance.ledger import NO_VERSION
 from qiance.market.market import ActionTable
 from qiance.market.simulate import MarketLog
 from qiance.settings import Settings
@@ -29,6 +32,7 @@ from qiance.workspace import Workspace
 
 Floats = NDArray[np.float64]
 ARRIVAL_SHARE = 0.4  # of the users a day, as in the simulated log
+FORECAST = "dr"
 LEAST_PRICE = 1e-3  # where the budget does not bind there is next to nothing to pace
 
 
@@ -37,14 +41,14 @@ class Optimised:
     """The launched plan and what was estimated of it before.
 
     predicted: mean margin per decision under the policy, minor units, by off-policy estimation;
-    improvement: over the logging policy; rl: returns of the pacing policies on held-out seeds.
+    gate: what is said of its improvement over the logging policy; rl: returns of the pacing policies on
+    held-out seeds.
     """
 
     plan: Plan
     policy_version: str
     predicted: Estimate
-    improvement: Estimate
-    gate: GateResult
+    gate: Verdict
     rl: dict[str, Any]
     unconstrained_cost: float
 
@@ -67,8 +71,9 @@ def optimise(
     budget_id: str,
     settings: Settings,
     stage: Stage,
+    live: str = NO_VERSION,
 ) -> Optimised:
-    """From the exploring log to a plan that may go live."""
+    """From the exploring log to a plan that may go live in the place of the policy `live`."""
     actions, log, admits = explored
     predictor = frame_predictor(model, world)
     ids = world.snapshot.users.user_ids
@@ -82,8 +87,8 @@ def optimise(
     price = float(bound.shadow_price[0])
     pacing, rl = _pacing(workspace, world, actions, value, cost, admits, price, settings, stage)
     stage.tell(0.9, "estimating off-policy")
-    predicted, improvement = _estimate(predictor, world, actions, log, admits, price, settings)
-    gate = clears_gate(improvement, 0.0)
+    judging = _Judging.of(predictor, world, actions, log, admits, price, settings)
+    predicted = judging.predicted(settings)
     plan = Plan(
         budget_id, price, settings.serve.epsilon, world.now, settings.market.live_days, pacing, model.version
     )
@@ -97,12 +102,13 @@ def optimise(
         schema_hash=EFFECT_SCHEMA.hash,
         data_fingerprint=budget_id,
     )
+    verdict = judging.verdict(budget_id, artifact.version, live, settings)
     stage.note(
         f"shadow price {price:.3f}; predicted {predicted.value:.1f} minor units a decision "
-        f"[{predicted.low:.1f}, {predicted.high:.1f}] by {predicted.estimator}; gate: {gate.reason}"
+        f"[{predicted.low:.1f}, {predicted.high:.1f}] by {predicted.estimator}; gate: {verdict.reason}"
     )
     free_cost = float(np.asarray(free.cost).sum()) / share
-    return Optimised(plan, artifact.version, predicted, improvement, gate, rl, free_cost)
+    return Optimised(plan, artifact.version, predicted, verdict, rl, free_cost)
 
 
 def frame_predictor(model: Any, world: World) -> FramePredictor:
@@ -123,31 +129,59 @@ def expected_decisions(settings: Settings) -> float:
     return market.live_days * market.live_per_day * (1.0 - settings.serve.holdout)
 
 
-def _estimate(
-    predictor: FramePredictor,
-    world: World,
-    actions: ActionTable,
-    log: MarketLog,
-    admits: NDArray[np.bool_],
-    price: float,
-    settings: Settings,
-) -> tuple[Estimate, Estimate]:
-    """Doubly robust value of the new policy and its improvement over the logging one, per decision."""
-    ids = np.array(world.snapshot.users.user_ids, dtype=object)[log.user].tolist()
-    prediction, spend = predictor.predict_with_cost(ids, actions.actions[1:], log.contacts_7d)
-    control = prediction.control_margin.mean(axis=1).astype(np.float64)[:, None]
-    zeros = np.zeros((len(log), 1))
-    value = np.hstack([zeros, prediction.uplift().mean(axis=2).astype(np.float64)])
-    cost = np.hstack([zeros, spend])
-    policy = policy_probabilities(value, cost, admits[log.user], price, settings.serve.epsilon)
-    reward = log.margin - actions.contact_cost[log.action]
-    bandit = BanditLog(action=log.action, reward=reward, propensity=log.propensity, cluster=log.user)
-    model = value + control
-    found = estimate(bandit, policy, reward_model=model, estimator="dr", seed=settings.seed)
-    better = difference(
-        bandit, policy, log.probabilities, reward_model=model, estimator="dr", seed=settings.seed
-    )
-    return found, better
+@dataclass(frozen=True)
+class _Judging:
+    """The exploring log with the new policy's probabilities `[n, A]`, and predicted rewards `[n, A]`."""
+
+    bandit: BanditLog
+    policy: Floats
+    logging: Floats
+    model: Floats
+
+    @classmethod
+    def of(
+        cls,
+        predictor: FramePredictor,
+        world: World,
+        actions: ActionTable,
+        log: MarketLog,
+        admits: NDArray[np.bool_],
+        price: float,
+        settings: Settings,
+    ) -> _Judging:
+        ids = np.array(world.snapshot.users.user_ids, dtype=object)[log.user].tolist()
+        prediction, spend = predictor.predict_with_cost(ids, actions.actions[1:], log.contacts_7d)
+        control = prediction.control_margin.mean(axis=1).astype(np.float64)[:, None]
+        zeros = np.zeros((len(log), 1))
+        value = np.hstack([zeros, prediction.uplift().mean(axis=2).astype(np.float64)])
+        cost = np.hstack([zeros, spend])
+        policy = policy_probabilities(value, cost, admits[log.user], price, settings.serve.epsilon)
+        reward = log.margin - actions.contact_cost[log.action]
+        bandit = BanditLog(action=log.action, reward=reward, propensity=log.propensity, cluster=log.user)
+        return cls(bandit, policy, log.probabilities, value + control)
+
+    def predicted(self, settings: Settings) -> Estimate:
+        """Doubly robust value of the new policy, per decision."""
+        return estimate(
+            self.bandit, self.policy, reward_model=self.model, estimator=FORECAST, seed=settings.seed
+        )
+
+    def verdict(self, budget_id: str, version: str, live: str, settings: Settings) -> Verdict:
+        """What the gate says: all actions are of one campaign, and nothing was live but the exploration."""
+        choice = np.asarray((self.logging[:, 1:] > 0).any(axis=1))
+        # The estimator of the forecast, or forecast and improvement would not add up in the report.
+        rule = replace(GateSetup.of(settings).rule, estimator=FORECAST)
+        return judge(
+            self.bandit,
+            self.policy,
+            self.logging,
+            self.model,
+            {budget_id: choice},
+            rule,
+            policy=version,
+            live=live,
+            seed=settings.seed,
+        )
 
 
 def _pacing(

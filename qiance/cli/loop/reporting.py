@@ -23,6 +23,7 @@ from qiance.cli.loop.prepare import Prepared
 from qiance.cli.loop.world import World
 from qiance.cli.stages import Stages
 from qiance.domain import Action, Effect, Strategy
+from qiance.evaluate.ope_result import Estimate
 from qiance.ledger import Ledger
 from qiance.market.market import ActionTable
 from qiance.report import RunReport
@@ -230,12 +231,14 @@ def _policy(f: Finished, settings: Settings, ledger: Ledger) -> dict[str, Any]:
         "gate": {
             "passed": o.gate.passed,
             "reason": o.gate.reason,
-            "value": o.improvement.value,
-            "low": o.improvement.low,
-            "high": o.improvement.high,
+            **_improvement(o.gate.improvement),
         },
         "comparisons": plain(m.comparisons),
     }
+
+
+def _improvement(found: Estimate | None) -> dict[str, float | None]:
+    return {name: getattr(found, name, None) for name in ("value", "low", "high")}
 
 
 def _shadow_prices(ledger: Ledger) -> list[dict[str, Any]]:
