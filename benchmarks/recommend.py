@@ -1,8 +1,8 @@
 """The next purchase of a user among all items: the sequence model on the Amazon Beauty file, leave-one-out.
 
-The last purchase of each user is judged, the one before it says when training stops, the rest is learned from;
-what the user bought before the last is known when it is predicted, as in the published figures. They are
-quoted, not measured here; popularity is.
+The last purchase of each user is judged, the one before it says when training stops, the rest is learned
+from; what the user bought before the last is known when it is predicted, as in the published figures. They
+are quoted, not measured here; popularity is.
 """
 
 from __future__ import annotations

@@ -39,10 +39,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class CopyTests:
-    """n texts, one row per text and group. texts: `[n]`, white space normalised. test, group: `[n]` codes; texts
-    of one group were shown at random with everything else equal. story: `[n]` codes of what must not be
-    split, since tests of one story share texts. at: `[n]` when, in the file's own unit, 0 where it has none.
-    impressions, clicks: `[n]`. dropped: rows of the file left out, by reason.
+    """n texts, one row per text and group.
+
+    texts: `[n]`, white space normalised. test, group: `[n]` codes; texts of one group were shown at random
+    with everything else equal. story: `[n]` codes of what must not be split, since tests of one story share
+    texts. at: `[n]` when, in the file's own unit, 0 where it has none. impressions, clicks: `[n]`. dropped:
+    rows of the file left out, by reason.
     """
 
     texts: NDArray[np.object_]
@@ -107,10 +109,10 @@ def read_tests(path: Path) -> CopyTests:
         raise DataError(path, f"row {fault['row']} cannot be read", "correct the row")
     columns = raw.table.to_pandas()
     frame = pd.DataFrame({ours: columns[theirs] for ours, theirs in named.items()})
-    return tests_of(frame, path, file_hash(path), UPWORTHY_DROPPED if upworthy else None)
+    return from_frame(frame, path, file_hash(path), UPWORTHY_DROPPED if upworthy else None)
 
 
-def tests_of(
+def from_frame(
     frame: pd.DataFrame, source: Path | str, fingerprint: str, dropped_at: tuple[float, float] | None = None
 ) -> CopyTests:
     """From columns `REQUIRED` and any of `OPTIONAL`; dropped_at: rows whose `at` lies in it are left out."""

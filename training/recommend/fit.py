@@ -12,10 +12,9 @@ import torch
 from training.effect.loop import torch_left_alone
 from training.recommend.judge import quality, ranks
 from training.recommend.network import NetworkConfig, SequenceNetwork
-from training.recommend.sequences import Ints, Known, Purchases, batches, leave_out, padded
+from training.recommend.sequences import Ints, Purchases, batches, leave_out, padded
 
 Tell = Callable[[float, str], None]
-# An exponential average of the weights is what is judged and kept: it ends the noise of the last steps.
 _MEASURE = "ndcg10"
 
 
@@ -115,5 +114,5 @@ def _epoch(
         loss.backward()
         optimiser.step()
         targets = int((target > 0).sum())
-        total, count = total + float(loss) * targets, count + targets
+        total, count = total + loss.item() * targets, count + targets
     return total / count

@@ -1,4 +1,4 @@
-"""Purchase sequences: a line per user, `user item item ...` in order of time; split by leaving the last out."""
+"""Purchase sequences: a line per user, `user item item ...`, oldest first; split by leaving the last out."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Purchases:
 
 
 def read_sequences(path: Path) -> Purchases:
-    """Read `path`, gzipped if it ends with `.gz`; DataError names the line of a user with too few purchases."""
+    """Read `path`, gzipped if it ends with `.gz`; DataError names the line with too few purchases."""
     if not path.is_file():
         raise DataError(path, "does not exist", "pass a file with a line `user item item ...` per user")
     content = path.read_bytes()
@@ -89,7 +89,7 @@ def leave_out(purchases: Purchases, last: int) -> Known:
 
 
 def batches(rows: Sequence[Ints], size: int, rng: np.random.Generator | None) -> Iterator[Ints]:
-    """Users of about equal length together, so that little is padded; in random order where `rng` is given."""
+    """Users of about equal length together, so that little is padded; in random order with `rng`."""
     length = np.array([len(row) for row in rows])
     jitter = np.zeros(len(rows)) if rng is None else rng.random(len(rows))
     order = np.lexsort((jitter, length))

@@ -1,0 +1,139 @@
+"""The sequence model: what it reads, that it does not see the future, how a rank is counted, that it learns."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qiance.data.errors import DataError
+from training.recommend.fit import RecommendSettings, fit_recommender
+from training.recommend.judge import by_popularity, places, quality, ranks
+from training.recommend.network import NetworkConfig, SequenceNetwork
+from training.recommend.sequences import Purchases, leave_out, padded, purchases_of, read_sequences
+
+SMALL = RecommendSettings(
+    width=16, blocks=1, heads=2, length=8, dropout=0.0, epochs=30, patience=30, batch=32, learning_rate=1e-2
+)
+
+
+def circles(users: int, items: int = 12, seed: int = 0) -> Purchases:
+    """Everybody buys one item after the other, from a start of his own: the next one is certain."""
+    rng = np.random.default_rng(seed)
+    starts, lengths = rng.integers(0, items, users), rng.integers(4, 9, users)
+    lines = [
+        (f"u{n}", [f"i{(start + k) % items:02}" for k in range(length)])
+        for n, (start, length) in enumerate(zip(starts, lengths, strict=True))
+    ]
+    return purchases_of(lines, "circles")
+
+
+def test_a_file_is_read_with_its_own_ids(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt.gz"
+    path.write_bytes(gzip.compress(b"anna b a c d\nben d c b a d\n"))
+    found = read_sequences(path)
+    assert found.users == ("anna", "ben")
+    assert [[found.items[k - 1] for k in row] for row in found.rows] == [list("bacd"), list("dcbad")]
+    assert len(found.some(1).items) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"anna a b c d\nben a b c\n", "line 2 has 3 purchases; keep users with at least 4"),
+        (b"", "is empty"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "log.txt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_sequences(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.txt: does not exist"):
+        read_sequences(tmp_path / "none.txt")
+
+
+def test_the_last_purchase_is_never_among_what_is_known() -> None:
+    purchases = circles(20)
+    for last in (1, 2):
+        known = leave_out(purchases, last)
+        for row, before, target in zip(purchases.rows, known.rows, known.target, strict=True):
+            assert list(row[: len(before) + 1]) == [*before, target]
+            assert len(row) - len(before) == last
+
+
+def test_what_comes_later_changes_no_earlier_state() -> None:
+    torch.manual_seed(0)
+    network = SequenceNetwork(NetworkConfig(9, width=8, blocks=2, length=6)).eval()
+    with torch.no_grad():
+        long, short = network(torch.tensor([[3, 5, 7, 2, 8]])), network(torch.tensor([[3, 5, 7, 0, 0]]))
+    assert torch.allclose(long[:, :3], short[:, :3], atol=1e-6)
+    assert not torch.allclose(long[:, 3], short[:, 3], atol=1e-3)
+
+
+def test_only_the_last_items_are_looked_at_and_padding_changes_nothing() -> None:
+    torch.manual_seed(0)
+    network = SequenceNetwork(NetworkConfig(9, width=8, blocks=1, length=3)).eval()
+    rows = [np.array([1, 2, 3, 4, 5]), np.array([6])]
+    together = network.next_scores(padded(rows, 3))
+    assert torch.allclose(together[:1], network.next_scores(torch.tensor([[3, 4, 5]])), atol=1e-6)
+    assert torch.allclose(together[1:], network.next_scores(torch.tensor([[6]])), atol=1e-6)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_rank_counts_every_item_that_was_not_bought_and_is_not_worse(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    items = int(rng.integers(3, 12))
+    scores = rng.integers(0, 4, (1, items)).astype(np.float32)
+    bought = rng.integers(1, items + 1, int(rng.integers(1, items)))
+    target = int(rng.integers(1, items + 1))
+    rivals = [k for k in range(1, items + 1) if k != target and k not in bought]
+    expected = 1 + sum(scores[0, k - 1] >= scores[0, target - 1] for k in rivals)
+    assert places(scores, [bought], np.array([target]))[0] == expected
+
+
+def test_figures_are_those_of_one_relevant_item() -> None:
+    found = quality(np.array([1, 3, 6, 11]))
+    assert found["hr5"] == pytest.approx(0.5)
+    assert found["hr10"] == pytest.approx(0.75)
+    assert found["ndcg5"] == pytest.approx((1 + 0.5) / 4)
+    assert found["ndcg10"] == pytest.approx((1 + 0.5 + 1 / np.log2(7)) / 4)
+
+
+def test_what_is_certain_is_learned_and_beats_popularity() -> None:
+    purchases = circles(120)
+    fitted = fit_recommender(purchases, SMALL)
+    judged = leave_out(purchases, 1)
+    rank = ranks(fitted.network, judged)
+    assert (rank == 1).mean() > 0.95
+    assert (by_popularity(judged, len(purchases.items)) == 1).mean() < 0.6
+
+
+def test_the_same_seed_gives_the_same_network() -> None:
+    few = RecommendSettings(**{name: getattr(SMALL, name) for name in SMALL.__slots__} | {"epochs": 2})
+    first, second = (fit_recommender(circles(40), few).network.state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_training_stops_when_nothing_gets_better_and_keeps_the_best() -> None:
+    impatient = RecommendSettings(
+        **{name: getattr(SMALL, name) for name in SMALL.__slots__} | {"patience": 2, "learning_rate": 0.0}
+    )
+    fitted = fit_recommender(circles(40), impatient)
+    assert len(fitted.history) == 3
+    assert fitted.best["epoch"] == 0
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(ValueError, match="heads: 3 do not divide the width 8"):
+        NetworkConfig(5, width=8, heads=3)
