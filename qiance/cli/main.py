@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from qiance import __version__
 from qiance.cli import (
+    copy,
     creatives,
     dashboards,
     data,
@@ -40,6 +41,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
 )
+app.add_typer(copy.app, name="copy")
 app.add_typer(creatives.app, name="creatives")
 app.add_typer(data.app, name="data")
 app.add_typer(dashboards.app, name="dashboards")

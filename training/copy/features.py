@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +34,17 @@ _SHAPES: dict[str, Callable[[str], float]] = {
     "number": lambda text: float(bool(re.search(r"\d", text))),
     "starts_with_number": lambda text: float(text[:1].isdigit()),
 }
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = list(values)
+    return sum(known) / len(known) if known else 0.0
+
+
 _LETTERS: dict[str, Callable[[Sequence[str]], float]] = {
     "words": lambda words: len(words) / 10,
-    "word_length": lambda words: float(np.mean([len(word) for word in words])) if words else 0.0,
-    "capitalised": lambda words: float(np.mean([word[:1].isupper() for word in words])) if words else 0.0,
+    "word_length": lambda words: _mean(len(word) for word in words),
+    "capitalised": lambda words: _mean(word[:1].isupper() for word in words),
     "shouted": lambda words: float(sum(word.isupper() and len(word) > 1 for word in words)),
 }
 NAMES = (*_SHAPES, *_LETTERS, *_VOICES)
