@@ -21,7 +21,8 @@ _MEASURE = "ndcg10"
 @dataclass(frozen=True, slots=True)
 class RecommendSettings:
     """width, blocks, heads, length, dropout: see `NetworkConfig`. epochs: at most; patience: epochs without a
-    better NDCG@10 on the purchases before the last. batch: users per step. decay: AdamW's weight decay."""
+    better NDCG@10 on the purchases before the last of `valid_users`. batch: users per step. negatives: items
+    that stand for all others in a step, 0 for all of them. decay: AdamW's weight decay."""
 
     width: int = 64
     blocks: int = 2
@@ -31,6 +32,8 @@ class RecommendSettings:
     epochs: int = 60
     patience: int = 6
     batch: int = 256
+    negatives: int = 2048
+    valid_users: int = 6000
     learning_rate: float = 1e-3
     decay: float = 0.01
     threads: int = 1
@@ -71,8 +74,9 @@ def fit_recommender(purchases: Purchases, settings: RecommendSettings, tell: Tel
 def _epochs(
     network: SequenceNetwork, purchases: Purchases, settings: RecommendSettings, told: Tell
 ) -> list[dict[str, float]]:
-    rows, valid = [row[:-2] for row in purchases.rows], leave_out(purchases, 2)
+    rows = [row[:-2] for row in purchases.rows]
     rng = np.random.default_rng(settings.seed)
+    valid = leave_out(purchases, 2).take(rng.permutation(len(rows))[: settings.valid_users])
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.decay
     )
@@ -109,7 +113,8 @@ def _epoch(
             continue
         items = padded(some, settings.length + 1)
         source, target = items[:, :-1], items[:, 1:]
-        loss = network.loss(source, target)
+        others = torch.from_numpy(rng.integers(1, network.config.items + 1, settings.negatives))
+        loss = network.loss(source, target, others if settings.negatives else None)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

@@ -3,6 +3,7 @@ McAuley, 2018; trained by the full softmax as in Klenitskiy and Vasilev, 2023)."
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -87,10 +88,20 @@ class SequenceNetwork(nn.Module):
         """`[n, V]` of the items 1..V from `[n, d]`."""
         return state @ self.item.weight[1:].T
 
-    def loss(self, items: Tensor, target: Tensor) -> Tensor:
-        """Mean cross-entropy over all V items of the positions whose target `[b, t]` is not 0."""
+    def loss(self, items: Tensor, target: Tensor, others: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy of the positions whose target `[b, t]` is not 0.
+
+        Over all V items, or over the target and `others` `[m]`, drawn uniformly, which stand for all: their
+        part of the sum is times (V - 1) / m, so that its mean is the sum over all (Bengio and Senécal, 2003).
+        """
         real = target > 0
-        return functional.cross_entropy(self.scores(self(items)[real]), target[real] - 1)
+        state, wanted = self(items)[real], target[real]
+        if others is None:
+            return functional.cross_entropy(self.scores(state), wanted - 1)
+        own = (state * self.item(wanted)).sum(1, keepdim=True)
+        scale = math.log((self.config.items - 1) / len(others))
+        rest = (state @ self.item(others).T + scale).masked_fill(others == wanted[:, None], -torch.inf)
+        return (torch.logsumexp(torch.cat([own, rest], dim=1), dim=1) - own[:, 0]).mean()
 
     @torch.inference_mode()
     def next_scores(self, items: Tensor) -> Tensor:

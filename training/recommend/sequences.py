@@ -81,6 +81,10 @@ class Known:
     rows: tuple[Ints, ...]
     target: Ints
 
+    def take(self, users: Ints) -> Known:
+        """Some of them, by place."""
+        return Known(tuple(self.rows[user] for user in users), self.target[users])
+
 
 def leave_out(purchases: Purchases, last: int) -> Known:
     """`last` 1: judge by the last purchase, everything before is known; 2: choose by the one before it."""
