@@ -26,6 +26,7 @@ from qiance.cli import (
     lint,
     models,
     predict,
+    recommend,
     strategies,
     train,
     tune,
@@ -55,6 +56,7 @@ app.add_typer(train.app, name="train")
 app.add_typer(users.app, name="users")
 app.command("lint")(lint.lint)
 app.command("predict")(predict.predict)
+app.command("recommend")(recommend.recommend)
 app.command("tune")(tune.tune)
 
 ConfigOption = Annotated[

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from qiance.cli.recommend import train as recommend
 from qiance.cli.train_copy import copy
 from qiance.cli.train_customers import customers
 from qiance.cli.train_uplift import uplift
@@ -155,6 +156,7 @@ def effect(
 
 
 app.command("uplift")(uplift)
+app.command("recommend")(recommend)
 
 
 def _parameters(config: Path | None) -> Any:

@@ -1,8 +1,9 @@
-"""The sequence model: what it reads, that it does not see the future, how a rank is counted, that it learns."""
+"""The sequence model: what it reads, that it sees no future, how a rank is counted, that it learns."""
 
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from qiance.artifacts.manifest import ArtifactError
+from qiance.cli.main import app
 from qiance.data.errors import DataError
 from training.recommend.fit import RecommendSettings, fit_recommender
 from training.recommend.judge import by_popularity, places, quality, ranks
+from training.recommend.model import Recommender, load_recommender, write_recommender
 from training.recommend.network import NetworkConfig, SequenceNetwork
 from training.recommend.sequences import Purchases, leave_out, padded, purchases_of, read_sequences
 
+RUNNER = CliRunner()
 SMALL = RecommendSettings(
     width=16, blocks=1, heads=2, length=8, dropout=0.0, epochs=30, patience=30, batch=32, learning_rate=1e-2
 )
@@ -137,3 +143,59 @@ def test_training_stops_when_nothing_gets_better_and_keeps_the_best() -> None:
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ValueError, match="heads: 3 do not divide the width 8"):
         NetworkConfig(5, width=8, heads=3)
+
+
+def test_a_step_over_some_items_stands_for_one_over_all() -> None:
+    torch.manual_seed(0)
+    network = SequenceNetwork(NetworkConfig(50, width=8, blocks=1, length=4, dropout=0.0))
+    source, target = torch.tensor([[3, 5, 7]]), torch.tensor([[5, 7, 2]])
+    full = network.loss(source, target).item()
+    rng = np.random.default_rng(0)
+    drawn = [
+        network.loss(source, target, torch.from_numpy(rng.integers(1, 51, 400))).item() for _ in range(50)
+    ]
+    assert np.mean(drawn) == pytest.approx(full, abs=0.01)
+
+
+def test_a_user_trains_and_is_recommended_to(tmp_path: Path) -> None:
+    purchases = circles(60)
+    lines = [
+        " ".join([user, *(purchases.items[k - 1] for k in row)])
+        for user, row in zip(purchases.users, purchases.rows, strict=True)
+    ]
+    (tmp_path / "log.txt").write_text("\n".join(lines) + "\n")
+    versions = []
+    for name in ("one", "two"):
+        command = ["train", "recommend", "--data", str(tmp_path / "log.txt"), "--out", str(tmp_path / name)]
+        done = RUNNER.invoke(app, [*command, "--epochs", "2"], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        versions.append(json.loads((tmp_path / name / "metrics.json").read_text())["model"])
+    assert versions[0] == versions[1], "equal data and seed give an equal model"
+    command = ["recommend", "--model", str(tmp_path / "one"), "-n", "3"]
+    known = json.loads(RUNNER.invoke(app, [*command, "i02", "unheard-of", "i03"]).output)
+    items = [row["item_id"] for row in known["items"]]
+    assert len(items) == 3
+    assert not {"i02", "i03"} & set(items)
+    assert not known["cold"]
+    cold = json.loads(RUNNER.invoke(app, [*command, "unheard-of"]).output)
+    counts = np.bincount(np.concatenate([row[:-1] for row in purchases.rows]))[1:]
+    assert cold["cold"]
+    assert counts[purchases.items.index(cold["items"][0]["item_id"])] == counts.max()
+
+
+def test_all_items_may_be_asked_for_and_the_artifact_is_checked(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = SequenceNetwork(NetworkConfig(5, width=8, blocks=1, length=4))
+    artifact = write_recommender(
+        tmp_path, Recommender(network, list("abcde"), np.arange(1, 6)), {"hr10": 0.1}, {}, "0"
+    )
+    again = load_recommender(artifact.path)
+    found = again.recommend(["a", "b", "a"], 9)
+    assert set(found.items) == set("cde")
+    assert sum(found.chance) == pytest.approx(1.0)
+    assert found == Recommender(network, list("abcde"), np.arange(1, 6)).recommend(["a", "b", "a"], 9)
+    with pytest.raises(ValueError, match="count: 0 items are none"):
+        again.recommend(["a"], 0)
+    (artifact.path / "items.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"'items\.json' was changed"):
+        load_recommender(artifact.path)

@@ -22,7 +22,8 @@ _MEASURE = "ndcg10"
 class RecommendSettings:
     """width, blocks, heads, length, dropout: see `NetworkConfig`. epochs: at most; patience: epochs without a
     better NDCG@10 on the purchases before the last of `valid_users`. batch: users per step. negatives: items
-    that stand for all others in a step, 0 for all of them. decay: AdamW's weight decay."""
+    that stand for all others in a step; 0, or more than there are, for all of them. decay: AdamW's weight
+    decay."""
 
     width: int = 64
     blocks: int = 2
@@ -97,6 +98,13 @@ def _epochs(
     return history
 
 
+def _others(items: int, negatives: int, rng: np.random.Generator) -> torch.Tensor | None:
+    """`[m]` items that stand for all; None for all themselves."""
+    if not 0 < negatives < items:
+        return None
+    return torch.from_numpy(rng.integers(1, items + 1, negatives))
+
+
 def _epoch(
     network: SequenceNetwork,
     rows: list[Ints],
@@ -113,8 +121,7 @@ def _epoch(
             continue
         items = padded(some, settings.length + 1)
         source, target = items[:, :-1], items[:, 1:]
-        others = torch.from_numpy(rng.integers(1, network.config.items + 1, settings.negatives))
-        loss = network.loss(source, target, others if settings.negatives else None)
+        loss = network.loss(source, target, _others(network.config.items, settings.negatives, rng))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
