@@ -96,8 +96,8 @@ def test_texts_of_a_test_are_pooled_and_compared_where_all_else_is_equal() -> No
     ("columns", "message"),
     [
         ({"clicks": [1, 11]}, "row 2 has more clicks than impressions"),
-        ({"clicks": [1, -1]}, "row 2 has clicks -1; write a whole number"),
-        ({"impressions": [10, 2.5]}, "row 2 has impressions 2.5"),
+        ({"clicks": [1, -1]}, "row 2 has clicks '-1'; write a whole number"),
+        ({"impressions": [10, 2.5]}, "row 2 has impressions '2.5'"),
         ({"impressions": ["ten", 10]}, "row 1 has impressions 'ten'"),
         ({"text": ["x", "x"]}, "no test that compares two texts"),
         ({"text": ["x", None]}, "no test that compares two texts"),
@@ -243,8 +243,6 @@ def test_planted_effects_are_found_on_later_stories(tests: CopyTests, fitted: Fi
     assert found["clear_pair_accuracy"] > 0.9
     assert found["pair_low"] < found["pair_accuracy"] < found["pair_high"]
     assert found["ece"] < 2 * found["ece_floor"]
-    alone = fitted.model.parts(["good one", "bad one"], np.zeros((2, 8), np.float32))["words"]
-    assert alone[0] > alone[1]
 
 
 def test_nothing_is_found_where_nothing_is(tests: CopyTests) -> None:

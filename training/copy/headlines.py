@@ -139,7 +139,7 @@ def _counts(frame: pd.DataFrame, name: str, source: Path | str) -> pd.Series:
     bad = ~(np.isfinite(values) & (values >= 0) & (values == values.round()))
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
-        problem = f"row {row + 1} has {name} {frame[name].iloc[row]!r}"
+        problem = f"row {row + 1} has {name} {str(frame[name].iloc[row])!r}"
         raise DataError(source, problem, "write a whole number that is not negative")
     return values.astype(np.float64)
 
