@@ -18,7 +18,7 @@ from benchmarks.copying.baselines import BOW_GRID, bow_scores, length_scores
 from benchmarks.harness import ROOT, Args, Mode, emit, log, parse
 from qiance.artifacts.manifest import file_hash
 from training.copy.encode import load_text_encoder
-from training.copy.fit import CopySettings, fit_copy
+from training.copy.fit import CopySettings, FittedCopy, fit_copy
 from training.copy.headlines import CopyTests, Floats, read_tests, split_by_story
 from training.copy.judge import Judged, judge
 from training.copy.train import layers_of
@@ -71,49 +71,47 @@ def measure(path: Path, args: Args) -> tuple[dict[str, Any], dict[str, Any], dic
     fitted = fit_copy(
         fit, layers[rows], encoder.width, names, settings, lambda _share, what: log(f"  {what}")
     )
-    texts, calibration = list(judged.texts), fitted.model.calibration
-    ours = judge(judged, fitted.model.score(texts, layers[held]), calibration)
-    log("tuning the bag of words")
-    grid = BOW_GRID[:2] if args.mode is Mode.SMOKE else BOW_GRID
-    found: dict[str, tuple[Floats, dict[str, Any]]] = {
-        "length": length_scores(fit, judged),
-        "bow": bow_scores(fit, judged, grid, args.seed),
-    }
-    theirs = {name: judge(judged, scores, calibration) for name, (scores, _) in found.items()}
-    figures: dict[str, Any] = ours.figures(args.seed)
-    for name, own in theirs.items():
-        figures[f"vs_{name}"] = float(ours.right.mean() / own.right.mean())
-        figures[f"gain_{name}"] = against(ours, own, args.seed)
-    parts = fitted.model.parts(texts, layers[held])
-    figures["by_view"] = {
-        name: float(judge(judged, own, calibration).right.mean()) for name, own in parts.items()
-    }
-    beside = {
-        name: _of_peer(own, chosen[1])
-        for (name, own), chosen in zip(theirs.items(), found.values(), strict=True)
-    }
+    ours, by_view = judge_ours(fitted, judged, layers[held])
+    figures: dict[str, Any] = {**ours.figures(args.seed), "by_view": by_view}
+    beside = {}
+    for name, (scores, chosen) in baselines(fit, judged, args).items():
+        theirs = judge(judged, scores, fitted.model.calibration)
+        figures[f"vs_{name}"] = float(ours.right.mean() / theirs.right.mean())
+        figures[f"gain_{name}"] = against(ours, theirs, args.seed)
+        beside[name] = {**accuracies(theirs), **chosen}
+    choice = fitted.choice
     protocol = {
         "tests": [fit.tests, judged.tests],
         "headlines": [len(fit), len(judged)],
         "held_out": "the later stories; a story is tests that share a headline or an image",
         "left_out": dict(tests.dropped),
         "interval": "95 % by bootstrap draws of tests, paired between models",
-        "chosen": {
-            "layer": fitted.choice.layer,
-            "scales": dict(fitted.choice.scales),
-            "tau2": fitted.choice.tau2,
-        },
+        "chosen": {"layer": choice.layer, "scales": dict(choice.scales), "tau2": choice.tau2},
+        "tried": dict(choice.tried),
         "missing": dict.fromkeys(NOT_BUILT, "not built yet"),
     }
     return {**figures, **dict.fromkeys(NOT_BUILT)}, beside, protocol
 
 
-def _of_peer(judged: Judged, chosen: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "pair_accuracy": float(judged.right.mean()),
-        "clear_pair_accuracy": float(judged.right[judged.clear].mean()) if judged.clear.any() else None,
-        **chosen,
-    }
+def judge_ours(fitted: FittedCopy, tests: CopyTests, layers: Any) -> tuple[Judged, dict[str, float]]:
+    """The reward model on `tests`, and the pair accuracy of each of its parts alone."""
+    texts, calibration = list(tests.texts), fitted.model.calibration
+    parts = fitted.model.parts(texts, layers)
+    alone = {name: float(judge(tests, own, calibration).right.mean()) for name, own in parts.items()}
+    return judge(tests, fitted.model.score(texts, layers), calibration), alone
+
+
+def baselines(fit: CopyTests, judged: CopyTests, args: Args) -> dict[str, tuple[Floats, dict[str, Any]]]:
+    """Scores of the texts of `judged`, and what was chosen on `fit`."""
+    log("tuning the bag of words")
+    grid = BOW_GRID[:2] if args.mode is Mode.SMOKE else BOW_GRID
+    return {"length": length_scores(fit, judged), "bow": bow_scores(fit, judged, grid, args.seed)}
+
+
+def accuracies(judged: Judged) -> dict[str, float | None]:
+    """Of all pairs, and of the clear ones."""
+    clear = float(judged.right[judged.clear].mean()) if judged.clear.any() else None
+    return {"pair_accuracy": float(judged.right.mean()), "clear_pair_accuracy": clear}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
