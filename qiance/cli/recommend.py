@@ -45,10 +45,11 @@ def train(
     settings = settings if epochs is None else replace(settings, epochs=epochs)
     with stages.stage("training") as stage:
         metrics = train_recommender(purchases, out, settings, stage.tell).metrics
-    popular = metrics["popularity"]
+    popular, alone = metrics["beside"]["popularity"], metrics["beside"]["neighbours"]
     console.print(
         f"The last purchase was among the first ten of all items for {metrics['hr10']:.2%} of the users "
-        f"(by popularity {popular['hr10']:.2%}); NDCG@10 {metrics['ndcg10']:.4f} ({popular['ndcg10']:.4f})",
+        f"(neighbours alone {alone['hr10']:.2%}, popularity {popular['hr10']:.2%}); "
+        f"NDCG@10 {metrics['ndcg10']:.4f} ({alone['ndcg10']:.4f}, {popular['ndcg10']:.4f})",
         highlight=False,
     )
     console.print(f"Model and figures: [bold]{out}[/]", highlight=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -19,7 +19,9 @@ from qiance.data.errors import DataError
 from training.recommend.fit import RecommendSettings, fit_recommender
 from training.recommend.judge import by_popularity, places, quality, ranks
 from training.recommend.model import Recommender, load_recommender, write_recommender
+from training.recommend.neighbours import count_near, fit_neighbours, item_vectors
 from training.recommend.network import NetworkConfig, SequenceNetwork
+from training.recommend.scorer import Scorer
 from training.recommend.sequences import Purchases, leave_out, padded, purchases_of, read_sequences
 
 RUNNER = CliRunner()
@@ -116,17 +118,17 @@ def test_figures_are_those_of_one_relevant_item() -> None:
 
 
 def test_what_is_certain_is_learned_and_beats_popularity() -> None:
-    purchases = circles(120)
+    purchases = circles(80)
     fitted = fit_recommender(purchases, SMALL)
     judged = leave_out(purchases, 1)
-    rank = ranks(fitted.network, judged)
+    rank = ranks(fitted.scorer, judged)
     assert (rank == 1).mean() > 0.95
     assert (by_popularity(judged, len(purchases.items)) == 1).mean() < 0.6
 
 
 def test_the_same_seed_gives_the_same_network() -> None:
     few = RecommendSettings(**{name: getattr(SMALL, name) for name in SMALL.__slots__} | {"epochs": 2})
-    first, second = (fit_recommender(circles(40), few).network.state_dict() for _ in range(2))
+    first, second = (fit_recommender(circles(40), few).scorer.network.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -185,17 +187,56 @@ def test_a_user_trains_and_is_recommended_to(tmp_path: Path) -> None:
 
 def test_all_items_may_be_asked_for_and_the_artifact_is_checked(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = SequenceNetwork(NetworkConfig(5, width=8, blocks=1, length=4))
-    artifact = write_recommender(
-        tmp_path, Recommender(network, list("abcde"), np.arange(1, 6)), {"hr10": 0.1}, {}, "0"
-    )
+    network = SequenceNetwork(NetworkConfig(5, width=8, blocks=1, length=4)).eval()
+    near = fit_neighbours(count_near([np.array([1, 2, 3]), np.array([2, 4])], 5))
+    recommender = Recommender(Scorer(network, near, 0.3), list("abcde"), np.arange(1, 6))
+    artifact = write_recommender(tmp_path, recommender, {"hr10": 0.1}, {}, "0")
     again = load_recommender(artifact.path)
     found = again.recommend(["a", "b", "a"], 9)
     assert set(found.items) == set("cde")
     assert sum(found.chance) == pytest.approx(1.0)
-    assert found == Recommender(network, list("abcde"), np.arange(1, 6)).recommend(["a", "b", "a"], 9)
+    assert found == recommender.recommend(["a", "b", "a"], 9)
+    assert found.items[0] == "c"
     with pytest.raises(ValueError, match="count: 0 items are none"):
         again.recommend(["a"], 0)
     (artifact.path / "items.json").write_text("{}")
     with pytest.raises(ArtifactError, match=r"'items\.json' was changed"):
         load_recommender(artifact.path)
+
+
+def test_what_is_bought_near_each_other_is_similar() -> None:
+    rows = [np.array([1, 2, 3]), np.array([1, 2]), np.array([4, 5])]
+    counts = count_near(rows, 6).toarray()
+    assert np.array_equal(counts, counts.T)
+    assert counts[0, 1] == 2
+    assert counts[0, 2] == 0.5
+    assert not counts[5].any()
+    near = fit_neighbours(count_near(rows, 6))
+    found = near.chances([np.array([1]), np.array([6])])
+    assert found[0].argmax() == 1
+    assert found[0].sum() == pytest.approx(1.0)
+    assert not found[1].any()
+    latest = near.chances([np.array([4, 1]), np.array([1, 4])])
+    assert latest[0, 1] > latest[1, 1]
+
+
+def test_items_of_one_company_start_close_together() -> None:
+    rng = np.random.default_rng(0)
+    rows = [rng.permutation(np.arange(1, 9) + 8 * (n % 2))[:5] for n in range(60)]
+    vectors = item_vectors(count_near(rows, 17), 4, 0)
+    assert np.allclose(np.linalg.norm(vectors[:16], axis=1), 1.0, atol=1e-5)
+    assert not vectors[16].any()
+    within, between = vectors[:8] @ vectors[:8].T, vectors[:8] @ vectors[8:16].T
+    assert within.mean() > between.mean() + 0.3
+
+
+@given(st.floats(0.0, 1.0))
+@settings(max_examples=20)
+def test_a_mixture_is_a_distribution_between_its_halves(weight: float) -> None:
+    torch.manual_seed(0)
+    network = SequenceNetwork(NetworkConfig(5, width=8, blocks=1, length=4)).eval()
+    near = fit_neighbours(count_near([np.array([1, 2, 3, 4, 5])], 5))
+    rows = [np.array([1, 2]), np.array([3])]
+    low, own, high = (Scorer(network, near, share).chances(rows) for share in (0.0, weight, 1.0))
+    assert np.allclose(own.sum(axis=1), 1.0, atol=1e-5)
+    assert np.allclose(own, (1 - weight) * low + weight * high, atol=1e-6)

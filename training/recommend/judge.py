@@ -7,24 +7,23 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.recommend.network import SequenceNetwork
-from training.recommend.sequences import Ints, Known, batches, padded
+from training.recommend.scorer import Scorer
+from training.recommend.sequences import Ints, Known, batches
 
 _BATCH = 512
 CUTS = (5, 10)
 
 
-def ranks(network: SequenceNetwork, known: Known) -> Ints:
+def ranks(scorer: Scorer, known: Known) -> Ints:
     """`[U]` place of each target among all items that the user has not bought yet, from 1.
 
     An item that scores equal to the target counts as before it: who scores all alike is last.
     """
-    network.eval()
+    scorer.network.eval()
     found = np.empty(len(known.rows), dtype=np.int64)
     for rows in batches(known.rows, _BATCH, None):
         some = [known.rows[row] for row in rows]
-        scores = network.next_scores(padded(some, network.config.length)).numpy()
-        found[rows] = places(scores, some, known.target[rows])
+        found[rows] = places(scorer.chances(some), some, known.target[rows])
     return found
 
 

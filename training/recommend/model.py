@@ -14,11 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from qiance.artifacts.manifest import Artifact, ArtifactError, load_manifest, write_artifact
+from training.recommend.neighbours import Neighbours
 from training.recommend.network import NetworkConfig, SequenceNetwork
-from training.recommend.sequences import Ints, padded
+from training.recommend.scorer import Scorer
+from training.recommend.sequences import Ints
 
 KIND = "recommend-model"
 WEIGHTS, ITEMS, CARD = "weights.safetensors", "items.json", "card.json"
+_NEAR, _PARTS = "neighbours.", ("data", "indices", "indptr")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +35,10 @@ class Recommended:
 
 
 class Recommender:
-    """A network with the ids of its items. bought: `[V]` how often each was, for who is not known."""
+    """A scorer with the ids of its items. bought: `[V]` how often each was, for who is not known."""
 
-    def __init__(self, network: SequenceNetwork, items: Sequence[str], bought: Ints) -> None:
-        self.network, self.items, self.bought = network.eval(), tuple(items), bought
+    def __init__(self, scorer: Scorer, items: Sequence[str], bought: Ints) -> None:
+        self.scorer, self.items, self.bought = scorer, tuple(items), bought
         self._code = {item: k for k, item in enumerate(self.items, start=1)}
 
     def recommend(self, history: Sequence[str], count: int) -> Recommended:
@@ -57,8 +60,7 @@ class Recommender:
         """`[V]`."""
         if not len(known):
             return self.bought / self.bought.sum()
-        scores = self.network.next_scores(padded([known], self.network.config.length))
-        return np.asarray(torch.softmax(scores[0].double(), dim=0).numpy())
+        return self.scorer.chances([known])[0].astype(np.float64)
 
 
 def write_recommender(
@@ -71,9 +73,14 @@ def write_recommender(
     """The artifact `root/recommend-model-VERSION`."""
     from safetensors.torch import save_file
 
-    weights = {name: value.contiguous() for name, value in recommender.network.state_dict().items()}
+    scorer = recommender.scorer
+    weights = {name: value.contiguous() for name, value in scorer.network.state_dict().items()}
+    if scorer.neighbours is not None:
+        similar = scorer.neighbours.similar
+        weights |= {f"{_NEAR}{part}": torch.from_numpy(getattr(similar, part)) for part in _PARTS}
     items = {
-        "network": asdict(recommender.network.config),
+        "network": asdict(scorer.network.config),
+        "neighbours": scorer.weight,
         "items": recommender.items,
         "bought": recommender.bought.tolist(),
     }
@@ -100,6 +107,7 @@ def _write_json(path: Path, document: Mapping[str, Any]) -> None:
 def load_recommender(path: Path) -> Recommender:
     """Read what `write_recommender` wrote; ArtifactError for a damaged artifact or one of another kind."""
     from safetensors.torch import load_file
+    from scipy.sparse import csr_matrix
 
     manifest = load_manifest(path)
     if manifest.kind != KIND:
@@ -107,6 +115,13 @@ def load_recommender(path: Path) -> Recommender:
             f"{path}: is of kind {manifest.kind!r}; pass a {KIND!r} of `qiance train recommend`"
         )
     document = json.loads((path / ITEMS).read_text(encoding="utf-8"))
+    weights, count = load_file(path / WEIGHTS), len(document["items"])
+    near = [weights.pop(f"{_NEAR}{part}", None) for part in _PARTS]
     network = SequenceNetwork(NetworkConfig(**document["network"]))
-    network.load_state_dict(load_file(path / WEIGHTS))
-    return Recommender(network, document["items"], np.array(document["bought"], dtype=np.int64))
+    network.load_state_dict(weights)
+    neighbours = None
+    if all(part is not None for part in near):
+        similar = csr_matrix(tuple(part.numpy() for part in near), shape=(count, count))
+        neighbours = Neighbours(similar)
+    scorer = Scorer(network.eval(), neighbours, float(document["neighbours"]))
+    return Recommender(scorer, document["items"], np.array(document["bought"], dtype=np.int64))

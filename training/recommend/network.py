@@ -84,6 +84,12 @@ class SequenceNetwork(nn.Module):
             x = block(x)
         return self.normalise(x)
 
+    @torch.no_grad()
+    def start_from(self, vectors: Tensor) -> None:
+        """Take `vectors` `[V, d]` as the items'; those that are 0 stay as they are."""
+        known = vectors.abs().sum(1) > 0
+        self.item.weight[1:][known] = vectors[known]
+
     def scores(self, state: Tensor) -> Tensor:
         """`[n, V]` of the items 1..V from `[n, d]`."""
         return state @ self.item.weight[1:].T
@@ -91,15 +97,16 @@ class SequenceNetwork(nn.Module):
     def loss(self, items: Tensor, target: Tensor, others: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of the positions whose target `[b, t]` is not 0.
 
-        Over all V items, or over the target and `others` `[m]`, drawn uniformly, which stand for all: their
-        part of the sum is times (V - 1) / m, so that its mean is the sum over all (Bengio and Senécal, 2003).
+        Over all V items, or over the target and `others` `[m]`, drawn uniformly from all, which stand for the
+        rest: where they are not the target they count V / m times, so that the mean of their sum is that over
+        the rest (Bengio and Senécal, 2003).
         """
         real = target > 0
         state, wanted = self(items)[real], target[real]
         if others is None:
             return functional.cross_entropy(self.scores(state), wanted - 1)
         own = (state * self.item(wanted)).sum(1, keepdim=True)
-        scale = math.log((self.config.items - 1) / len(others))
+        scale = math.log(self.config.items / len(others))
         rest = (state @ self.item(others).T + scale).masked_fill(others == wanted[:, None], -torch.inf)
         return (torch.logsumexp(torch.cat([own, rest], dim=1), dim=1) - own[:, 0]).mean()
 

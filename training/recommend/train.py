@@ -35,8 +35,9 @@ def train_recommender(
     chosen = settings or RecommendSettings()
     fitted = fit_recommender(purchases, chosen, tell)
     judged, items = leave_out(purchases, 1), len(purchases.items)
-    figures = quality(ranks(fitted.network, judged))
-    popular = quality(by_popularity(judged, items))
+    figures = quality(ranks(fitted.scorer, judged))
+    beside = {name: quality(ranks(one, judged)) for name, one in fitted.parts().items()}
+    beside["popularity"] = quality(by_popularity(judged, items))
     card = {
         "purpose": "ranks the items that a customer buys next, from the order of what was bought before",
         "data": {
@@ -45,8 +46,12 @@ def train_recommender(
             "items": items,
             "purchases": sum(map(len, purchases.rows)),
         },
-        "method": {"network": asdict(fitted.network.config), "settings": asdict(chosen)},
-        "judged_on": {"last purchase of each user, among all items": figures, "popularity": popular},
+        "method": {
+            "network": asdict(fitted.scorer.network.config),
+            "neighbours": fitted.scorer.weight,
+            "settings": asdict(chosen),
+        },
+        "judged_on": {"last purchase of each user, among all items": figures, **beside},
         "limits": [
             "learned from all purchases but the last two of each user",
             "knows of no price, stock or margin, and of no item that nobody bought",
@@ -54,11 +59,12 @@ def train_recommender(
     }
     bought = np.bincount(np.concatenate(judged.rows), minlength=items + 1)[1:]
     out.mkdir(parents=True, exist_ok=True)
-    recommender = Recommender(fitted.network, purchases.items, bought)
+    recommender = Recommender(fitted.scorer, purchases.items, bought)
     artifact = write_recommender(out, recommender, figures, card, purchases.fingerprint)
     metrics = {
         **figures,
-        "popularity": popular,
+        "beside": beside,
+        "neighbours": {"share": fitted.scorer.weight, "ndcg10_by_share": fitted.mixed},
         "model": artifact.path.name,
         "history": fitted.history,
         "seconds": round(fitted.seconds, 1),
