@@ -59,7 +59,7 @@ def against(ours: Judged, theirs: Judged, seed: int) -> dict[str, float]:
 
 def measure(path: Path, args: Args) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Figures, the baselines' own, protocol."""
-    tests = some_tests(read_tests(path), args.pick(smoke=60, quick=700, full=None), args.seed)
+    tests = some_tests(read_tests(path), args.pick(smoke=40, quick=700, full=None), args.seed)
     rows, held = split_by_story(tests, HELD_OUT, args.seed)
     fit, judged = tests.take(rows), tests.take(held)
     log(f"{fit.tests:,} tests to learn from, {judged.tests:,} later ones to judge by")

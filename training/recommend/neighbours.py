@@ -25,7 +25,7 @@ class Neighbours:
     similar: Any
 
     def chances(self, rows: Sequence[Ints]) -> Floats:
-        """`[b, V]` similarity to what was bought, the latest most, in shares of 1; 0 if nothing is similar."""
+        """`[b, V]` similarity to what was bought, the latest most, in shares of 1; 0 where there is none."""
         from scipy.sparse import csr_matrix
 
         weight = np.concatenate([_RECENT ** np.arange(len(row) - 1.0, -1.0, -1.0) for row in rows])
