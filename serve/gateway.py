@@ -17,6 +17,7 @@ from serve import problems
 from serve.admission import Admission
 from serve.args import AppArgs
 from serve.briefs import new_brief
+from serve.creatives import CreativeService, add_creatives
 from serve.decisions import DecisionService, lost
 from serve.desk import Desk, DeskLostError
 from serve.effect_schemas import EffectsRequest, EffectsResponse, effects_out
@@ -70,6 +71,7 @@ class Gateway:
         self._keys, self.desk = KeyCache(ledger), desk
         self.effects, self.start_brief = effects, start_brief
         self._people, self._policies = people, policies
+        self.creatives = CreativeService(ledger, watcher.guard, watcher.catalogue)
 
     @property
     def people(self) -> PeopleService:
@@ -288,6 +290,7 @@ def build_api(gateway_of: Callable[[], Gateway], max_body_bytes: int) -> FastAPI
         found = await asyncio.to_thread(gateway_of().ledger.strategies, state, brief_id)
         return [strategy_out(s) for s in found]
 
+    add_creatives(app, lambda: gateway_of().creatives, allow)
     add_people(app, lambda: gateway_of().people, allow)
     add_policies(app, lambda: gateway_of().policies, allow)
 

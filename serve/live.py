@@ -155,7 +155,7 @@ class Watcher:
         guard: Guard,
         on_change: Callable[[LiveState], None] | None = None,
     ) -> None:
-        self._ledger, self.catalogue, self._guard, self._on_change = ledger, catalogue, guard, on_change
+        self._ledger, self.catalogue, self.guard, self._on_change = ledger, catalogue, guard, on_change
         self.state = read_state(ledger, catalogue, guard)
         self._seen_at = time.monotonic()
         self._stop, self._lock = threading.Event(), threading.Lock()
@@ -180,7 +180,7 @@ class Watcher:
             serial = self._ledger.versions().serial
             self._seen_at = time.monotonic()
             if serial != self.state.versions.serial:
-                fresh = read_state(self._ledger, self.catalogue, self._guard)
+                fresh = read_state(self._ledger, self.catalogue, self.guard)
                 if self._on_change:
                     self._on_change(fresh)
                 self.state = fresh

@@ -23,7 +23,7 @@ def within_reach(moment: datetime) -> datetime:
     return moment.astimezone(UTC)
 
 
-def _carrying(channel: Channel) -> Channel:
+def carrying(channel: Channel) -> Channel:
     if channel is Channel.NONE:
         raise ValueError("carries nothing; use email, display, mailer or push")
     return channel
@@ -170,7 +170,7 @@ class BriefRequest(Strict):
     budget: MoneyIn
     audience: Identifier | None = None
     items: list[Identifier] = Field([], max_length=1_000)
-    channels: list[Annotated[Channel, AfterValidator(_carrying)]] = Field(
+    channels: list[Annotated[Channel, AfterValidator(carrying)]] = Field(
         [Channel.EMAIL, Channel.DISPLAY, Channel.MAILER], min_length=1, max_length=16
     )
     languages: list[Literal["en", "zh"]] = Field(["en"], min_length=1, max_length=8)

@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from qiance import __version__
 from qiance.cli import (
+    copy,
     creatives,
     dashboards,
     data,
@@ -26,6 +27,7 @@ from qiance.cli import (
     models,
     policies,
     predict,
+    recommend,
     strategies,
     train,
     tune,
@@ -41,6 +43,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
 )
+app.add_typer(copy.app, name="copy")
 app.add_typer(creatives.app, name="creatives")
 app.add_typer(data.app, name="data")
 app.add_typer(dashboards.app, name="dashboards")
@@ -55,6 +58,7 @@ app.add_typer(train.app, name="train")
 app.add_typer(users.app, name="users")
 app.command("lint")(lint.lint)
 app.command("predict")(predict.predict)
+app.command("recommend")(recommend.recommend)
 app.command("tune")(tune.tune)
 
 ConfigOption = Annotated[

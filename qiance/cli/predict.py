@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from qiance.artifacts.manifest import MANIFEST
 from qiance.data.errors import DataError
 
 
@@ -43,7 +44,7 @@ def predict(
     from qiance.artifacts.uplift import KIND as UPLIFT
     from qiance.cli.stages import Stages
 
-    console, found = Console(), _artifact(model)
+    console, found = Console(), trained_model(model)
     kind, stages = load_manifest(found).kind, Stages(console)
     if kind == CUSTOMERS:
         from qiance.cli.train_customers import predict_customers
@@ -91,11 +92,12 @@ def _predict_response(
     )
 
 
-def _artifact(folder: Path) -> Path:
-    """The model that the last training wrote into `folder`."""
-    metrics = folder / "metrics.json"
+def trained_model(folder: Path) -> Path:
+    """The model that the last training wrote into `folder`, or `folder` where it is an artifact itself."""
+    if (folder / MANIFEST).exists():
+        return folder
     try:
-        return folder / str(json.loads(metrics.read_text(encoding="utf-8"))["model"])
+        return folder / str(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["model"])
     except (OSError, ValueError, KeyError):
         raise DataError(folder, "holds no trained model", "pass the --out folder of `qiance train`") from None
 

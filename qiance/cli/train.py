@@ -12,15 +12,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from qiance.cli.recommend import train as recommend
+from qiance.cli.train_copy import copy
 from qiance.cli.train_customers import customers
 from qiance.cli.train_uplift import uplift
 from qiance.data.errors import DataError
 from qiance.settings import DEFAULT_WORKSPACE
 
 app = typer.Typer(
-    help="Train the effect model of a workspace; effect, uplift and customers learn from a log of your own.",
+    help="Train the effect model of a workspace; the others learn from a log of your own.",
     invoke_without_command=True,
 )
+app.command("copy")(copy)
 app.command("customers")(customers)
 
 
@@ -153,6 +156,7 @@ def effect(
 
 
 app.command("uplift")(uplift)
+app.command("recommend")(recommend)
 
 
 def _parameters(config: Path | None) -> Any:

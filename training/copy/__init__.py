@@ -1,0 +1,1 @@
+"""Which of two texts is clicked more: learned from tests that showed them at random."""

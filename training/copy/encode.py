@@ -1,0 +1,45 @@
+"""Layers of a text encoder for texts: the embedded MiniLM by default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qiance.features.embedding_spec import EMBEDDED
+from training.copy.model import spec_of
+from training.embed.encoders import Encoder, load_encoder
+from training.embed.weights import EMBEDDED_DIMENSION, Weights, resolve
+
+Tell = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """An encoder at hand. width: d of a layer; fingerprint: of its weights; model: as it was asked for."""
+
+    encoder: Encoder
+    width: int
+    fingerprint: str
+    model: str
+
+    def layers(self, texts: Sequence[str], tell: Tell | None = None) -> NDArray[np.float32]:
+        """`[n, (L+1)·width]`: the mean token state after the embedding and after each layer."""
+        found = self.encoder.encode(list(texts), tell, layers=True).layers
+        assert found is not None
+        return found
+
+
+def load_text_encoder(model: str = EMBEDDED) -> TextEncoder:
+    """`embedded`, a folder or a Hugging Face id; ModelUnavailableError says how to get it."""
+    weights = resolve(model)
+    width = EMBEDDED_DIMENSION if model == EMBEDDED else _width(weights)
+    return TextEncoder(load_encoder(spec_of(model, width), weights), width, weights.fingerprint, model)
+
+
+def _width(weights: Weights) -> int:
+    from transformers import AutoConfig
+
+    return int(weights.load(AutoConfig.from_pretrained).hidden_size)
