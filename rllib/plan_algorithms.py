@@ -1,0 +1,190 @@
+"""PPO and SAC for the planning environments, on RLlib's new stack and whole arrays of episodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rllib.lockstep import Floats32
+from rllib.start import least_squares, logging_below
+from rllib.tasks import Policy, Task, TrainingEnv, from_unit, to_unit
+
+if TYPE_CHECKING:
+    from ray.rllib.algorithms.algorithm import Algorithm
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+ALGORITHMS = ("ppo", "sac")
+_SAC_BATCH = 512
+_FIT_RATE = 3e-3
+_DEMONSTRATIONS, _NOISE = 200, 0.2  # episodes of the rule; standard deviation of what is done beside it
+
+
+@dataclass(frozen=True, slots=True)
+class PlanningSettings:
+    """How to train and judge.
+
+    algorithm: `ppo`, which starts from the task's rule, or `sac`, which starts from nothing. iterations: each
+    lives `num_envs` episodes. seed: of training. learning_rate: falls to a tenth over the iterations with PPO.
+    log_std: of the exploration that PPO starts with, in actions of [−1, 1]. epochs: passes of PPO over an
+    iteration's days, in minibatches of `minibatch`. updates: of SAC in an iteration. discount: per day.
+    hidden: widths of the network. episodes, rounds: held-out episodes are episodes × rounds, and so are those
+    that constants are tuned on, without rounds. checkpoint_every: iterations.
+    """
+
+    algorithm: str = "ppo"
+    iterations: int = 40
+    num_envs: int = 256
+    seed: int = 0
+    learning_rate: float = 1e-3
+    log_std: float = -1.5
+    epochs: int = 5
+    minibatch: int = 2_048
+    updates: int = 64
+    discount: float = 1.0
+    hidden: tuple[int, ...] = (64, 64)
+    episodes: int = 512
+    rounds: int = 2
+    checkpoint_every: int = 10
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm: {self.algorithm!r} is none of {', '.join(ALGORITHMS)}")
+        for name in (
+            "iterations",
+            "num_envs",
+            "epochs",
+            "minibatch",
+            "updates",
+            "rounds",
+            "checkpoint_every",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is less than 1")
+        if self.episodes * self.rounds < 20:
+            raise ValueError(
+                f"episodes: {self.episodes * self.rounds} held-out ones tell policies apart by luck; use 20"
+            )
+        if not 0 < self.learning_rate < 1:
+            raise ValueError(f"learning_rate: {self.learning_rate} is outside (0, 1)")
+        if not 0 < self.discount <= 1:
+            raise ValueError(f"discount: {self.discount} is outside (0, 1]")
+
+
+def algorithm(task: Task, settings: PlanningSettings, storage: Path) -> Algorithm:
+    """The algorithm on `task`, in this process: its one environment runner and its learner are local.
+
+    storage: folder for RLlib's own files, which go when the algorithm stops. RuntimeError where Ray is not running.
+
+    Sources: Schulman et al., "Proximal Policy Optimization Algorithms" (2017); Haarnoja et al., "Soft
+    Actor-Critic Algorithms and Applications" (2018).
+    """
+    import ray
+
+    if not ray.is_initialized():
+        # Left to itself RLlib would start a cluster that listens on every interface.
+        raise RuntimeError("Ray is not running: call ray.init before training")
+    from rllib.array_runner import ArrayEnvRunner
+
+    def make(config: Any) -> TrainingEnv:
+        return TrainingEnv(task, config["num_envs"])
+
+    configure = _ppo if settings.algorithm == "ppo" else _sac
+    return (
+        configure(settings, task.make(1).horizon, storage)
+        .environment(make)
+        .env_runners(
+            num_env_runners=0,
+            num_envs_per_env_runner=settings.num_envs,
+            batch_mode="complete_episodes",
+            gym_env_vectorize_mode="vector_entry_point",
+            env_runner_cls=ArrayEnvRunner,
+        )
+        .learners(num_learners=0)
+        .debugging(seed=settings.seed, log_level="ERROR")
+        .build_algo()
+    )
+
+
+def start_from_rule(ppo: Algorithm, task: Task, rule: Policy, settings: PlanningSettings, seed: int) -> None:
+    """Fit the actor of `ppo` to `rule` and its critic to what follows, and explore narrowly around it."""
+    features, actions, returns = _demonstrate(task, rule, seed)
+    observations = {"obs": torch.from_numpy(features)}
+
+    def fit(learner: Any, **_: Any) -> None:
+        module = learner.module["default_policy"]
+        encoder = module.encoder
+        least_squares([encoder.actor_encoder, module.pi.net], observations, actions, _FIT_RATE)
+        least_squares([encoder.critic_encoder, module.vf], observations, returns, _FIT_RATE)
+        module.pi.log_std.data.fill_(settings.log_std)
+
+    ppo.learner_group.foreach_learner(fit)
+    ppo.env_runner_group.sync_weights(from_worker_or_learner_group=ppo.learner_group, inference_only=True)
+
+
+def _demonstrate(task: Task, rule: Policy, seed: int) -> tuple[Floats32, Floats32, Floats32]:
+    """Days of the rule with noise: features, the rule's own actions in [−1, 1], and returns to the end."""
+    env, rng = task.make(_DEMONSTRATIONS), np.random.default_rng(seed)
+    seen, _ = env.reset(seed=seed)
+    features, wanted, rewards = [], [], []
+    for _ in range(env.horizon):
+        action = to_unit(env.single_action_space, rule.act(seen))
+        features.append(task.features(seen))
+        wanted.append(action)
+        done = action + _NOISE * rng.standard_normal(action.shape)
+        seen, reward, *_ = env.step(from_unit(env.single_action_space, done))
+        rewards.append(task.scale * reward)
+    returns = np.cumsum(np.array(rewards)[::-1], axis=0)[::-1]
+    found = (np.concatenate(list(x)).astype(np.float32) for x in (features, wanted, returns))
+    return next(found), next(found), next(found)
+
+
+def _ppo(settings: PlanningSettings, horizon: int, storage: Path) -> AlgorithmConfig:
+    from ray.rllib.algorithms.ppo import PPO, PPOConfig
+    from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+
+    batch = settings.num_envs * horizon
+    model = DefaultModelConfig(fcnet_hiddens=list(settings.hidden), free_log_std=True, vf_share_layers=False)
+    config = PPOConfig(algo_class=logging_below(storage, PPO)).rl_module(model_config=model)
+    return config.training(
+        gamma=settings.discount,
+        lambda_=0.95,
+        lr=[[0, settings.learning_rate], [settings.iterations * batch, settings.learning_rate / 10]],
+        train_batch_size_per_learner=batch,
+        minibatch_size=min(settings.minibatch, batch),
+        num_epochs=settings.epochs,
+        clip_param=0.2,
+        vf_clip_param=float("inf"),
+        use_kl_loss=False,
+        grad_clip=1.0,
+    )
+
+
+def _sac(settings: PlanningSettings, horizon: int, storage: Path) -> AlgorithmConfig:
+    from ray.rllib.algorithms.sac import SAC, SACConfig
+    from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+
+    model = DefaultModelConfig(
+        fcnet_hiddens=list(settings.hidden),
+        fcnet_activation="tanh",
+        head_fcnet_hiddens=[],
+        head_fcnet_activation=None,
+    )
+    config = SACConfig(algo_class=logging_below(storage, SAC)).rl_module(model_config=model)
+    steps = settings.num_envs * horizon
+    return config.training(
+        gamma=settings.discount,
+        actor_lr=settings.learning_rate,
+        critic_lr=settings.learning_rate,
+        alpha_lr=settings.learning_rate,
+        lr=None,
+        tau=0.005,
+        train_batch_size_per_learner=_SAC_BATCH,
+        # RLlib makes updates of it by: intensity × environments ÷ batch, per sample of all of them.
+        training_intensity=settings.updates * _SAC_BATCH / settings.num_envs,
+        num_steps_sampled_before_learning_starts=steps,
+        replay_buffer_config={"type": "EpisodeReplayBuffer", "capacity": max(100 * steps, 100_000)},
+    )
