@@ -1,4 +1,4 @@
-"""The market as environments, and policies that pace budgets and plan promotions, trained on them with RLlib."""
+"""The market as environments; policies that pace budgets and plan promotions, trained there with RLlib."""
 
 from __future__ import annotations
 

@@ -75,7 +75,8 @@ class HindsightPlan:
         fatigue, stock = seen[:, :size, None] * FATIGUE_SEEN, seen[:, size : 2 * size, None] * STOCK_SEEN
         demand, values = self._found.demand[self._day], self._found.values[self._day + 1]
         self._day += 1
-        net, bought = _answers(self._env, demand, fatigue, stock, self._found.price)
+        gain, cost, bought = _answers(self._env, demand, fatigue, stock)
+        net = gain - self._found.price[:, None, None] * cost
         best = np.full(fatigue.shape, -np.inf)
         plan = np.zeros((2, *fatigue.shape))
         for share in SHARES:
@@ -95,33 +96,47 @@ class _Days:
         self._env, self._demand = env, demand
         grid = np.meshgrid(FATIGUE, STOCK, indexing="ij")
         shape = (*demand.shape[1:], FATIGUE.size * STOCK.size)
-        self._fatigue, self._stock = (np.broadcast_to(x.ravel(), shape) for x in grid)
-        zero = np.zeros(env.num_envs)
-        answers = [_answers(env, today, self._fatigue, self._stock, zero) for today in demand]
-        ones = [_answers(env, today, self._fatigue, self._stock, zero + 1.0)[0] for today in demand]
-        self._gain = np.array([net for net, _ in answers], dtype=np.float32)
-        self._bought = np.array([bought for _, bought in answers], dtype=np.float32)
-        self._cost = self._gain - np.array(ones, dtype=np.float32)
+        full = (-1, *demand.shape[1:], FATIGUE.size, STOCK.size)
+        fatigue, stock = (np.broadcast_to(x.ravel(), shape) for x in grid)
+        self._stock = stock.reshape(full[1:]).astype(np.float32)
+        days = [_answers(env, today, fatigue, stock) for today in demand]
+        self._gain, self._cost, self._bought = (
+            np.array(part, dtype=np.float32).reshape(len(demand), *full) for part in zip(*days, strict=True)
+        )
 
     def dual(self, price: Floats, fatigue: Floats, stock: Floats) -> tuple[Floats, NDArray[np.float32]]:
         """λ·budget + Σ V(λ) `[n]` from the given start `[n, S]`, minor units, and all values."""
         days, shape = len(self._demand), (*self._demand.shape[1:], FATIGUE.size, STOCK.size)
         values = np.zeros((days + 1, *shape), dtype=np.float32)
         for day in range(days - 1, -1, -1):
-            values[day] = self._best(day, price.astype(np.float32), values[day + 1]).reshape(shape)
+            values[day] = self._best(day, price.astype(np.float32), values[day + 1])
         start = _read(values[0], fatigue[..., None], stock[..., None])[..., 0]
         return price * self._env.budget + start.sum(axis=1), values
 
-    def _best(self, day: int, price: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[np.float32]:
-        best = _after(after, self._fatigue, self._stock, 0.0, np.float32(0.0))
-        for place, depth in enumerate(DEPTHS):
-            net = self._gain[day, place] - price[:, None, None] * self._cost[day, place]
-            for share in SHARES[1:].astype(np.float32):
-                then = _after(
-                    after, self._fatigue, self._stock, share, self._bought[day, place] * (depth > 0)
-                )
+    def _best(self, day: int, price: Floats32, after: Floats32) -> Floats32:
+        """Value at the start of a day, `[n, S, F, K]`, given that of the next."""
+        best = _along(_tired(after, 0.0), STOCK_DECAY * self._stock)
+        for share in SHARES[1:].astype(np.float32):
+            ahead = _tired(after, share)
+            for place, depth in enumerate(DEPTHS):
+                net = self._gain[day, place] - price[:, None, None, None] * self._cost[day, place]
+                bought = self._bought[day, place] * np.float32(depth > 0)
+                then = _along(ahead, STOCK_DECAY * (self._stock + share * bought))
                 np.maximum(best, share * net + then, out=best)
         return best
+
+
+def _tired(after: Floats32, share: float) -> Floats32:
+    """Values `[n, S, F, K]` after a day on which `share` was contacted: read along fatigue."""
+    f, df = _place(FATIGUE_DECAY * (FATIGUE + share), FATIGUE)
+    return (1 - df)[:, None] * after[:, :, f] + df[:, None] * after[:, :, f + 1]
+
+
+def _along(ahead: Floats32, stock: Floats) -> Floats32:
+    """Values `[n, S, F, K]` read at the given stock."""
+    k, dk = _place(stock, STOCK)
+    left, right = (np.take_along_axis(ahead, at, axis=3) for at in (k, k + 1))
+    return left + dk * (right - left)
 
 
 def _episodes(env: PromotionVectorEnv, seed: int) -> tuple[Floats, Floats, Floats]:
@@ -136,19 +151,19 @@ def _episodes(env: PromotionVectorEnv, seed: int) -> tuple[Floats, Floats, Float
 
 
 def _answers(
-    env: PromotionVectorEnv, demand: Floats, fatigue: Floats, stock: Floats, price: Floats
-) -> tuple[Floats, Floats]:
-    """Margin − λ·cost of contacting a whole segment, and purchases per user: `[D, n, S, G]` at each depth."""
+    env: PromotionVectorEnv, demand: Floats, fatigue: Floats, stock: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """Margin and cost of contacting a whole segment, and purchases per user: `[D, n, S, G]` at each depth."""
     shape, users = fatigue.shape, env.segments.size[:, None]
     segment = np.broadcast_to(np.arange(shape[1])[:, None], shape).ravel()
-    crowd, net, bought = env.segments.crowd(segment), [], []
     rows = [np.broadcast_to(x, shape).ravel() for x in (demand[..., None], fatigue, stock)]
+    crowd, found = env.segments.crowd(segment), []
     for depth in DEPTHS:
         truth = crowd.contacted(np.full(segment.size, depth), *rows)
-        own = crowd.gain(truth).reshape(shape) - price[:, None, None] * truth.cost.reshape(shape)
-        net.append(users * own)
-        bought.append(truth.conversion.reshape(shape))
-    return np.array(net), np.array(bought)
+        gain, cost, bought = (x.reshape(shape) for x in (crowd.gain(truth), truth.cost, truth.conversion))
+        found.append((users * gain, users * cost, bought))
+    gains, costs, purchases = (np.array(part) for part in zip(*found, strict=True))
+    return gains, costs, purchases
 
 
 def _after(

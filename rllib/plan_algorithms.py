@@ -28,11 +28,11 @@ class PlanningSettings:
     """How to train and judge.
 
     algorithm: `ppo`, which starts from the task's rule, or `sac`, which starts from nothing. iterations: each
-    lives `num_envs` episodes. seed: of training. learning_rate: falls to a tenth over the iterations with PPO.
+    lives `num_envs` episodes. seed: of training. learning_rate: with PPO it falls to a tenth by the end.
     log_std: of the exploration that PPO starts with, in actions of [−1, 1]. epochs: passes of PPO over an
     iteration's days, in minibatches of `minibatch`. updates: of SAC in an iteration. discount: per day.
-    hidden: widths of the network. episodes, rounds: held-out episodes are episodes × rounds, and so are those
-    that constants are tuned on, without rounds. checkpoint_every: iterations.
+    hidden: widths of the network. episodes: side by side when policies are judged; `rounds` times that many
+    are held out. checkpoint_every: iterations.
     """
 
     algorithm: str = "ppo"
@@ -77,7 +77,7 @@ class PlanningSettings:
 def algorithm(task: Task, settings: PlanningSettings, storage: Path) -> Algorithm:
     """The algorithm on `task`, in this process: its one environment runner and its learner are local.
 
-    storage: folder for RLlib's own files, which go when the algorithm stops. RuntimeError where Ray is not running.
+    storage: folder for RLlib's own files. RuntimeError where Ray is not running.
 
     Sources: Schulman et al., "Proximal Policy Optimization Algorithms" (2017); Haarnoja et al., "Soft
     Actor-Critic Algorithms and Applications" (2018).

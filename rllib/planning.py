@@ -31,13 +31,14 @@ _TUNING_SEED, _HELD_OUT_SEED = 1_000_000, 2_000_000
 class PlanningTrained:
     """What a run leaves behind.
 
-    artifact: of the policy that is kept. chosen: `learned` or the name of a rule. best_rule: the best of the
-    rules. returns: of an episode by policy, mean and 90 % interval over held-out episodes. gain: learned minus
-    the best rule on the same episodes. history: by iteration, return of the exploring policy. seconds: of
-    this call.
+    artifact: of the policy that is kept. policies: all of them, by name. chosen: `learned` or the name of a
+    rule. best_rule: the best of the rules. returns: of an episode by policy, mean and 90 % interval over
+    held-out episodes. gain: learned minus the best rule on the same episodes. history: by iteration, return
+    of the exploring policy. seconds: of this call.
     """
 
     artifact: Artifact = field(repr=False)
+    policies: Mapping[str, Policy] = field(repr=False)
     chosen: str
     best_rule: str
     returns: Mapping[str, Interval]
@@ -63,34 +64,42 @@ def train_planning(
     Ray must be running. Raises ValueError for bad settings, and where there is something to go on with but
     `resume` is not set, or the other way round; RuntimeError without Ray.
     """
-    settings, tell, started = (
-        settings or PlanningSettings(),
-        progress or (lambda share, text: None),
-        time.monotonic(),
-    )
-    task = task_of(environment)
+    settings, tell = settings or PlanningSettings(), progress or (lambda share, text: None)
+    task, started = task_of(environment), time.monotonic()
     said = {"environment": dict(environment), "settings": asdict(settings) | {"iterations": None}}
     history = _history(out, said, resume)
     out.mkdir(parents=True, exist_ok=True)
     tell(0.0, "tuning the rules that a trained policy must beat")
-    rules = {"constant": best_constant(task, settings.episodes, _TUNING_SEED), **task.rules()}
-    network = _learn(task, rules[task.start], settings, out, said, history, tell)
+    policies = {"constant": best_constant(task, settings.episodes, _TUNING_SEED), **task.rules()}
+    network = _learn(task, policies[task.start], settings, out, said, history, tell)
+    policies["learned"] = network
     tell(0.9, f"comparing on {settings.episodes * settings.rounds:,} held-out episodes")
     seeds = range(_HELD_OUT_SEED, _HELD_OUT_SEED + settings.rounds)
-    policies: dict[str, Policy] = {**rules, "learned": network}
     returns = compare(task, policies, settings.episodes, seeds)
     chosen, best_rule, gain = verdict(returns)
     means = {name: mean_interval(values) for name, values in returns.items()}
-    metrics = {f"return_{name}": found.value for name, found in means.items()}
-    metrics |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high, "iterations": len(history)}
-    rule = "network" if chosen == "learned" else chosen
     artifact = save_policy(
-        out, task, rule, policies[chosen], metrics=metrics, data_fingerprint=_digest(said), parents=parents
+        out,
+        task,
+        "network" if chosen == "learned" else chosen,
+        policies[chosen],
+        metrics=_metrics(means, gain, len(history)),
+        data_fingerprint=hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest(),
+        parents=parents,
     )
     tell(1.0, f"policy {artifact.version} written: {chosen}")
-    return PlanningTrained(
-        artifact, chosen, best_rule, means, gain, tuple(history), time.monotonic() - started
-    )
+    seconds = time.monotonic() - started
+    return PlanningTrained(artifact, policies, chosen, best_rule, means, gain, tuple(history), seconds)
+
+
+def _metrics(means: Mapping[str, Interval], gain: Interval, iterations: int) -> dict[str, float]:
+    found = {f"return_{name}": mean.value for name, mean in means.items()}
+    return found | {
+        "gain": gain.value,
+        "gain_low": gain.low,
+        "gain_high": gain.high,
+        "iterations": iterations,
+    }
 
 
 def _learn(
@@ -160,7 +169,3 @@ def _history(out: Path, said: Mapping[str, Any], resume: bool) -> list[float]:
                 f"{now[name]!r}; use the same, or start in another folder"
             )
     return [float(x) for x in found["history"]]
-
-
-def _digest(said: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import gymnasium
 import numpy as np
 
 from qiance.market.market import FATIGUE_DECAY, STOCK_DECAY
 from rllib.lockstep import AloneEnv, Floats, Floats32, Info, LockstepEnv
-from rllib.segments import FATIGUE, Segments, made_up, segments_of
+from rllib.segments import Segments, made_up
 
-DAYS, NUM_SEGMENTS = 30, 4
+DAYS = 30
 DEEPEST = 0.4
 LEAST_OFFER = 0.02  # below it nothing is taken off
 FATIGUE_SEEN, STOCK_SEEN, DEMAND_SEEN = 4.0, 2.0, 2.0  # what counts as 1 in an observation
@@ -74,23 +73,12 @@ class PromotionVectorEnv(LockstepEnv):
     Terminates after `horizon` days; it is never truncated.
 
     ## Arguments
-    num_envs: campaigns at once. segments: of `rllib.segments`; default: four of a made-up population.
-    world: or a file of `rllib.world.save_world` whose users are cut into `num_segments`. fatigue: log-odds of
-    a click lost per recent contact. rules: see `Rules`.
+    num_envs: campaigns at once. segments: see `rllib.segments`; None for four of a made-up population. rules:
+    see `Rules`.
     """
 
-    def __init__(
-        self,
-        num_envs: int,
-        segments: Segments | None = None,
-        world: str | Path | None = None,
-        num_segments: int = NUM_SEGMENTS,
-        fatigue: float = FATIGUE,
-        rules: Rules | None = None,
-    ) -> None:
-        if segments is None:
-            built = made_up(num_segments, fatigue=fatigue)
-            segments = built if world is None else segments_of(Path(world), num_segments, fatigue)
+    def __init__(self, num_envs: int, segments: Segments | None = None, rules: Rules | None = None) -> None:
+        segments = segments or made_up()
         self.segments, self.rules = segments, rules or Rules()
         size = len(segments)
         self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (2 * size,), np.float32)
@@ -145,10 +133,10 @@ class PromotionVectorEnv(LockstepEnv):
 
 
 class PromotionEnv(AloneEnv):
-    """`PromotionVectorEnv` with one campaign; the same arguments but for `num_envs`."""
+    """`PromotionVectorEnv` with one campaign."""
 
-    def __init__(self, **arguments: object) -> None:
-        super().__init__(PromotionVectorEnv(1, **arguments))
+    def __init__(self, segments: Segments | None = None, rules: Rules | None = None) -> None:
+        super().__init__(PromotionVectorEnv(1, segments, rules))
 
 
 def decode(actions: Floats) -> tuple[Floats, Floats]:

@@ -17,8 +17,10 @@ from rllib.world import load_world
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-# With the market's own 0.12 a contact every day is best whatever follows, and there is nothing to plan.
-FATIGUE = 0.3
+# With 0.5 a contact every second day is best in the long run. With the market's own 0.12 one every day is,
+# and there would be nothing to plan.
+FATIGUE = 0.5
+NUM_SEGMENTS = 4
 USUAL_WORDS = 0.25  # log-odds of words that name the product, as in qiance.market.calibrate
 PRICE, UNIT_COST = 900.0, 500.0  # minor units
 _COLUMNS = ("affinity", "sensitivity", "organic", "basket", "taste")
@@ -122,7 +124,7 @@ def split(
     return Segments(users, np.array([float(len(rows)) for rows in groups]), intercepts, coefficients)
 
 
-def made_up(num_segments: int = 4, num_users: int = 2_000, fatigue: float = FATIGUE) -> Segments:
+def made_up(num_segments: int = NUM_SEGMENTS, num_users: int = 2_000, fatigue: float = FATIGUE) -> Segments:
     """Segments of a made-up population, always the same one: what the environment uses without a world."""
     rng = np.random.default_rng(0)
     users = UserTable(
@@ -139,8 +141,15 @@ def made_up(num_segments: int = 4, num_users: int = 2_000, fatigue: float = FATI
     return split(population, calibrate(population, coefficients), coefficients, num_segments)
 
 
-def segments_of(world: Path, num_segments: int = 4, fatigue: float = FATIGUE) -> Segments:
-    """Segments of the users in a file of `rllib.world.save_world`, for an item of its first category."""
-    found = load_world(world)
+def segments_of(
+    world: str | Path | None, num_segments: int = NUM_SEGMENTS, fatigue: float = FATIGUE
+) -> Segments:
+    """Segments of the users in a file of `rllib.world.save_world`, or of a made-up population for None.
+
+    The item on offer is of the first category. fatigue: log-odds of a click lost per recent contact.
+    """
+    if world is None:
+        return made_up(num_segments, fatigue=fatigue)
+    found = load_world(Path(world))
     coefficients = replace(found.coefficients, fatigue=fatigue)
     return split(found.population, found.intercepts, coefficients, num_segments)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from rllib.lockstep import Floats, Floats32, Info, LockstepEnv
 from rllib.myopic import Myopic
 from rllib.promotion import DEEPEST as DEEPEST_OFFER
-from rllib.promotion import PromotionVectorEnv
+from rllib.promotion import PromotionVectorEnv, Rules
 from rllib.sales import COUPONS, DEEPEST, SEEN_DAYS, SHALLOWEST, SalesVectorEnv
+from rllib.segments import FATIGUE, NUM_SEGMENTS, segments_of
 
 # Among fees, price factors and shares, what a policy without a look at the user could do all the time.
 _SALES_COUPONS, _SALES_FACTORS = (2, 3, COUPONS), np.arange(DEEPEST, SHALLOWEST + 0.001, 0.01)
@@ -107,16 +108,26 @@ class SalesTask:
 
 
 class PromotionTask:
-    """`PromotionVectorEnv` with the given arguments; its observations are features already."""
+    """`PromotionVectorEnv`; its observations are features already.
+
+    world: file of `rllib.world.save_world`, None for a made-up population. rules: of `Rules`, by name.
+    """
 
     name, scale, start = "promotion", 1.0, "myopic"
 
-    def __init__(self, **arguments: Any) -> None:
-        self._arguments = arguments
+    def __init__(
+        self,
+        world: str | None = None,
+        num_segments: int = NUM_SEGMENTS,
+        fatigue: float = FATIGUE,
+        rules: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._segments = segments_of(world, num_segments, fatigue)
+        self._rules = Rules(**(rules or {}))
 
     def make(self, num_envs: int) -> PromotionVectorEnv:
         """The environment of `num_envs` campaigns."""
-        return PromotionVectorEnv(num_envs, **self._arguments)
+        return PromotionVectorEnv(num_envs, self._segments, self._rules)
 
     def features(self, observations: Floats32) -> Floats32:
         """The observations."""
@@ -124,12 +135,11 @@ class PromotionTask:
 
     def rules(self) -> dict[str, Policy]:
         """The myopic allocator."""
-        env = self.make(1)
-        return {"myopic": Myopic(env.segments, env.rules)}
+        return {"myopic": Myopic(self._segments, self._rules)}
 
     def constants(self) -> Floats32:
         """Shares × depths, the same in all segments."""
-        size = len(self.make(1).segments)
+        size = len(self._segments)
         grid = [
             [2 * share - 1] * size + [2 * d / DEEPEST_OFFER - 1] * size for share in _SHARES for d in _DEPTHS
         ]
