@@ -6,7 +6,8 @@ is tuned on the same environment, n = 0, 1, 2, 3, 5 coupons and price factors in
 twentieths, so it is stronger than those of the literature. Offline results on NeoRL's logs are context only.
 
 Market: promotions to segments that tire and stock up, budget, 30 days. `myopic` knows the true responses and
-sees the same observation as the learned policy. `market_share_of_oracle` is the learned policy's mean return
+sees the same observation as the learned policy, which turns its dials; `constant` is the best setting of these
+dials, tuned on a grid. `market_share_of_oracle` is the learned policy's mean return
 ÷ the mean of a bound that no policy can pass, whatever it knows: demand known beforehand, budget relaxed by
 its shadow price, each segment solved by dynamic programming (`rllib/hindsight.py`). It is fair in that it is
 not a policy chosen by us, and harsh in that part of it cannot be reached without knowing the future; `plan`
@@ -85,7 +86,7 @@ def measure(args: Args) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
     protocol = {
         "seeds": sizes.seeds,
         "intervals": "90 %, Student t over training seeds; None with one seed",
-        "algorithm": "PPO of RLlib from the best constant (sales) or the myopic allocator (market)",
+        "algorithm": "PPO of RLlib, from the best constant",
         "sales": asdict(sizes.sales),
         "market": asdict(sizes.market),
         "bound_episodes": sizes.bound,

@@ -11,7 +11,7 @@ import torch
 
 from rllib.lockstep import Floats32
 from rllib.start import least_squares, logging_below
-from rllib.tasks import Policy, Task, TrainingEnv, from_unit, to_unit
+from rllib.tasks import Constant, Task, TrainingEnv
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 ALGORITHMS = ("ppo", "sac")
 _SAC_BATCH = 512
-_FIT_RATE = 3e-3
-_DEMONSTRATIONS, _NOISE = 200, 0.2  # episodes of the rule; standard deviation of what is done beside it
+_DEMONSTRATIONS = 200  # episodes of the constant
+_SMALL = 0.01  # of the actor's last weights
 
 
 @dataclass(frozen=True, slots=True)
 class PlanningSettings:
     """How to train and judge.
 
-    algorithm: `ppo`, which starts from the task's rule, or `sac`, which starts from nothing. iterations: each
-    lives `num_envs` episodes. seed: of training. learning_rate: with PPO it falls to a tenth by the end.
-    log_std: of the exploration that PPO starts with, in actions of [−1, 1]. epochs: passes of PPO over an
+    algorithm: `ppo`, which starts from the best constant, or `sac`, which starts from nothing. iterations:
+    each lives `num_envs` episodes. seed: of training. learning_rate: with PPO it falls to a tenth by the end.
+    epochs: passes of PPO over an
     iteration's days, in minibatches of `minibatch`. updates: of SAC in an iteration. discount: per day.
     hidden: widths of the network. episodes: side by side when policies are judged; `rounds` times that many
     are held out. checkpoint_every: iterations.
@@ -40,7 +40,6 @@ class PlanningSettings:
     num_envs: int = 256
     seed: int = 0
     learning_rate: float = 1e-3
-    log_std: float = -1.5
     epochs: int = 5
     minibatch: int = 2_048
     updates: int = 64
@@ -89,13 +88,10 @@ def algorithm(task: Task, settings: PlanningSettings, storage: Path) -> Algorith
         raise RuntimeError("Ray is not running: call ray.init before training")
     from rllib.array_runner import ArrayEnvRunner
 
-    def make(config: Any) -> TrainingEnv:
-        return TrainingEnv(task, config["num_envs"])
-
     configure = _ppo if settings.algorithm == "ppo" else _sac
     return (
         configure(settings, task.make(1).horizon, storage)
-        .environment(make)
+        .environment(TrainingEnv, env_config={"task": task})
         .env_runners(
             num_env_runners=0,
             num_envs_per_env_runner=settings.num_envs,
@@ -109,37 +105,35 @@ def algorithm(task: Task, settings: PlanningSettings, storage: Path) -> Algorith
     )
 
 
-def start_from_rule(ppo: Algorithm, task: Task, rule: Policy, settings: PlanningSettings, seed: int) -> None:
-    """Fit the actor of `ppo` to `rule` and its critic to what follows, and explore narrowly around it."""
-    features, actions, returns = _demonstrate(task, rule, seed)
-    observations = {"obs": torch.from_numpy(features)}
+def start_from(ppo: Algorithm, constant: Constant, seed: int) -> None:
+    """Let `ppo` begin at a constant: an actor that answers it, a critic fitted to what follows from it."""
+    env = TrainingEnv({"task": constant.task, "num_envs": _DEMONSTRATIONS})
+    features, returns = _demonstrate(env, constant, seed)
 
     def fit(learner: Any, **_: Any) -> None:
         module = learner.module["default_policy"]
-        encoder = module.encoder
-        least_squares([encoder.actor_encoder, module.pi.net], observations, actions, _FIT_RATE)
-        least_squares([encoder.critic_encoder, module.vf], observations, returns, _FIT_RATE)
-        module.pi.log_std.data.fill_(settings.log_std)
+        last = [layer for layer in module.pi.net.modules() if isinstance(layer, torch.nn.Linear)][-1]
+        last.weight.data.mul_(_SMALL)
+        last.bias.data.copy_(torch.from_numpy(constant.dials))
+        module.pi.log_std.data.fill_(constant.task.log_std)
+        least_squares([module.encoder.critic_encoder, module.vf], {"obs": features}, returns)
 
     ppo.learner_group.foreach_learner(fit)
     ppo.env_runner_group.sync_weights(from_worker_or_learner_group=ppo.learner_group, inference_only=True)
 
 
-def _demonstrate(task: Task, rule: Policy, seed: int) -> tuple[Floats32, Floats32, Floats32]:
-    """Days of the rule with noise: features, the rule's own actions in [−1, 1], and returns to the end."""
-    env, rng = task.make(_DEMONSTRATIONS), np.random.default_rng(seed)
+def _demonstrate(env: TrainingEnv, constant: Constant, seed: int) -> tuple[torch.Tensor, Floats32]:
+    """Days of the constant with exploration: features `[n, f]` and returns to the end `[n]`."""
+    spread, rng = np.exp(constant.task.log_std), np.random.default_rng(seed)
     seen, _ = env.reset(seed=seed)
-    features, wanted, rewards = [], [], []
-    for _ in range(env.horizon):
-        action = to_unit(env.single_action_space, rule.act(seen))
-        features.append(task.features(seen))
-        wanted.append(action)
-        done = action + _NOISE * rng.standard_normal(action.shape)
-        seen, reward, *_ = env.step(from_unit(env.single_action_space, done))
-        rewards.append(task.scale * reward)
+    features, rewards = [], []
+    for _ in range(env.env.horizon):
+        features.append(seen)
+        dials = constant.dials + spread * rng.standard_normal(env.action_space.shape)
+        seen, reward, *_ = env.step(dials.astype(np.float32))
+        rewards.append(reward)
     returns = np.cumsum(np.array(rewards)[::-1], axis=0)[::-1]
-    found = (np.concatenate(list(x)).astype(np.float32) for x in (features, wanted, returns))
-    return next(found), next(found), next(found)
+    return torch.from_numpy(np.concatenate(features)), np.concatenate(list(returns)).astype(np.float32)
 
 
 def _ppo(settings: PlanningSettings, horizon: int, storage: Path) -> AlgorithmConfig:

@@ -29,7 +29,7 @@ def best_constant(task: Task, num_envs: int, seed: int) -> Constant:
 
     All are tried on an eighth of `num_envs` episodes, and the best eight again on all of them.
     """
-    found = [Constant(action) for action in task.constants()]
+    found = [Constant(task, dials) for dials in task.constants()]
     for size in (max(num_envs // 8, 1), num_envs):
         env = task.make(size)
         means = [returns_of(env, policy, seed).mean() for policy in found]

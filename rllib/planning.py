@@ -16,10 +16,10 @@ from typing import Any
 from qiance.artifacts import Artifact
 from qiance.domain import Interval
 from rllib.evaluate import mean_interval
-from rllib.plan_algorithms import PlanningSettings, algorithm, start_from_rule
+from rllib.plan_algorithms import PlanningSettings, algorithm, start_from
 from rllib.plan_evaluate import best_constant, compare, verdict
 from rllib.policies import network_of, save_policy
-from rllib.tasks import Policy, Task, task_of
+from rllib.tasks import Constant, Policy, Task, task_of
 
 Tell = Callable[[float, str], None]
 CHECKPOINT, STATE = "checkpoint", "training.json"
@@ -70,9 +70,9 @@ def train_planning(
     history = _history(out, said, resume)
     out.mkdir(parents=True, exist_ok=True)
     tell(0.0, "tuning the rules that a trained policy must beat")
-    policies = {"constant": best_constant(task, settings.episodes, _TUNING_SEED), **task.rules()}
-    network = _learn(task, policies[task.start], settings, out, said, history, tell)
-    policies["learned"] = network
+    constant = best_constant(task, settings.episodes, _TUNING_SEED)
+    network = _learn(task, constant, settings, out, said, history, tell)
+    policies: dict[str, Policy] = {"constant": constant, **task.rules(), "learned": network}
     tell(0.9, f"comparing on {settings.episodes * settings.rounds:,} held-out episodes")
     seeds = range(_HELD_OUT_SEED, _HELD_OUT_SEED + settings.rounds)
     returns = compare(task, policies, settings.episodes, seeds)
@@ -104,7 +104,7 @@ def _metrics(means: Mapping[str, Interval], gain: Interval, iterations: int) -> 
 
 def _learn(
     task: Task,
-    rule: Policy,
+    start: Constant,
     settings: PlanningSettings,
     out: Path,
     said: Mapping[str, Any],
@@ -120,7 +120,7 @@ def _learn(
             if history:
                 found.restore_from_path(str((out / CHECKPOINT).resolve()))
             elif settings.algorithm == "ppo":
-                start_from_rule(found, task, rule, settings, _TUNING_SEED + 1)
+                start_from(found, start, _TUNING_SEED + 1)
             for number in range(len(history) + 1, settings.iterations + 1):
                 mean = float(found.train()["env_runners"]["episode_return_mean"]) / task.scale
                 history.append(mean)
@@ -130,7 +130,7 @@ def _learn(
                 )
                 if number % settings.checkpoint_every == 0 or number == settings.iterations:
                     _checkpoint(found, out, {**said, "history": history})
-            return network_of(found.get_module(), task, task.make(1).single_action_space)
+            return network_of(found.get_module(), task)
         finally:
             found.stop()
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 
 from qiance.artifacts import Artifact, ArtifactError, load_manifest, write_artifact
 from rllib.lockstep import Floats32
-from rllib.tasks import Constant, Policy, Task, from_unit
+from rllib.tasks import Constant, Policy, Task
 
 KIND = "planning-policy"
 POLICY, WEIGHTS = "policy.json", "weights.npz"
@@ -23,13 +22,12 @@ POLICY, WEIGHTS = "policy.json", "weights.npz"
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """An MLP with tanh between its layers, from the task's features to actions.
+    """An MLP with tanh between its layers, from the task's features to its dials.
 
     weights `[in, out]` and biases `[out]`, float32. squash: tanh of the outputs too, as SAC has it.
     """
 
     task: Task
-    space: gymnasium.spaces.Box
     weights: tuple[Floats32, ...]
     biases: tuple[Floats32, ...]
     squash: bool
@@ -41,19 +39,19 @@ class Network:
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = x @ weight + bias
             x = np.tanh(x) if layer < last or self.squash else x
-        return from_unit(self.space, x)
+        return self.task.act(observations, x)
 
 
-def network_of(module: Any, task: Task, space: gymnasium.spaces.Box) -> Network:
+def network_of(module: Any, task: Task) -> Network:
     """The deterministic policy of an RLlib module of PPO (separate value layers) or SAC."""
     ppo = hasattr(module, "encoder")
     parts = [module.encoder.actor_encoder, module.pi.net] if ppo else [module.pi_encoder, module.pi]
     linear = [layer for part in parts for layer in part.modules() if isinstance(layer, torch.nn.Linear)]
     weights = [layer.weight.detach().cpu().numpy().T.copy() for layer in linear]
     biases = [layer.bias.detach().cpu().numpy().copy() for layer in linear]
-    size = space.shape[0]  # the rest are standard deviations
+    size = task.num_actions  # the rest are standard deviations
     weights[-1], biases[-1] = weights[-1][:, :size].copy(), biases[-1][:size].copy()
-    return Network(task, space, tuple(weights), tuple(biases), squash=not ppo)
+    return Network(task, tuple(weights), tuple(biases), squash=not ppo)
 
 
 def save_policy(
@@ -73,7 +71,7 @@ def save_policy(
         settings |= {"squash": policy.squash, "layers": len(policy.weights)}
         files[WEIGHTS] = _weights_writer(policy)
     elif isinstance(policy, Constant):
-        settings["action"] = [float(x) for x in policy.action]
+        settings["dials"] = [float(x) for x in policy.dials]
     text = json.dumps(settings, sort_keys=True)
     files[POLICY] = lambda path: path.write_text(text, encoding="utf-8") and None
     return write_artifact(
@@ -112,22 +110,22 @@ def schema_hash(task: Task) -> str:
     """SHA-256 (hex) of what a policy is built on: the environment, its features and its actions."""
     env = task.make(1)
     space = env.single_action_space
-    seen = task.features(np.stack([env.single_observation_space.low, env.single_observation_space.high]))
-    said = [task.name, list(seen.shape), space.low.tolist(), space.high.tolist()]
+    seen = task.features(np.zeros((1, *env.single_observation_space.shape), dtype=np.float32))
+    said = [task.name, seen.shape[1], task.num_actions, space.low.tolist(), space.high.tolist()]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def _policy(path: Path, settings: Mapping[str, Any], task: Task) -> Policy:
-    rule, space = settings["rule"], task.make(1).single_action_space
+    rule = settings["rule"]
     if rule == "network":
         with np.load(path / WEIGHTS, allow_pickle=False) as stored:
             layers = range(settings["layers"])
             weights, biases = (tuple(stored[f"{name}{n}"] for n in layers) for name in ("weight", "bias"))
-        network = Network(task, space, weights, biases, bool(settings["squash"]))
+        network = Network(task, weights, biases, bool(settings["squash"]))
         network.act(np.zeros((1, *task.make(1).single_observation_space.shape), dtype=np.float32))
         return network
     if rule == "constant":
-        return Constant(np.array(settings["action"], dtype=np.float32))
+        return Constant(task, np.array(settings["dials"], dtype=np.float32))
     if rule not in task.rules():
         raise ValueError(f"rule: {rule!r} is none of network, constant, {', '.join(task.rules())}")
     return task.rules()[rule]

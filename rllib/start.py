@@ -84,21 +84,14 @@ def logging_below(storage: Path, kind: type[Algorithm]) -> type[Algorithm]:
     return Below
 
 
-def least_squares(
-    parts: list[Any], inputs: dict[str, torch.Tensor], target: Floats32, learning_rate: float = _LEARNING_RATE
-) -> None:
-    """Fit the first columns of head(encoder(inputs)) to `target` `[n]` or `[n, k]`, in place.
-
-    parts: encoder and head.
-    """
+def least_squares(parts: list[Any], inputs: dict[str, torch.Tensor], target: Floats32) -> None:
+    """Fit head(encoder(inputs)) to `target` `[n]`, in place; parts: encoder and head."""
     encoder, head = parts
-    optimiser = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=learning_rate)
-    wanted = torch.from_numpy(target if target.ndim == 2 else target[:, None])
+    optimiser = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=_LEARNING_RATE)
+    wanted = torch.from_numpy(target)
     for step in range(_STEPS):
-        optimiser.param_groups[0]["lr"] = learning_rate * (1.0 - step / _STEPS)
-        loss = torch.nn.functional.mse_loss(
-            head(encoder(inputs)["encoder_out"])[:, : wanted.shape[1]], wanted
-        )
+        optimiser.param_groups[0]["lr"] = _LEARNING_RATE * (1.0 - step / _STEPS)
+        loss = torch.nn.functional.mse_loss(head(encoder(inputs)["encoder_out"])[:, 0], wanted)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

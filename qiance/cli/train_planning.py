@@ -43,7 +43,7 @@ def planning(
         Path | None,
         typer.Option(help="promotion: rl/world.npz of a run; default: a made-up population."),
     ] = None,
-    algorithm: Annotated[Algorithm, typer.Option(help="ppo starts from the best rule.")] = Algorithm.PPO,
+    algorithm: Annotated[Algorithm, typer.Option(help="ppo starts from the best constant.")] = Algorithm.PPO,
     iterations: Annotated[int, typer.Option(min=1, help="Each lives ENVS episodes of 30 days.")] = 40,
     envs: Annotated[int, typer.Option(min=1, help="Episodes side by side.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of training; what is held out does not depend on it.")] = 0,

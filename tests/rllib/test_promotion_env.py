@@ -13,13 +13,21 @@ from rllib.myopic import Myopic
 from rllib.plan_evaluate import returns_of
 from rllib.promotion import PromotionEnv, PromotionVectorEnv, Rules, decode, encode
 from rllib.segments import made_up, segments_of, split
-from rllib.tasks import Constant
 from rllib.world import load_world
 
 
-def always(env: PromotionVectorEnv, share: float, depth: float) -> Constant:
-    size = len(env.segments)
-    return Constant(encode(np.full((1, size), share), np.full((1, size), depth))[0])
+class Always:
+    """The same share and depth in all segments."""
+
+    def __init__(self, share: float, depth: float, size: int) -> None:
+        self._action = encode(np.full((1, size), share), np.full((1, size), depth))
+
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        return np.repeat(self._action, len(observations), axis=0)
+
+
+def always(env: PromotionVectorEnv, share: float, depth: float) -> Always:
+    return Always(share, depth, len(env.segments))
 
 
 @settings(max_examples=25, deadline=None)
@@ -123,14 +131,14 @@ def test_the_myopic_allocator_is_the_best_of_a_day() -> None:
 
 
 def test_no_policy_passes_the_bound_and_its_plan_is_near() -> None:
-    env = PromotionVectorEnv(2, segments=made_up(2, 60), rules=Rules(horizon=6, budget_share=0.4))
+    env = PromotionVectorEnv(2, segments=made_up(4, 60), rules=Rules(horizon=10, budget_share=0.4))
     found = hindsight(env, 5)
     plan = returns_of(env, HindsightPlan(env, found), 5)
     myopic = returns_of(env, Myopic(env.segments, env.rules), 5)
     constants = [returns_of(env, always(env, s, d), 5) for s in (0.5, 1.0) for d in (0.05, 0.1, 0.2)]
     for other in (plan, myopic, *constants):
         assert (other <= found.bound * 1.005).all()
-    assert plan.mean() > 0.97 * found.bound.mean()
+    assert plan.mean() > 0.95 * found.bound.mean()
     assert plan.mean() > myopic.mean()
 
 
