@@ -6,12 +6,12 @@ is tuned on the same environment, n = 0, 1, 2, 3, 5 coupons and price factors in
 twentieths, so it is stronger than those of the literature. Offline results on NeoRL's logs are context only.
 
 Market: promotions to segments that tire and stock up, budget, 30 days. `myopic` knows the true responses and
-sees the same observation as the learned policy, which turns its dials; `constant` is the best setting of these
-dials, tuned on a grid. `market_share_of_oracle` is the learned policy's mean return
-÷ the mean of a bound that no policy can pass, whatever it knows: demand known beforehand, budget relaxed by
-its shadow price, each segment solved by dynamic programming (`rllib/hindsight.py`). It is fair in that it is
-not a policy chosen by us, and harsh in that part of it cannot be reached without knowing the future; `plan`
-has the share of the plan that does know it.
+sees the same observation as the learned policy, which turns its dials; `constant` is the best setting of
+these dials, tuned on a grid. `market_share_of_oracle` is the learned policy's mean return ÷ the mean of a
+bound that no policy can pass, whatever it knows: demand known beforehand, budget relaxed by its shadow price,
+each segment solved by dynamic programming (`rllib/hindsight.py`). It is fair in that it is not a policy
+chosen by us, and harsh in that part of it cannot be reached without knowing the future; `plan` has the share
+of the plan that does know it.
 
 `vs_python_env`: steps a second of the vectorised sales environment ÷ those of the same rules with one user
 and one day at a time in plain Python (`benchmarks/rling/plain.py`), in turns.
@@ -20,13 +20,13 @@ and one day at a time in plain Python (`benchmarks/rling/plain.py`), in turns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from benchmarks.harness import ROOT, Args, emit, log, parse
 from benchmarks.rling.learning import over_seeds, shares_of_bound, train_seeds
 from benchmarks.rling.speed import promotion_speed, sales_speed
-from rllib.plan_algorithms import PlanningSettings
+from rllib.plan_algorithms import DEFAULTS, PlanningSettings
 from rllib.planning import PlanningTrained
 from serve.launch import LocalCluster
 
@@ -45,26 +45,22 @@ class Sizes:
     timed: tuple[int, int]
 
 
-def _sales(iterations: int, num_envs: int, episodes: int, rounds: int) -> PlanningSettings:
-    return PlanningSettings(
+def _sized(environment: str, iterations: int, num_envs: int, episodes: int, rounds: int) -> PlanningSettings:
+    return replace(
+        DEFAULTS[environment],
         iterations=iterations,
         num_envs=num_envs,
         episodes=episodes,
         rounds=rounds,
-        minibatch=4_096,
-        checkpoint_every=1_000,
+        checkpoint_every=iterations,
     )
 
 
-def _market(iterations: int, num_envs: int, episodes: int, rounds: int) -> PlanningSettings:
-    return PlanningSettings(
-        iterations=iterations, num_envs=num_envs, episodes=episodes, rounds=rounds, checkpoint_every=1_000
-    )
-
-
-SMOKE = Sizes(1, _sales(1, 32, 64, 1), _market(1, 16, 32, 1), 1, (500, 5))
-QUICK = Sizes(2, _sales(10, 1_000, 5_000, 1), _market(15, 256, 256, 1), 4, (10_000, 100))
-FULL = Sizes(3, _sales(60, 2_000, 10_000, 3), _market(80, 256, 512, 4), 32, (10_000, 300))
+SMOKE = Sizes(1, _sized("sales", 1, 32, 64, 1), _sized("promotion", 1, 16, 32, 1), 1, (500, 5))
+QUICK = Sizes(2, _sized("sales", 10, 1_000, 5_000, 1), _sized("promotion", 15, 256, 256, 1), 4, (10_000, 100))
+FULL = Sizes(
+    3, _sized("sales", 60, 2_000, 10_000, 3), _sized("promotion", 80, 256, 512, 4), 32, (10_000, 300)
+)
 
 
 def measure(args: Args) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

@@ -73,6 +73,13 @@ class PlanningSettings:
             raise ValueError(f"discount: {self.discount} is outside (0, 1]")
 
 
+# By environment: users of `sales` differ more than campaigns do, and cost less.
+DEFAULTS = {
+    "promotion": PlanningSettings(),
+    "sales": PlanningSettings(iterations=60, num_envs=2_000, minibatch=4_096, episodes=10_000, rounds=1),
+}
+
+
 def algorithm(task: Task, settings: PlanningSettings, storage: Path) -> Algorithm:
     """The algorithm on `task`, in this process: its one environment runner and its learner are local.
 

@@ -16,7 +16,7 @@ from typing import Any
 from qiance.artifacts import Artifact
 from qiance.domain import Interval
 from rllib.evaluate import mean_interval
-from rllib.plan_algorithms import PlanningSettings, algorithm, start_from
+from rllib.plan_algorithms import DEFAULTS, PlanningSettings, algorithm, start_from
 from rllib.plan_evaluate import best_constant, compare, verdict
 from rllib.policies import network_of, save_policy
 from rllib.tasks import Constant, Policy, Task, task_of
@@ -58,14 +58,15 @@ def train_planning(
 ) -> PlanningTrained:
     """Train a policy, compare it with tuned rules on held-out episodes, and write the one that is kept.
 
-    environment: `{"environment": "sales" | "promotion", ...}` with the task's arguments. out: folder for the
+    environment: `{"environment": "sales" | "promotion", ...}` with the task's arguments. settings: default by
+    environment, `DEFAULTS`. out: folder for the
     artifact and for the checkpoint, which is written as training goes. resume: go on from that checkpoint;
     the environment and the settings must be those that it was made with, but for `iterations`.
     Ray must be running. Raises ValueError for bad settings, and where there is something to go on with but
     `resume` is not set, or the other way round; RuntimeError without Ray.
     """
-    settings, tell = settings or PlanningSettings(), progress or (lambda share, text: None)
     task, started = task_of(environment), time.monotonic()
+    settings, tell = settings or DEFAULTS[task.name], progress or (lambda share, text: None)
     said = {"environment": dict(environment), "settings": asdict(settings) | {"iterations": None}}
     history = _history(out, said, resume)
     out.mkdir(parents=True, exist_ok=True)

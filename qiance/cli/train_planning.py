@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -44,8 +45,12 @@ def planning(
         typer.Option(help="promotion: rl/world.npz of a run; default: a made-up population."),
     ] = None,
     algorithm: Annotated[Algorithm, typer.Option(help="ppo starts from the best constant.")] = Algorithm.PPO,
-    iterations: Annotated[int, typer.Option(min=1, help="Each lives ENVS episodes of 30 days.")] = 40,
-    envs: Annotated[int, typer.Option(min=1, help="Episodes side by side.")] = 256,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Each lives ENVS episodes; default: 40, for sales 60.")
+    ] = None,
+    envs: Annotated[
+        int | None, typer.Option(min=1, help="Episodes side by side; default: 256, for sales 2,000.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of training; what is held out does not depend on it.")] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint in OUT, up to ITERATIONS.")
@@ -66,10 +71,12 @@ def planning(
         Stages(console).stage(f"training {algorithm} in {environment}") as stage,
         LocalCluster(proxy="plain"),
     ):
-        from rllib.plan_algorithms import PlanningSettings
+        from rllib.plan_algorithms import DEFAULTS
         from rllib.planning import train_planning
 
-        settings = PlanningSettings(algorithm=str(algorithm), iterations=iterations, num_envs=envs, seed=seed)
+        given = {"iterations": iterations, "num_envs": envs}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        settings = replace(DEFAULTS[environment], algorithm=str(algorithm), seed=seed, **chosen)
         trained = train_planning(arguments, out=out, settings=settings, resume=resume, progress=stage.tell)
     console.print(_table(trained))
     console.print(_sentence(trained), highlight=False)
