@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ALGORITHMS = ("ppo", "sac")
 _SAC_BATCH = 512
+_SEED_STEP = 7_919
 _DEMONSTRATIONS = 200  # episodes of the constant
 _SMALL = 0.01  # of the actor's last weights
 
@@ -80,10 +81,11 @@ DEFAULTS = {
 }
 
 
-def algorithm(task: Task, settings: PlanningSettings, storage: Path) -> Algorithm:
+def algorithm(task: Task, settings: PlanningSettings, storage: Path, done: int = 0) -> Algorithm:
     """The algorithm on `task`, in this process: its one environment runner and its learner are local.
 
-    storage: folder for RLlib's own files. RuntimeError where Ray is not running.
+    storage: folder for RLlib's own files. done: iterations before a resume, so that it meets other episodes
+    than those that the run began with. RuntimeError where Ray is not running.
 
     Sources: Schulman et al., "Proximal Policy Optimization Algorithms" (2017); Haarnoja et al., "Soft
     Actor-Critic Algorithms and Applications" (2018).
@@ -107,7 +109,7 @@ def algorithm(task: Task, settings: PlanningSettings, storage: Path) -> Algorith
             env_runner_cls=ArrayEnvRunner,
         )
         .learners(num_learners=0)
-        .debugging(seed=settings.seed, log_level="ERROR")
+        .debugging(seed=settings.seed + _SEED_STEP * done, log_level="ERROR")
         .build_algo()
     )
 

@@ -116,7 +116,7 @@ def _learn(
     tell(0.05, f"starting {settings.algorithm.upper()}")
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix=".rllib-", dir=out.resolve()) as storage:
-        found = algorithm(task, settings, Path(storage))
+        found = algorithm(task, settings, Path(storage), len(history))
         try:
             if history:
                 found.restore_from_path(str((out / CHECKPOINT).resolve()))
