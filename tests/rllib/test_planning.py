@@ -134,7 +134,7 @@ def test_policies_are_stored_and_act_alike(users: Path, tmp_path: Path) -> None:
     constant = Constant(sales, sales.constants()[6])
     saved = save_policy(tmp_path, sales, "constant", constant, metrics={}, data_fingerprint="d")
     again = load_policy(saved.path, sales).act(np.zeros((3, 4), dtype=np.float32))
-    np.testing.assert_array_equal(again, np.tile(np.float32([1.0, 0.65]), (3, 1)))
+    np.testing.assert_allclose(again, np.tile([1.0, 0.65], (3, 1)), rtol=1e-6)
     myopic = promotion.rules()["myopic"]
     saved = save_policy(tmp_path, promotion, "myopic", myopic, metrics={}, data_fingerprint="d")
     seen = np.random.default_rng(0).uniform(0, 1, (5, 9)).astype(np.float32)
@@ -156,7 +156,7 @@ def test_the_rule_stays_unless_it_is_beaten_beyond_doubt() -> None:
 
 
 def test_the_best_constant_is_the_best_of_its_grid(users: Path) -> None:
-    task = PromotionTask(num_segments=2)
+    task = SalesTask(str(users))
     best = best_constant(task, 16, 3)
     tried = {str(n): Constant(task, dials) for n, dials in enumerate(task.constants())}
     returns = compare(task, {**tried, "best": best}, 16, [3])
