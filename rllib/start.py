@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +47,8 @@ def start_from(ppo: Algorithm, world: Path, rule: EvenPace, seeds: Sequence[int]
     def fit(learner: Any, **_: Any) -> None:
         module = learner.module["default_policy"]
         encoder = module.encoder
-        _least_squares([encoder.actor_encoder, module.pi.net], observations, shown.actions)
-        _least_squares([encoder.critic_encoder, module.vf], observations, shown.returns)
+        least_squares([encoder.actor_encoder, module.pi.net], observations, shown.actions)
+        least_squares([encoder.critic_encoder, module.vf], observations, shown.returns)
         module.pi.log_std.data.fill_(LOG_STD)
 
     ppo.learner_group.foreach_learner(fit)
@@ -73,7 +74,17 @@ def demonstrate(world: Path, rule: EvenPace, seeds: Sequence[int]) -> Demonstrat
     return Demonstration(*(x.astype(np.float32) for x in floats))
 
 
-def _least_squares(parts: list[Any], inputs: dict[str, torch.Tensor], target: Floats32) -> None:
+def logging_below(storage: Path, kind: type[Algorithm]) -> type[Algorithm]:
+    """`kind` with its log folder below `storage`; RLlib has it in the home folder, without a setting."""
+
+    class Below(kind):  # type: ignore[misc,valid-type]
+        def _setup_logdir(self) -> None:
+            self._logdir = tempfile.mkdtemp(prefix=f"{kind.__name__.lower()}-", dir=storage)
+
+    return Below
+
+
+def least_squares(parts: list[Any], inputs: dict[str, torch.Tensor], target: Floats32) -> None:
     """Fit head(encoder(inputs)) to `target` `[n]`, in place; parts: encoder and head."""
     encoder, head = parts
     optimiser = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=_LEARNING_RATE)

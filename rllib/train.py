@@ -17,7 +17,7 @@ from qiance.domain import Interval
 from rllib.against import SCALE, AgainstRuleEnv
 from rllib.evaluate import Floats, choose, episode_returns, mean_interval, tuned_baselines
 from rllib.export import export_module
-from rllib.start import start_from
+from rllib.start import logging_below, start_from
 from rllib.world import fingerprint
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def algorithm(world: Path, rule: EvenPace, iterations: int, seed: int, storage: 
     Source: Schulman et al., "Proximal Policy Optimization Algorithms" (2017).
     """
     import ray
-    from ray.rllib.algorithms.ppo import PPOConfig
+    from ray.rllib.algorithms.ppo import PPO, PPOConfig
     from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
     if not ray.is_initialized():
@@ -113,7 +113,7 @@ def algorithm(world: Path, rule: EvenPace, iterations: int, seed: int, storage: 
     steps = iterations * STEPS_PER_ITERATION
     model = DefaultModelConfig(fcnet_hiddens=[32, 32], free_log_std=True, vf_share_layers=False)
     config = (
-        PPOConfig(algo_class=_ppo_below(storage))
+        PPOConfig(algo_class=logging_below(storage, PPO))
         .environment(AgainstRuleEnv, env_config={"world": str(world), "gain": rule.gain})
         .env_runners(num_env_runners=0, num_envs_per_env_runner=ENVS, batch_mode="complete_episodes")
         .learners(num_learners=0)
@@ -155,17 +155,6 @@ def _learn(
         return tuple(history)
     finally:
         ppo.stop()
-
-
-def _ppo_below(storage: Path) -> type[Algorithm]:
-    """PPO that keeps its log folder below `storage`; RLlib has it in the home folder, without a setting."""
-    from ray.rllib.algorithms.ppo import PPO
-
-    class PPOBelow(PPO):  # type: ignore[misc]
-        def _setup_logdir(self) -> None:
-            self._logdir = tempfile.mkdtemp(prefix="ppo-", dir=storage)
-
-    return PPOBelow
 
 
 def _gain(returns: Mapping[str, Floats]) -> Interval:

@@ -15,16 +15,19 @@ from rich.table import Column, Table
 from qiance.cli.recommend import train as recommend
 from qiance.cli.train_copy import copy
 from qiance.cli.train_customers import customers
+from qiance.cli.train_planning import planning
 from qiance.cli.train_uplift import uplift
 from qiance.data.errors import DataError
 from qiance.settings import DEFAULT_WORKSPACE
 
 app = typer.Typer(
-    help="Train the effect model of a workspace; the others learn from a log of your own.",
+    help="Train the effect model of a workspace; the others learn from a log of your own, planning in an "
+    "environment.",
     invoke_without_command=True,
 )
 app.command("copy")(copy)
 app.command("customers")(customers)
+app.command("planning")(planning)
 
 
 @app.callback()

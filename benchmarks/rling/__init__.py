@@ -1,0 +1,1 @@
+"""What `benchmarks.rl` is made of."""

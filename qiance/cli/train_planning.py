@@ -1,0 +1,115 @@
+"""`qiance train planning`: a policy for an environment, and whether it is worth keeping."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+if TYPE_CHECKING:
+    from rllib.planning import PlanningTrained
+
+
+class Environment(StrEnum):
+    """What can be planned in."""
+
+    PROMOTION = "promotion"
+    SALES = "sales"
+
+
+class Algorithm(StrEnum):
+    """Of RLlib."""
+
+    PPO = "ppo"
+    SAC = "sac"
+
+
+def planning(
+    environment: Annotated[
+        Environment,
+        typer.Option(
+            help="promotion: segments of the simulated market; sales: the users of NeoRL's SalesPromotion."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the policy and the checkpoint.")],
+    data: Annotated[
+        Path | None, typer.Option(help="sales: folder with user_model.npz and initial_states.npz.")
+    ] = None,
+    world: Annotated[
+        Path | None,
+        typer.Option(help="promotion: rl/world.npz of a run; default: a made-up population."),
+    ] = None,
+    algorithm: Annotated[Algorithm, typer.Option(help="ppo starts from the best constant.")] = Algorithm.PPO,
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Each lives ENVS episodes; default: 40, for sales 60.")
+    ] = None,
+    envs: Annotated[
+        int | None, typer.Option(min=1, help="Episodes side by side; default: 256, for sales 2,000.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of training; what is held out does not depend on it.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint in OUT, up to ITERATIONS.")
+    ] = False,
+) -> None:
+    """Learn online by reinforcement, and keep what is best on episodes that nobody has learned from.
+
+    Writes into OUT a policy that acts without chance: the learned one if it beats the best rule (a constant
+    tuned on a grid, or the myopic allocator) beyond doubt, otherwise that rule. Stopped at any point,
+    `--resume` goes on from the last checkpoint.
+    """
+    from qiance.cli.stages import Stages
+    from serve.launch import LocalCluster
+
+    console = Console()
+    arguments = _arguments(environment, data, world)
+    with (
+        Stages(console).stage(f"training {algorithm} in {environment}") as stage,
+        LocalCluster(proxy="plain"),
+    ):
+        from rllib.plan_algorithms import DEFAULTS
+        from rllib.planning import train_planning
+
+        given = {"iterations": iterations, "num_envs": envs}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        settings = replace(DEFAULTS[environment], algorithm=str(algorithm), seed=seed, **chosen)
+        trained = train_planning(arguments, out=out, settings=settings, resume=resume, progress=stage.tell)
+    console.print(_table(trained))
+    console.print(_sentence(trained), highlight=False)
+    console.print(f"Policy: [bold]{trained.artifact.path}[/]", highlight=False)
+
+
+def _arguments(environment: Environment, data: Path | None, world: Path | None) -> dict[str, str]:
+    if environment is Environment.SALES:
+        if data is None:
+            raise typer.BadParameter("missing: --environment sales needs it", param_hint="--data")
+        if world is not None:
+            raise typer.BadParameter("belongs to --environment promotion", param_hint="--world")
+        return {"environment": "sales", "data": str(data.resolve())}
+    if data is not None:
+        raise typer.BadParameter("belongs to --environment sales", param_hint="--data")
+    return {"environment": "promotion"} | ({} if world is None else {"world": str(world.resolve())})
+
+
+def _table(trained: PlanningTrained) -> Table:
+    table = Table(
+        "policy", *(Column(head, justify="right") for head in ("return", "90 % interval")), box=None
+    )
+    for name, found in sorted(trained.returns.items(), key=lambda item: -item[1].value):
+        style = "bold" if name == trained.chosen else None
+        table.add_row(name, f"{found.value:.4g}", f"[{found.low:.4g}, {found.high:.4g}]", style=style)
+    table.caption = "mean return of held-out episodes"
+    return table
+
+
+def _sentence(trained: PlanningTrained) -> str:
+    gain = trained.gain
+    text = (
+        f"Kept: {trained.chosen}. Learned brings {gain.value:+.4g} [{gain.low:+.4g}, {gain.high:+.4g}] "
+        f"against the best rule, {trained.best_rule}, on the same episodes"
+    )
+    return text if trained.chosen == "learned" else f"{text}: not enough to replace it"
