@@ -30,8 +30,8 @@ class PlanningSettings:
 
     algorithm: `ppo`, which starts from the best constant, or `sac`, which starts from nothing. iterations:
     each lives `num_envs` episodes. seed: of training. learning_rate: with PPO it falls to a tenth by the end.
-    epochs: passes of PPO over an
-    iteration's days, in minibatches of `minibatch`. updates: of SAC in an iteration. discount: per day.
+    epochs: passes of PPO over an iteration's days, in minibatches of `minibatch`. updates: of SAC in an
+    iteration. discount: per day.
     hidden: widths of the network. episodes: side by side when policies are judged; `rounds` times that many
     are held out. checkpoint_every: iterations.
     """

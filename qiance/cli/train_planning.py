@@ -74,9 +74,14 @@ def planning(
         from rllib.plan_algorithms import DEFAULTS
         from rllib.planning import train_planning
 
-        given = {"iterations": iterations, "num_envs": envs}
-        chosen = {name: value for name, value in given.items() if value is not None}
-        settings = replace(DEFAULTS[environment], algorithm=str(algorithm), seed=seed, **chosen)
+        usual = DEFAULTS[environment]
+        settings = replace(
+            usual,
+            algorithm=str(algorithm),
+            seed=seed,
+            iterations=iterations or usual.iterations,
+            num_envs=envs or usual.num_envs,
+        )
         trained = train_planning(arguments, out=out, settings=settings, resume=resume, progress=stage.tell)
     console.print(_table(trained))
     console.print(_sentence(trained), highlight=False)
