@@ -1,9 +1,9 @@
 """Reinforcement learning in the planning environments, against the best constant and the myopic allocator.
 
 Sales: NeoRL's SalesPromotion from its rules, 30-day return of the published 10,000 users, `rounds` times. A
-policy sees the agent's four numbers only, and is trained online by PPO from the best constant. That constant
-is tuned on the same environment, n = 0, 1, 2, 3, 5 coupons and price factors in hundredths (one coupon) or
-twentieths, so it is stronger than those of the literature. Offline results on NeoRL's logs are context only.
+policy sees the agent's four numbers only, and is trained online by PPO from the best constant: the best of
+all offers that the policy chooses among (0 to 5 coupons, price factors from 0.6 to 0.95), found on episodes
+of its own. Offline results on NeoRL's logs are context only.
 
 Market: promotions to segments that tire and stock up, budget, 30 days. `myopic` knows the true responses and
 sees the same observation as the learned policy, which turns its dials; `constant` is the best setting of

@@ -7,12 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import TorchSquashedGaussian
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.env.utils.infinite_lookback_buffer import InfiniteLookbackBuffer
 from ray.rllib.utils.metrics import EPISODE_RETURN_MEAN, WEIGHTS_SEQ_NO
 
 _STEP = (Columns.OBS, Columns.ACTIONS, Columns.REWARDS, Columns.ACTION_DIST_INPUTS, Columns.ACTION_LOGP)
+
+
+def middle(distribution: Any) -> torch.Tensor:
+    """The action without chance. RLlib's own answer for SAC (2.60) leaves out the squashing."""
+    squashed = isinstance(distribution, TorchSquashedGaussian)
+    return torch.tanh(distribution.loc) if squashed else distribution.to_deterministic().sample()
 
 
 class ArrayEnvRunner(SingleAgentEnvRunner):
@@ -66,8 +73,7 @@ class ArrayEnvRunner(SingleAgentEnvRunner):
             forward = module.forward_exploration if explore else module.forward_inference
             inputs = forward(batch)[Columns.ACTION_DIST_INPUTS]
             distribution = module.get_exploration_action_dist_cls().from_logits(inputs)
-            taken = distribution if explore else distribution.to_deterministic()
-            actions = taken.sample()
+            actions = distribution.sample() if explore else middle(distribution)
             logp = distribution.logp(actions)
         found = {Columns.ACTIONS: actions, Columns.ACTION_DIST_INPUTS: inputs, Columns.ACTION_LOGP: logp}
         return {name: value.cpu().numpy() for name, value in found.items()}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gymnasium
 import numpy as np
 import torch
 
@@ -99,7 +100,7 @@ def algorithm(task: Task, settings: PlanningSettings, storage: Path, done: int =
 
     configure = _ppo if settings.algorithm == "ppo" else _sac
     return (
-        configure(settings, task.make(1).horizon, storage)
+        configure(settings, task, storage)
         .environment(TrainingEnv, env_config={"task": task})
         .env_runners(
             num_env_runners=0,
@@ -116,41 +117,59 @@ def algorithm(task: Task, settings: PlanningSettings, storage: Path, done: int =
 
 def start_from(ppo: Algorithm, constant: Constant, seed: int) -> None:
     """Let `ppo` begin at a constant: an actor that answers it, a critic fitted to what follows from it."""
-    env = TrainingEnv({"task": constant.task, "num_envs": _DEMONSTRATIONS})
-    features, returns = _demonstrate(env, constant, seed)
+    task = constant.task
+    features, returns = _demonstrate(constant, seed)
 
     def fit(learner: Any, **_: Any) -> None:
         module = learner.module["default_policy"]
-        last = [layer for layer in module.pi.net.modules() if isinstance(layer, torch.nn.Linear)][-1]
+        last = [layer for layer in module.pi.modules() if isinstance(layer, torch.nn.Linear)][-1]
         last.weight.data.mul_(_SMALL)
-        last.bias.data.copy_(torch.from_numpy(constant.dials))
-        module.pi.log_std.data.fill_(constant.task.log_std)
+        last.bias.data.copy_(torch.from_numpy(_output(constant)))
+        if isinstance(task.dials, gymnasium.spaces.Box):
+            module.pi.log_std.data.fill_(task.explore)
         least_squares([module.encoder.critic_encoder, module.vf], {"obs": features}, returns)
 
     ppo.learner_group.foreach_learner(fit)
     ppo.env_runner_group.sync_weights(from_worker_or_learner_group=ppo.learner_group, inference_only=True)
 
 
-def _demonstrate(env: TrainingEnv, constant: Constant, seed: int) -> tuple[torch.Tensor, Floats32]:
+def _output(constant: Constant) -> Floats32:
+    """What a network puts out that answers the constant: its numbers, or log-odds of its choice."""
+    task = constant.task
+    if isinstance(task.dials, gymnasium.spaces.Box):
+        return np.asarray(constant.dials, dtype=np.float32)
+    return task.explore * np.eye(task.dials.n, dtype=np.float32)[int(constant.dials)]
+
+
+def _demonstrate(constant: Constant, seed: int) -> tuple[torch.Tensor, Floats32]:
     """Days of the constant with exploration: features `[n, f]` and returns to the end `[n]`."""
-    spread, rng = np.exp(constant.task.log_std), np.random.default_rng(seed)
+    env = TrainingEnv({"task": constant.task, "num_envs": _DEMONSTRATIONS})
+    output, rng = _output(constant), np.random.default_rng(seed)
+    shape = (_DEMONSTRATIONS, output.size)
     seen, _ = env.reset(seed=seed)
     features, rewards = [], []
     for _ in range(env.env.horizon):
         features.append(seen)
-        dials = constant.dials + spread * rng.standard_normal(env.action_space.shape)
-        seen, reward, *_ = env.step(dials.astype(np.float32))
+        if isinstance(constant.task.dials, gymnasium.spaces.Box):
+            dials = output + np.exp(constant.task.explore) * rng.standard_normal(shape)
+        else:
+            dials = (output + rng.gumbel(size=shape)).argmax(axis=1)
+        seen, reward, *_ = env.step(dials)
         rewards.append(reward)
     returns = np.cumsum(np.array(rewards)[::-1], axis=0)[::-1]
     return torch.from_numpy(np.concatenate(features)), np.concatenate(list(returns)).astype(np.float32)
 
 
-def _ppo(settings: PlanningSettings, horizon: int, storage: Path) -> AlgorithmConfig:
+def _ppo(settings: PlanningSettings, task: Task, storage: Path) -> AlgorithmConfig:
     from ray.rllib.algorithms.ppo import PPO, PPOConfig
     from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
-    batch = settings.num_envs * horizon
-    model = DefaultModelConfig(fcnet_hiddens=list(settings.hidden), free_log_std=True, vf_share_layers=False)
+    batch = settings.num_envs * task.make(1).horizon
+    model = DefaultModelConfig(
+        fcnet_hiddens=list(settings.hidden),
+        free_log_std=isinstance(task.dials, gymnasium.spaces.Box),
+        vf_share_layers=False,
+    )
     config = PPOConfig(algo_class=logging_below(storage, PPO)).rl_module(model_config=model)
     return config.training(
         gamma=settings.discount,
@@ -166,7 +185,7 @@ def _ppo(settings: PlanningSettings, horizon: int, storage: Path) -> AlgorithmCo
     )
 
 
-def _sac(settings: PlanningSettings, horizon: int, storage: Path) -> AlgorithmConfig:
+def _sac(settings: PlanningSettings, task: Task, storage: Path) -> AlgorithmConfig:
     from ray.rllib.algorithms.sac import SAC, SACConfig
     from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
@@ -177,7 +196,7 @@ def _sac(settings: PlanningSettings, horizon: int, storage: Path) -> AlgorithmCo
         head_fcnet_activation=None,
     )
     config = SACConfig(algo_class=logging_below(storage, SAC)).rl_module(model_config=model)
-    steps = settings.num_envs * horizon
+    steps = settings.num_envs * task.make(1).horizon
     return config.training(
         gamma=settings.discount,
         actor_lr=settings.learning_rate,

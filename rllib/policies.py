@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 
@@ -33,23 +34,26 @@ class Network:
     squash: bool
 
     def act(self, observations: Floats32) -> Floats32:
-        """Actions `[n, k]` of the environment for observations `[n, d]`; the mean, without exploration."""
+        """Actions `[n, k]` for observations `[n, d]`: the mean of the dials, or the likeliest choice."""
         x = self.task.features(np.asarray(observations, dtype=np.float32))
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = x @ weight + bias
             x = np.tanh(x) if layer < last or self.squash else x
-        return self.task.act(observations, x)
+        choice = isinstance(self.task.dials, gymnasium.spaces.Discrete)
+        return self.task.act(observations, x.argmax(axis=1) if choice else x)
 
 
 def network_of(module: Any, task: Task) -> Network:
     """The deterministic policy of an RLlib module of PPO (separate value layers) or SAC."""
     ppo = hasattr(module, "encoder")
-    parts = [module.encoder.actor_encoder, module.pi.net] if ppo else [module.pi_encoder, module.pi]
+    parts = [module.encoder.actor_encoder, module.pi] if ppo else [module.pi_encoder, module.pi]
     linear = [layer for part in parts for layer in part.modules() if isinstance(layer, torch.nn.Linear)]
     weights = [layer.weight.detach().cpu().numpy().T.copy() for layer in linear]
     biases = [layer.bias.detach().cpu().numpy().copy() for layer in linear]
-    size = task.num_actions  # the rest are standard deviations
+    if isinstance(task.dials, gymnasium.spaces.Discrete):
+        return Network(task, tuple(weights), tuple(biases), squash=False)
+    size = task.dials.shape[0]  # the rest are standard deviations
     weights[-1], biases[-1] = weights[-1][:, :size].copy(), biases[-1][:size].copy()
     return Network(task, tuple(weights), tuple(biases), squash=not ppo)
 
@@ -71,7 +75,7 @@ def save_policy(
         settings |= {"squash": policy.squash, "layers": len(policy.weights)}
         files[WEIGHTS] = _weights_writer(policy)
     elif isinstance(policy, Constant):
-        settings["dials"] = [float(x) for x in policy.dials]
+        settings["dials"] = np.asarray(policy.dials).tolist()
     text = json.dumps(settings, sort_keys=True)
     files[POLICY] = lambda path: path.write_text(text, encoding="utf-8") and None
     return write_artifact(
@@ -111,7 +115,7 @@ def schema_hash(task: Task) -> str:
     env = task.make(1)
     space = env.single_action_space
     seen = task.features(np.zeros((1, *env.single_observation_space.shape), dtype=np.float32))
-    said = [task.name, seen.shape[1], task.num_actions, space.low.tolist(), space.high.tolist()]
+    said = [task.name, seen.shape[1], str(task.dials), space.low.tolist(), space.high.tolist()]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
@@ -125,7 +129,7 @@ def _policy(path: Path, settings: Mapping[str, Any], task: Task) -> Policy:
         network.act(np.zeros((1, *task.make(1).single_observation_space.shape), dtype=np.float32))
         return network
     if rule == "constant":
-        return Constant(task, np.array(settings["dials"], dtype=np.float32))
+        return Constant(task, np.array(settings["dials"], dtype=task.dials.dtype))
     if rule not in task.rules():
         raise ValueError(f"rule: {rule!r} is none of network, constant, {', '.join(task.rules())}")
     return task.rules()[rule]

@@ -18,8 +18,14 @@ from rllib.promotion import PromotionVectorEnv, Rules
 from rllib.sales import COUPONS, DEEPEST, SEEN_DAYS, SHALLOWEST, SalesVectorEnv
 from rllib.segments import FATIGUE, NUM_SEGMENTS, segments_of
 
-# Grids of constants that a policy must beat.
-_COUPONS, _FACTORS = (2, 3, COUPONS), np.arange(DEEPEST, SHALLOWEST + 0.001, 0.01)
+Dials = NDArray[np.floating] | NDArray[np.integer]
+# What may be offered in `sales`: nothing, or a number of coupons with a price factor.
+_FACTORS, _FEWER = np.linspace(DEEPEST, SHALLOWEST, 8), (0.6, 0.65, 0.8, 0.95)
+OFFERS = np.array(
+    [(0, SHALLOWEST), *((1, d) for d in _FACTORS), *((n, d) for n in (2, 3, COUPONS) for d in _FEWER)],
+    dtype=np.float32,
+)
+# Grids of constants that a policy in `promotion` must beat.
 _CAPS, _STEERS = (0.4, 0.5, 0.6, 0.7, 0.8, 1.0), (-0.3, 0.0, 0.3)
 
 
@@ -34,14 +40,15 @@ class Policy(Protocol):
 class Task(Protocol):
     """An environment as training sees it.
 
-    num_actions: a network answers with so many numbers in [−1, 1], its dials. scale: rewards are multiplied
-    by it, so that returns are of the order of 1 to 10. log_std: of the dials when PPO starts.
+    dials: what a policy sets, numbers in Box(−1, 1) or one of several choices. scale: rewards are multiplied
+    by it, so that returns are of the order of 1 to 10. explore: how PPO starts, standard deviation of the
+    logarithm of numbers, or log-odds of the starting choice over any other.
     """
 
     name: str
-    num_actions: int
+    dials: gymnasium.spaces.Box | gymnasium.spaces.Discrete
     scale: float
-    log_std: float
+    explore: float
 
     def make(self, num_envs: int) -> LockstepEnv:
         """The environment."""
@@ -51,43 +58,43 @@ class Task(Protocol):
         """What the network sees, `[n, f]` of about [−1, 1], of observations `[n, d]` and nothing else."""
         ...
 
-    def act(self, observations: Floats32, dials: Floats32) -> Floats32:
-        """Actions of the environment for dials `[n, k]`; what is outside [−1, 1] is clipped."""
+    def act(self, observations: Floats32, dials: Dials) -> Floats32:
+        """Actions of the environment for dials `[n, k]` or `[n]`; numbers outside [−1, 1] are clipped."""
         ...
 
     def rules(self) -> dict[str, Policy]:
         """Rules that are known to work, by name; constants apart."""
         ...
 
-    def constants(self) -> Floats32:
-        """Dials to try as constants, `[m, k]`."""
+    def constants(self) -> Dials:
+        """Dials to try as constants, `[m, k]` or `[m]`."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """The same dials `[k]` for everybody on every day."""
+    """The same dials, `[k]` or one choice, for everybody on every day."""
 
     task: Task
-    dials: Floats32
+    dials: Dials
 
     def act(self, observations: Floats32) -> Floats32:
         """The task's actions for them."""
-        return self.task.act(observations, np.tile(self.dials, (len(observations), 1)))
+        return self.task.act(observations, np.repeat(self.dials[None], len(observations), axis=0))
 
 
 class SalesTask:
     """`SalesVectorEnv`; what a network sees is made of the agent's four numbers alone.
 
-    Dials: number of coupons and price factor, linear. PPO explores widely, since what is good for one user
-    lies far from what is good for another, with worse between them.
+    Dials: one of `OFFERS`. What is good for one user lies far from what is good for another, with worse
+    between them, so that numbers would be explored at a loss.
     """
 
-    name, num_actions, scale, log_std = "sales", 2, 0.01, 0.0
+    name, scale, explore = "sales", 0.01, 3.0
+    dials = gymnasium.spaces.Discrete(len(OFFERS))
 
     def __init__(self, data: str) -> None:
         self._data = data
-        self._low, self._high = np.array([0.0, DEEPEST]), np.array([COUPONS, SHALLOWEST])
 
     def make(self, num_envs: int) -> LockstepEnv:
         """The environment of `num_envs` users."""
@@ -102,20 +109,17 @@ class SalesTask:
         columns = [np.log1p(total) / 5.0, rate - 0.5, np.sqrt(fee) / 5.0 - 0.5, gone]
         return np.hstack([np.stack(columns, axis=1), flags]).astype(np.float32)
 
-    def act(self, observations: Floats32, dials: Floats32) -> Floats32:
-        """Coupons in [0, 5] and price factors in [0.6, 0.95]."""
-        share = 0.5 * (np.clip(dials, -1.0, 1.0) + 1.0)
-        return np.asarray(self._low + share * (self._high - self._low), dtype=np.float32)
+    def act(self, observations: Floats32, dials: Dials) -> Floats32:
+        """Coupons and price factors of the offers chosen."""
+        return OFFERS[dials.astype(np.int64)]
 
     def rules(self) -> dict[str, Policy]:
         """None but constants: what a myopic rule would need, the response, is not known."""
         return {}
 
-    def constants(self) -> Floats32:
-        """No coupon; one with any price factor in hundredths; several in steps of a twentieth."""
-        grid = [(0, DEEPEST), *((1, d) for d in _FACTORS), *((n, d) for n in _COUPONS for d in _FACTORS[::5])]
-        share = (np.array(grid) - self._low) / (self._high - self._low)
-        return np.asarray(2.0 * share - 1.0, dtype=np.float32)
+    def constants(self) -> Dials:
+        """Each of the offers."""
+        return np.arange(len(OFFERS))
 
 
 class PromotionTask:
@@ -128,7 +132,7 @@ class PromotionTask:
     world: file of `rllib.world.save_world`, None for a made-up population. rules: of `Rules`, by name.
     """
 
-    name, scale, log_std = "promotion", 1.0, -1.5
+    name, scale, explore = "promotion", 1.0, -1.5
 
     def __init__(
         self,
@@ -140,7 +144,7 @@ class PromotionTask:
         self._segments = segments_of(world, num_segments, fatigue)
         self._rules = Rules(**(rules or {}))
         self._myopic = Myopic(self._segments, self._rules)
-        self.num_actions = 2 * num_segments + 1
+        self.dials = gymnasium.spaces.Box(-1.0, 1.0, (2 * num_segments + 1,), np.float32)
 
     def make(self, num_envs: int) -> PromotionVectorEnv:
         """The environment of `num_envs` campaigns."""
@@ -150,7 +154,7 @@ class PromotionTask:
         """The observations."""
         return observations
 
-    def act(self, observations: Floats32, dials: Floats32) -> Floats32:
+    def act(self, observations: Floats32, dials: Dials) -> Floats32:
         """What the allocator does with such dials."""
         return self._myopic.steered(
             observations, Steer.from_unit(np.clip(dials, -1.0, 1.0).astype(np.float64))
@@ -160,7 +164,7 @@ class PromotionTask:
         """The myopic allocator, left alone."""
         return {"myopic": self._myopic}
 
-    def constants(self) -> Floats32:
+    def constants(self) -> Dials:
         """Caps × price factors × paces, the same in all segments."""
         size = len(self._segments)
         grid = [
@@ -172,8 +176,8 @@ class PromotionTask:
         return np.array(grid, dtype=np.float32)
 
 
-class TrainingEnv(VectorEnv[Floats32, Floats32, Floats]):
-    """A task as a network meets it: its features, actions in Box(−1, 1), rewards scaled.
+class TrainingEnv(VectorEnv[Floats32, Any, Floats]):
+    """A task as a network meets it: its features, its dials as actions, rewards scaled.
 
     config: `{"task": Task, "num_envs": episodes side by side, 1 if missing}`, as RLlib hands it over.
     """
@@ -184,7 +188,7 @@ class TrainingEnv(VectorEnv[Floats32, Floats32, Floats]):
         task, num_envs = config["task"], int(config.get("num_envs", 1))
         self.task, self.env, self.num_envs = task, task.make(num_envs), num_envs
         seen = task.features(np.zeros((1, *self.env.single_observation_space.shape), dtype=np.float32))
-        self.single_action_space = gymnasium.spaces.Box(-1.0, 1.0, (task.num_actions,), np.float32)
+        self.single_action_space = task.dials
         self.single_observation_space = gymnasium.spaces.Box(-10.0, 10.0, seen.shape[1:], np.float32)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
