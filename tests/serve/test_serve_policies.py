@@ -77,6 +77,12 @@ def logged(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def other(built: Built) -> str:
+    """Version of another effect model, made today: after all decisions."""
+    return train_model(built.workspace, built.snapshot, seed=5)
+
+
 def miserly(built: Built) -> str:
     return write_plan(built.workspace, built.model, START + timedelta(days=DAYS), MISERLY)
 
@@ -162,8 +168,9 @@ def test_the_live_policy_in_thought_is_the_one_that_logged(built: Built, ledger:
     assert made.left_out.keys() <= {NO_CHOICE}
 
 
-def test_another_price_and_another_model_decide_as_the_rule_would(built: Built, ledger: Ledger) -> None:
-    other = train_model(built.workspace, built.snapshot, seed=5)
+def test_another_price_and_another_model_decide_as_the_rule_would(
+    built: Built, ledger: Ledger, other: str
+) -> None:
     live = Policy(miserly(built), built.model, MISERLY)
     rescorer = open_rescorer(built.workspace, ledger)
     row = next(
@@ -191,9 +198,7 @@ def test_what_pacing_did_is_done_to_the_other_policy_too(built: Built, ledger: L
     assert made._price(Policy("f" * 16, built.model, 0.8), replace(decision, policy_version="gone")) == 0.8
 
 
-def test_what_the_model_may_have_learned_from_is_left_out(built: Built, ledger: Ledger) -> None:
-    """The other model is made today, and the decisions lie before."""
-    other = train_model(built.workspace, built.snapshot, seed=5)
+def test_what_the_model_may_have_learned_from_is_left_out(built: Built, ledger: Ledger, other: str) -> None:
     version = derive_plan(built.workspace, read_plan(built.workspace, miserly(built)), effect_model=other)
     found = desk(built, ledger).evaluate(version)
     assert not found.verdict.passed
@@ -362,8 +367,7 @@ def test_the_service_judges_by_the_settings(built: Built, ledger: Ledger) -> Non
     assert args.gate.timeout_s == settings.gate.timeout_s
 
 
-def test_a_policy_of_another_model_is_not_made_live_over_http(shop: Shop) -> None:
-    other = train_model(shop.built.workspace, shop.built.snapshot, seed=5)
+def test_a_policy_of_another_model_is_not_made_live_over_http(shop: Shop, other: str) -> None:
     base = read_plan(shop.built.workspace, miserly(shop.built))
     version = derive_plan(shop.built.workspace, base, effect_model=other)
     answer = shop.post(f"/v1/policies/{version}:promote", {})
