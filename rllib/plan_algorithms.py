@@ -38,10 +38,10 @@ class PlanningSettings:
     """
 
     algorithm: str = "ppo"
-    iterations: int = 40
+    iterations: int = 100
     num_envs: int = 256
     seed: int = 0
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     epochs: int = 5
     minibatch: int = 2_048
     updates: int = 64

@@ -46,7 +46,7 @@ def planning(
     ] = None,
     algorithm: Annotated[Algorithm, typer.Option(help="ppo starts from the best constant.")] = Algorithm.PPO,
     iterations: Annotated[
-        int | None, typer.Option(min=1, help="Each lives ENVS episodes; default: 40, for sales 60.")
+        int | None, typer.Option(min=1, help="Each lives ENVS episodes; default: 100, for sales 60.")
     ] = None,
     envs: Annotated[
         int | None, typer.Option(min=1, help="Episodes side by side; default: 256, for sales 2,000.")

@@ -41,8 +41,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tupl
     return result, out
 
 
-@pytest.mark.parametrize("environment", ["sales", "promotion"])
-@pytest.mark.parametrize("name", ["ppo", "sac"])
+@pytest.mark.parametrize(
+    ("name", "environment"),
+    [
+        ("ppo", "promotion"),
+        ("sac", "sales"),
+        pytest.param("ppo", "sales", marks=pytest.mark.slow),
+        pytest.param("sac", "promotion", marks=pytest.mark.slow),
+    ],
+)
 def test_the_network_is_the_trained_module(
     name: str, environment: str, users: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
@@ -110,6 +117,7 @@ def test_a_run_keeps_the_policy_that_it_names(trained: tuple[PlanningTrained, Pa
     assert left == {CHECKPOINT, result.artifact.path.name}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_checkpoint(trained: tuple[PlanningTrained, Path]) -> None:
     result, out = trained
     with pytest.raises(ValueError, match="holds a checkpoint; resume it"):
