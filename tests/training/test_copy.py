@@ -9,7 +9,7 @@ import embed_cases as cases
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -158,6 +158,7 @@ def test_pairs_are_within_a_group_and_ties_have_no_winner() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.booleans())
+@settings(max_examples=40, deadline=None)
 def test_no_story_is_on_both_sides(seed: int, timed: bool) -> None:
     rng = np.random.default_rng(seed)
     n = 60
@@ -218,6 +219,7 @@ def test_calibration_finds_what_was_planted() -> None:
 
 
 @given(st.lists(st.floats(-2, 2), min_size=2, max_size=6), st.floats(0.1, 2.0))
+@settings(max_examples=40, deadline=None)
 def test_chances_are_chances(scores: list[float], spread: float) -> None:
     calibration, own = Calibration(0.9, spread), np.array(scores)
     beats = calibration.beats(own[:, None] - own[None, :])
@@ -243,6 +245,14 @@ def test_planted_effects_are_found_on_later_stories(tests: CopyTests, fitted: Fi
     assert found["clear_pair_accuracy"] > 0.9
     assert found["pair_low"] < found["pair_accuracy"] < found["pair_high"]
     assert found["ece"] < 2 * found["ece_floor"]
+
+
+def test_the_same_seed_gives_the_same_artifact(tests: CopyTests, tmp_path: Path) -> None:
+    few, versions = tests.take(np.arange(120)), set()
+    for name in ("one", "two"):
+        fitted = fit_copy(few, states(few.texts), 4, ("weights", "name"), CopySettings(folds=2))
+        versions.add(write_copy(tmp_path / name, fitted.model, {}, {}, "0").version)
+    assert len(versions) == 1
 
 
 def test_nothing_is_found_where_nothing_is(tests: CopyTests) -> None:
@@ -272,15 +282,12 @@ def test_the_artifact_is_read_as_it_was_written(tests: CopyTests, fitted: Fitted
 
 def test_a_user_trains_and_ranks(tmp_path: Path) -> None:
     encoder = cases.text_model(tmp_path / "encoder")
-    planted(80).to_csv(tmp_path / "tests.csv", index=False)
+    planted(50).to_csv(tmp_path / "tests.csv", index=False)
     command = ["train", "copy", "--data", str(tmp_path / "tests.csv"), "--encoder", str(encoder)]
-    versions = set()
-    for name in ("one", "two"):
-        done = RUNNER.invoke(app, [*command, "--out", str(tmp_path / name)], catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        versions.add(json.loads((tmp_path / name / "metrics.json").read_text())["model"])
-    assert len(versions) == 1, "equal data and seed give an equal model"
-    card = json.loads((tmp_path / "one" / versions.pop() / "card.json").read_text())
+    done = RUNNER.invoke(app, [*command, "--out", str(tmp_path / "one")], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    version = json.loads((tmp_path / "one" / "metrics.json").read_text())["model"]
+    card = json.loads((tmp_path / "one" / version / "card.json").read_text())
     assert card["judged_on"]["pair_accuracy"] > 0.6
     (tmp_path / "texts.txt").write_text("red  bad shirt\n\nred good shirt\n")
     model = ["copy", "rank", "--model", str(tmp_path / "one")]

@@ -98,6 +98,7 @@ def test_only_the_last_items_are_looked_at_and_padding_changes_nothing() -> None
 
 
 @given(st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
 def test_a_rank_counts_every_item_that_was_not_bought_and_is_not_worse(seed: int) -> None:
     rng = np.random.default_rng(seed)
     items = int(rng.integers(3, 12))
@@ -231,7 +232,7 @@ def test_items_of_one_company_start_close_together() -> None:
 
 
 @given(st.floats(0.0, 1.0))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_a_mixture_is_a_distribution_between_its_halves(weight: float) -> None:
     torch.manual_seed(0)
     network = SequenceNetwork(NetworkConfig(5, width=8, blocks=1, length=4)).eval()
