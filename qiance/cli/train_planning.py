@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -75,7 +75,7 @@ def planning(
         from rllib.planning import train_planning
 
         given = {"iterations": iterations, "num_envs": envs}
-        chosen = {name: value for name, value in given.items() if value is not None}
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         settings = replace(DEFAULTS[environment], algorithm=str(algorithm), seed=seed, **chosen)
         trained = train_planning(arguments, out=out, settings=settings, resume=resume, progress=stage.tell)
     console.print(_table(trained))
