@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 ALGORITHMS = ("ppo", "sac")
+_COUNTS = ("iterations", "num_envs", "epochs", "minibatch", "updates", "rounds", "checkpoint_every")
 _SAC_BATCH = 512
 _SEED_STEP = 7_919
 _DEMONSTRATIONS = 200  # episodes of the constant
@@ -32,9 +33,8 @@ class PlanningSettings:
     algorithm: `ppo`, which starts from the best constant, or `sac`, which starts from nothing. iterations:
     each lives `num_envs` episodes. seed: of training. learning_rate: with PPO it falls to a tenth by the end.
     epochs: passes of PPO over an iteration's days, in minibatches of `minibatch`. updates: of SAC in an
-    iteration. discount: per day.
-    hidden: widths of the network. episodes: side by side when policies are judged; `rounds` times that many
-    are held out. checkpoint_every: iterations.
+    iteration. discount: per day. hidden: widths of the network. episodes: side by side when policies are
+    judged; `rounds` times that many are held out. checkpoint_every: iterations.
     """
 
     algorithm: str = "ppo"
@@ -54,15 +54,7 @@ class PlanningSettings:
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm: {self.algorithm!r} is none of {', '.join(ALGORITHMS)}")
-        for name in (
-            "iterations",
-            "num_envs",
-            "epochs",
-            "minibatch",
-            "updates",
-            "rounds",
-            "checkpoint_every",
-        ):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is less than 1")
         if self.episodes * self.rounds < 20:

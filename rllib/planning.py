@@ -20,6 +20,7 @@ from rllib.plan_algorithms import DEFAULTS, PlanningSettings, algorithm, start_f
 from rllib.plan_evaluate import best_constant, compare, verdict
 from rllib.policies import network_of, save_policy
 from rllib.tasks import Constant, Policy, Task, task_of
+from rllib.world import fingerprint
 
 Tell = Callable[[float, str], None]
 CHECKPOINT, STATE = "checkpoint", "training.json"
@@ -59,9 +60,9 @@ def train_planning(
     """Train a policy, compare it with tuned rules on held-out episodes, and write the one that is kept.
 
     environment: `{"environment": "sales" | "promotion", ...}` with the task's arguments. settings: default by
-    environment, `DEFAULTS`. out: folder for the
-    artifact and for the checkpoint, which is written as training goes. resume: go on from that checkpoint;
-    the environment and the settings must be those that it was made with, but for `iterations`.
+    environment, `DEFAULTS`. out: folder for the artifact and for the checkpoint, which is written as training
+    goes. resume: go on from that checkpoint; the environment and the settings must be those that it was made
+    with, but for `iterations`.
     Ray must be running. Raises ValueError for bad settings, and where there is something to go on with but
     `resume` is not set, or the other way round; RuntimeError without Ray.
     """
@@ -85,7 +86,7 @@ def train_planning(
         "network" if chosen == "learned" else chosen,
         policies[chosen],
         metrics=_metrics(means, gain, len(history)),
-        data_fingerprint=hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest(),
+        data_fingerprint=_digest(environment, settings),
         parents=parents,
     )
     tell(1.0, f"policy {artifact.version} written: {chosen}")
@@ -119,7 +120,7 @@ def _learn(
         found = algorithm(task, settings, Path(storage), len(history))
         try:
             if history:
-                found.restore_from_path(str((out / CHECKPOINT).resolve()))
+                found.restore_from_path(str(latest(out)))
             elif settings.algorithm == "ppo":
                 start_from(found, start, _TUNING_SEED + 1)
             for number in range(len(history) + 1, settings.iterations + 1):
@@ -136,30 +137,33 @@ def _learn(
             found.stop()
 
 
+def latest(out: Path) -> Path | None:
+    """The checkpoint to go on from."""
+    found = {int(path.name.partition("-")[2]): path for path in out.glob(f"{CHECKPOINT}-*")}
+    return found[max(found)].resolve() if found else None
+
+
 def _checkpoint(found: Any, out: Path, state: Mapping[str, Any]) -> None:
-    """Write the new one beside the old one, then put it in its place: a stop at any point leaves one."""
-    fresh, old = out / f".{CHECKPOINT}", out / CHECKPOINT
+    """Write the new one, name it when it is whole, then drop the old one: a stop at any point leaves one."""
+    before, fresh = latest(out), out / f".{CHECKPOINT}"
     shutil.rmtree(fresh, ignore_errors=True)
     found.save_to_path(str(fresh.resolve()))
     (fresh / STATE).write_text(json.dumps(state), encoding="utf-8")
-    if old.exists():
-        previous = out / f".{CHECKPOINT}.old"
-        shutil.rmtree(previous, ignore_errors=True)
-        old.rename(previous)
-    fresh.rename(old)
-    shutil.rmtree(out / f".{CHECKPOINT}.old", ignore_errors=True)
+    fresh.rename(out / f"{CHECKPOINT}-{len(state['history'])}")
+    if before is not None:
+        shutil.rmtree(before)
 
 
 def _history(out: Path, said: Mapping[str, Any], resume: bool) -> list[float]:
     """Returns of the iterations that are done: empty for a new run."""
-    state = out / CHECKPOINT / STATE
+    checkpoint = latest(out)
     if not resume:
-        if state.exists():
+        if checkpoint is not None:
             raise ValueError(f"out: {out} holds a checkpoint; resume it, or name another folder")
         return []
-    if not state.exists():
+    if checkpoint is None:
         raise ValueError(f"out: {out} holds no checkpoint to resume; leave resume off for a new run")
-    found = json.loads(state.read_text(encoding="utf-8"))
+    found = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     for part in ("environment", "settings"):
         now = json.loads(json.dumps(said[part]))
         differing = [name for name in now if now[name] != found[part].get(name)]
@@ -170,3 +174,16 @@ def _history(out: Path, said: Mapping[str, Any], resume: bool) -> list[float]:
                 f"{now[name]!r}; use the same, or start in another folder"
             )
     return [float(x) for x in found["history"]]
+
+
+def _digest(environment: Mapping[str, Any], settings: PlanningSettings) -> str:
+    """SHA-256 (hex) of what was trained on and how: of files their content, not their place."""
+    said = [{name: _content(value) for name, value in environment.items()}, asdict(settings)]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _content(value: Any) -> Any:
+    if not isinstance(value, str) or not Path(value).exists():
+        return value
+    files = sorted(Path(value).glob("*.npz")) if Path(value).is_dir() else [Path(value)]
+    return [fingerprint(file) for file in files]

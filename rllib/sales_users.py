@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 MODEL_FILE, STATES_FILE = "user_model.npz", "initial_states.npz"
 MODELS, STATE, ORDERS = 5, 18, 6
 # Rows at a time: the widest activations of a block stay in a core's cache.
-_BLOCK = 512
+_BLOCK = 256
 _SLOPE = np.float32(0.01)
 _LOG_STD = (-20.0, 2.0)
 _HEADS = {

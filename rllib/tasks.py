@@ -41,8 +41,8 @@ class Task(Protocol):
     """An environment as training sees it.
 
     dials: what a policy sets, numbers in Box(−1, 1) or one of several choices. scale: rewards are multiplied
-    by it, so that returns are of the order of 1 to 10. explore: how PPO starts, standard deviation of the
-    logarithm of numbers, or log-odds of the starting choice over any other.
+    by it, so that returns are of the order of 1 to 10. explore: how PPO starts, logarithm of the
+    standard deviation of numbers, or log-odds of the starting choice over any other.
     """
 
     name: str
@@ -198,7 +198,7 @@ class TrainingEnv(VectorEnv[Floats32, Any, Floats]):
         self._seen, info = self.env.reset(seed=seed, options=options)
         return self.task.features(self._seen), info
 
-    def step(self, actions: Floats32) -> tuple[Floats32, Floats, NDArray[np.bool_], NDArray[np.bool_], Info]:
+    def step(self, actions: Dials) -> tuple[Floats32, Floats, NDArray[np.bool_], NDArray[np.bool_], Info]:
         """As the environment's, for dials."""
         self._seen, rewards, ended, cut, info = self.env.step(self.task.act(self._seen, actions))
         return self.task.features(self._seen), self.task.scale * rewards, ended, cut, info

@@ -6,6 +6,7 @@ import random
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -359,6 +360,10 @@ def test_erasures_amid_traffic_lose_nothing_and_leave_nothing(plain: Ledger, mak
         workers = [pool.submit(traffic, worker) for worker in range(4)]
         for _ in range(10):
             plain.begin_erasure("alice", by="test")
+        deadline = time.monotonic() + 30
+        while len(names) < 2 and time.monotonic() < deadline:
+            plain.begin_erasure("alice", by="test")
+            time.sleep(0.05)
         stop.set()
         for worker in workers:
             worker.result()

@@ -114,7 +114,7 @@ def test_a_run_keeps_the_policy_that_it_names(trained: tuple[PlanningTrained, Pa
     assert manifest.parents == ("abc",)
     assert manifest.metrics["gain_low"] == result.gain.low
     left = {path.name for path in out.iterdir()}
-    assert left == {CHECKPOINT, result.artifact.path.name}
+    assert left == {f"{CHECKPOINT}-2", result.artifact.path.name}
 
 
 @pytest.mark.slow

@@ -226,5 +226,7 @@ def test_the_interface_describes_itself(shop: Shop) -> None:
         "/v1/briefs/{brief_id}",
         "/v1/strategies", "/v1/events", "/v1/users/{user_id}", "/v1/users/{user_id}/consent",
         "/v1/users/{user_id}/features", "/v1/erasures/{erasure_id}", "/healthz",
+        "/v1/policies/evaluate", "/v1/policies/{version}:promote", "/v1/creatives",
+        "/v1/creatives/{creative_id}/approve", "/v1/creatives/{creative_id}/retire",
     } == set(paths)  # fmt: skip
     assert "swagger" in shop.ask("GET", "/docs").text.lower()
