@@ -58,7 +58,11 @@ def test_a_revoked_key_is_dead_and_its_name_is_free(ledger: Ledger) -> None:
 @pytest.mark.parametrize(
     ("name", "scopes", "message"),
     [
-        ("shop", [], "scopes: give at least one of decide, outcomes, read, write, events, privacy, approve, admin"),
+        (
+            "shop",
+            [],
+            "scopes: give at least one of decide, outcomes, read, write, events, privacy, approve, admin",
+        ),
         ("shop", ["root"], "scopes: 'root' is not one of decide"),
         ("", ["read"], "name: is empty"),
         ("x" * 201, ["read"], "name: .* has 201 characters"),

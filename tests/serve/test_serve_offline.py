@@ -43,6 +43,7 @@ def users_file(folder: Path, users: list[Any]) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_user_of_a_file_gets_a_logged_decision(
     built: Built, args: dict[str, Any], tmp_path: Path, workers: int

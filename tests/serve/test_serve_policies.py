@@ -119,8 +119,8 @@ def test_a_better_policy_opens_the_gate_and_a_stricter_margin_closes_it(built: B
     assert found.value is not None
     assert found.live_value is not None
     assert found.value - found.live_value == pytest.approx(found.improvement.value)
-    # A sale of 2,750 on average earns 0.3 of it, 0.4 more of the contacts buy, and 0.6 more are contacted. The
-    # draws of the engine are not seeded, so that 95 % would fail once in twenty times.
+    # A sale of 2,750 on average earns 0.3 of it, 0.4 more of the contacts buy, and 0.6 more are contacted.
+    # The engine's draws are not seeded, so that a 95 % interval would fail once in twenty times.
     half = found.improvement.high - found.improvement.value
     assert abs(found.improvement.value - 0.6 * 0.4 * 0.3 * 2_750) < 2 * half
     assert found.spend is not None

@@ -100,6 +100,7 @@ def _assert_loopback(sockets: set[tuple[str, str]]) -> None:
     assert [s for s in sockets if not s[1].removeprefix("::ffff:").startswith("127.") and s[1] != "::1"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # it starts workers twice, which takes minutes on a busy machine
 @pytest.mark.usefixtures("ray_cluster")
 def test_ray_train_with_a_killed_worker_gives_the_model_that_this_process_gives(

@@ -275,6 +275,7 @@ def test_parts_are_bounded(rows: int) -> None:
     assert count & (count - 1) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_on_ray_the_vectors_are_the_same_and_a_cut_run_goes_on(
     text_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
