@@ -16,8 +16,9 @@ from typing import Any
 from qiance.artifacts import Artifact
 from qiance.domain import Interval
 from rllib.evaluate import mean_interval
-from rllib.plan_algorithms import DEFAULTS, PlanningSettings, algorithm, start_from
+from rllib.plan_algorithms import DEFAULTS, PlanningSettings, algorithm
 from rllib.plan_evaluate import best_constant, compare, verdict
+from rllib.plan_start import start_from
 from rllib.policies import network_of, save_policy
 from rllib.tasks import Constant, Policy, Task, task_of
 from rllib.world import fingerprint
