@@ -65,7 +65,9 @@ class PlanningSettings:
 # By environment: users of `sales` differ more than campaigns do, and cost less.
 DEFAULTS = {
     "promotion": PlanningSettings(),
-    "sales": PlanningSettings(iterations=60, num_envs=2_000, minibatch=4_096, episodes=10_000, rounds=1),
+    "sales": PlanningSettings(
+        iterations=60, num_envs=2_000, learning_rate=1e-3, minibatch=4_096, episodes=10_000, rounds=1
+    ),
 }
 
 

@@ -24,15 +24,19 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 _EPISODES = 200  # that actor and critic are fitted on; ten times as many where there are choices
 _SMALL = 0.01  # of the actor's last weights
-_HELD, _SHORTLIST, _RIDGE = 50_000, 6, 30.0
+_SHORTLIST, _RIDGE = 6, 30.0
+_TRIALS, _LEAST_TRIALS = 25, 20  # held choices tried, per environment; at least, per choice
 _STEPS, _LEARNING_RATE = 300, 1e-2
 
 
-def start_from(ppo: Algorithm, constant: Constant, seed: int) -> None:
-    """Let the actor of `ppo` begin as above, and fit its critic to what follows."""
+def start_from(ppo: Algorithm, constant: Constant, num_envs: int, seed: int) -> None:
+    """Let the actor of `ppo` begin as above, and fit its critic to what follows.
+
+    num_envs: trials of held choices grow with it.
+    """
     task = constant.task
     choices = isinstance(task.dials, gymnasium.spaces.Discrete)
-    shown = _choosing(task, seed) if choices else _around(constant, seed)
+    shown = _choosing(task, num_envs, seed) if choices else _around(constant, seed)
     features, outputs, returns = (torch.from_numpy(x) for x in shown)
 
     def fit(learner: Any, **_: Any) -> None:
@@ -53,7 +57,7 @@ def start_from(ppo: Algorithm, constant: Constant, seed: int) -> None:
 def _around(constant: Constant, seed: int) -> tuple[Floats32, Floats32, Floats32]:
     """Days of the constant with exploration: features, its dials, and returns to the end."""
     env = TrainingEnv({"task": constant.task, "num_envs": _EPISODES})
-    spread, rng = np.exp(constant.task.explore), np.random.default_rng(seed)
+    spread, rng = np.exp(constant.task.explore), np.random.default_rng([seed, 1])
 
     def act() -> Floats:
         return constant.dials + spread * rng.standard_normal(env.action_space.shape)
@@ -62,10 +66,11 @@ def _around(constant: Constant, seed: int) -> tuple[Floats32, Floats32, Floats32
     return features, np.repeat(constant.dials[None], len(features), axis=0), returns
 
 
-def _choosing(task: Task, seed: int) -> tuple[Floats32, Floats32, Floats32]:
+def _choosing(task: Task, num_envs: int, seed: int) -> tuple[Floats32, Floats32, Floats32]:
     """Days of each user's best held choice with exploration: features, log-odds wanted, returns."""
     env = TrainingEnv({"task": task, "num_envs": 10 * _EPISODES})
-    rng, best = np.random.default_rng(seed), held_choice(task, seed)
+    trials = max(_TRIALS * num_envs, _LEAST_TRIALS * task.dials.n)
+    rng, best = np.random.default_rng([seed, 1]), held_choice(task, trials, seed)
     seen, _ = env.reset(seed=seed + 2)
     wanted = task.explore * np.eye(task.dials.n, dtype=np.float32)[best(seen)]
 
@@ -76,17 +81,17 @@ def _choosing(task: Task, seed: int) -> tuple[Floats32, Floats32, Floats32]:
     return features, np.tile(wanted, (env.env.horizon, 1)), returns
 
 
-def held_choice(task: Task, seed: int) -> Any:
+def held_choice(task: Task, trials: int, seed: int) -> Any:
     """A function from first features `[n, f]` to choices `[n]`: the best ones to hold for an episode.
 
-    All choices are tried on random users, then those with the highest means again; their returns are fitted
-    by ridge regression on features, squares and products.
+    All choices are tried on `trials` users at random, then those with the highest means on as many others;
+    their returns are fitted by ridge regression on features, squares and products.
     """
     every = np.arange(task.dials.n)
-    _, choices, returns = _hold(task, every, seed)
+    _, choices, returns = _hold(task, every, trials, seed)
     means = np.array([returns[choices == one].mean() for one in every])
     few = every[np.argsort(means)[::-1][:_SHORTLIST]]
-    features, choices, returns = _hold(task, few, seed + 1)
+    features, choices, returns = _hold(task, few, trials, seed + 1)
     x = _expanded(features)
     fits = []
     for one in few:
@@ -97,10 +102,11 @@ def held_choice(task: Task, seed: int) -> Any:
     return lambda seen: few[(_expanded(seen) @ weights).argmax(axis=1)]
 
 
-def _hold(task: Task, few: Ints, seed: int) -> tuple[Floats32, Ints, Floats]:
+def _hold(task: Task, few: Ints, trials: int, seed: int) -> tuple[Floats32, Ints, Floats]:
     """First features, a random choice of `few` that is held, and the return of each episode."""
-    env, rng = TrainingEnv({"task": task, "num_envs": _HELD}), np.random.default_rng(seed)
-    choices, returns = few[rng.integers(0, len(few), _HELD)], np.zeros(_HELD)
+    # Not of the environment's own stream, whose first numbers say who the users are.
+    env, rng = TrainingEnv({"task": task, "num_envs": trials}), np.random.default_rng([seed, 1])
+    choices, returns = few[rng.integers(0, len(few), trials)], np.zeros(trials)
     first, _ = env.reset(seed=seed)
     for _ in range(env.env.horizon):
         returns += env.step(choices)[1]

@@ -123,7 +123,7 @@ def _learn(
             if history:
                 found.restore_from_path(str(latest(out)))
             elif settings.algorithm == "ppo":
-                start_from(found, start, _TUNING_SEED + 1)
+                start_from(found, start, settings.num_envs, _TUNING_SEED + 1)
             for number in range(len(history) + 1, settings.iterations + 1):
                 mean = float(found.train()["env_runners"]["episode_return_mean"]) / task.scale
                 history.append(mean)

@@ -11,12 +11,11 @@ from sales_cases import write_users
 from typer.testing import CliRunner
 
 from qiance.artifacts import ArtifactError, load_manifest
-from rllib import plan_start
 from rllib.array_runner import middle
 from rllib.lockstep import LockstepEnv
 from rllib.plan_algorithms import PlanningSettings, algorithm
 from rllib.plan_evaluate import best_constant, compare, returns_of, verdict
-from rllib.plan_start import start_from
+from rllib.plan_start import held_choice, start_from
 from rllib.planning import CHECKPOINT, PlanningTrained, train_planning
 from rllib.policies import load_policy, network_of, save_policy
 from rllib.tasks import Constant, PromotionTask, SalesTask, TrainingEnv, task_of
@@ -95,7 +94,7 @@ def test_ppo_starts_at_the_constant(tmp_path: Path, ray_cluster: None) -> None:
     constant = Constant(task, task.constants()[10])
     found = algorithm(task, replace(SMALL, hidden=(64, 64)), tmp_path)
     try:
-        start_from(found, constant, 0)
+        start_from(found, constant, 8, 0)
         network = network_of(found.get_module(), task)
     finally:
         found.stop()
@@ -190,7 +189,7 @@ def test_networks_see_the_four_numbers_only(users: Path) -> None:
     assert features[0, 3] < features[1, 3], "days gone by"
 
 
-def test_choices_that_are_held_are_the_best_for_each_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choices_that_are_held_are_the_best_for_each_user() -> None:
     """Two kinds of users, told apart by what is seen, for whom opposite choices are best if held."""
 
     class Two(LockstepEnv):
@@ -223,8 +222,7 @@ def test_choices_that_are_held_are_the_best_for_each_user(monkeypatch: pytest.Mo
         def act(self, observations: np.ndarray, dials: np.ndarray) -> np.ndarray:
             return dials[:, None].astype(np.float32)
 
-    monkeypatch.setattr(plan_start, "_HELD", 4_000)
-    best = plan_start.held_choice(TwoTask(""), 0)
+    best = held_choice(TwoTask(""), 4_000, 0)
     np.testing.assert_array_equal(best(np.array([[-1.0], [1.0]], dtype=np.float32)), [2, 1])
 
 
