@@ -57,7 +57,13 @@ def _sized(environment: str, iterations: int, num_envs: int, episodes: int, roun
     )
 
 
-SMOKE = Sizes(1, _sized("sales", 1, 32, 64, 1), _sized("promotion", 1, 8, 24, 1), 1, (500, 5))
+SMOKE = Sizes(
+    1,
+    replace(_sized("sales", 1, 32, 64, 1), hidden=(8,)),
+    replace(_sized("promotion", 1, 8, 24, 1), hidden=(8,)),
+    1,
+    (500, 5),
+)
 QUICK = Sizes(2, _sized("sales", 20, 1_000, 5_000, 1), _sized("promotion", 25, 256, 256, 1), 4, (10_000, 100))
 FULL = Sizes(
     3, _sized("sales", 60, 2_000, 10_000, 3), _sized("promotion", 150, 256, 512, 4), 32, (10_000, 300)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
 
 Ints = NDArray[np.int64]
-_EPISODES = 200  # that actor and critic are fitted on; ten times as many where there are choices
+# Actor and critic are fitted on so many days of so many episodes, ten times as many where there are choices.
+_ROWS, _EPISODES = 8_000, 200
 _SMALL = 0.01  # of the actor's last weights
 _SHORTLIST, _RIDGE = 6, 30.0
 _TRIALS, _LEAST_TRIALS = 25, 20  # held choices tried, per environment; at least, per choice
@@ -37,7 +38,8 @@ def start_from(ppo: Algorithm, constant: Constant, num_envs: int, seed: int) -> 
     task = constant.task
     choices = isinstance(task.dials, gymnasium.spaces.Discrete)
     shown = _choosing(task, num_envs, seed) if choices else _around(constant, seed)
-    features, outputs, returns = (torch.from_numpy(x) for x in shown)
+    some = np.random.default_rng([seed, 2]).permutation(len(shown[0]))[:_ROWS]
+    features, outputs, returns = (torch.from_numpy(x[some]) for x in shown)
 
     def fit(learner: Any, **_: Any) -> None:
         module = learner.module["default_policy"]
