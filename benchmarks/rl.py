@@ -1,9 +1,10 @@
 """Reinforcement learning in the planning environments, against the best constant and the myopic allocator.
 
 Sales: NeoRL's SalesPromotion from its rules, 30-day return of the published 10,000 users, `rounds` times. A
-policy sees the agent's four numbers only, and is trained online by PPO from the best constant: the best of
-all offers that the policy chooses among (0 to 5 coupons, price factors from 0.6 to 0.95), found on episodes
-of its own. Offline results on NeoRL's logs are context only.
+policy sees the agent's four numbers only, and is trained online: offers held for an episode, then PPO from
+what was best by user (`rllib/plan_start.py`). The best constant is the best of all offers that the policy
+chooses among (0 to 5 coupons, price factors from 0.6 to 0.95), found on episodes of its own. Offline results
+on NeoRL's logs are context only.
 
 Market: promotions to segments that tire and stock up, budget, 30 days. `myopic` knows the true responses and
 sees the same observation as the learned policy, which turns its dials; `constant` is the best setting of
@@ -56,7 +57,13 @@ def _sized(environment: str, iterations: int, num_envs: int, episodes: int, roun
     )
 
 
-SMOKE = Sizes(1, _sized("sales", 1, 32, 64, 1), _sized("promotion", 1, 8, 24, 1), 1, (500, 5))
+SMOKE = Sizes(
+    1,
+    replace(_sized("sales", 1, 32, 64, 1), hidden=(8,)),
+    replace(_sized("promotion", 1, 8, 24, 1), hidden=(8,)),
+    1,
+    (500, 5),
+)
 QUICK = Sizes(2, _sized("sales", 20, 1_000, 5_000, 1), _sized("promotion", 25, 256, 256, 1), 4, (10_000, 100))
 FULL = Sizes(
     3, _sized("sales", 60, 2_000, 10_000, 3), _sized("promotion", 150, 256, 512, 4), 32, (10_000, 300)
@@ -82,7 +89,7 @@ def measure(args: Args) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
     protocol = {
         "seeds": sizes.seeds,
         "intervals": "90 %, Student t over training seeds; None with one seed",
-        "algorithm": "PPO of RLlib, from the best constant",
+        "algorithm": "PPO of RLlib, from the best constant (market) or held offer by user (sales)",
         "sales": asdict(sizes.sales),
         "market": asdict(sizes.market),
         "bound_episodes": sizes.bound,

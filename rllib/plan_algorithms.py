@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gymnasium
-import numpy as np
-import torch
 
-from rllib.lockstep import Floats32
-from rllib.start import least_squares, logging_below
-from rllib.tasks import Constant, Task, TrainingEnv
+from rllib.start import logging_below
+from rllib.tasks import Task, TrainingEnv
 
 if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
@@ -22,19 +19,17 @@ ALGORITHMS = ("ppo", "sac")
 _COUNTS = ("iterations", "num_envs", "epochs", "minibatch", "updates", "rounds", "checkpoint_every")
 _SAC_BATCH = 512
 _SEED_STEP = 7_919
-_DEMONSTRATIONS = 200  # episodes of the constant
-_SMALL = 0.01  # of the actor's last weights
 
 
 @dataclass(frozen=True, slots=True)
 class PlanningSettings:
     """How to train and judge.
 
-    algorithm: `ppo`, which starts from the best constant, or `sac`, which starts from nothing. iterations:
-    each lives `num_envs` episodes. seed: of training. learning_rate: with PPO it falls to a tenth by the end.
-    epochs: passes of PPO over an iteration's days, in minibatches of `minibatch`. updates: of SAC in an
-    iteration. discount: per day. hidden: widths of the network. episodes: side by side when policies are
-    judged; `rounds` times that many are held out. checkpoint_every: iterations.
+    algorithm: `ppo`, which starts as `rllib.plan_start` says, or `sac`, from nothing. iterations: each lives
+    `num_envs` episodes. seed: of training. learning_rate: with PPO it falls to a tenth by the end. epochs:
+    passes of PPO over an iteration's days, in minibatches of `minibatch`. updates: of SAC in an iteration.
+    discount: per day. hidden: widths of the network. episodes: side by side when policies are judged;
+    `rounds` times that many are held out. checkpoint_every: iterations.
     """
 
     algorithm: str = "ppo"
@@ -70,7 +65,9 @@ class PlanningSettings:
 # By environment: users of `sales` differ more than campaigns do, and cost less.
 DEFAULTS = {
     "promotion": PlanningSettings(),
-    "sales": PlanningSettings(iterations=60, num_envs=2_000, minibatch=4_096, episodes=10_000, rounds=1),
+    "sales": PlanningSettings(
+        iterations=60, num_envs=2_000, learning_rate=1e-3, minibatch=4_096, episodes=10_000, rounds=1
+    ),
 }
 
 
@@ -105,51 +102,6 @@ def algorithm(task: Task, settings: PlanningSettings, storage: Path, done: int =
         .debugging(seed=settings.seed + _SEED_STEP * done, log_level="ERROR")
         .build_algo()
     )
-
-
-def start_from(ppo: Algorithm, constant: Constant, seed: int) -> None:
-    """Let `ppo` begin at a constant: an actor that answers it, a critic fitted to what follows from it."""
-    task = constant.task
-    features, returns = _demonstrate(constant, seed)
-
-    def fit(learner: Any, **_: Any) -> None:
-        module = learner.module["default_policy"]
-        last = [layer for layer in module.pi.modules() if isinstance(layer, torch.nn.Linear)][-1]
-        last.weight.data.mul_(_SMALL)
-        last.bias.data.copy_(torch.from_numpy(_output(constant)))
-        if isinstance(task.dials, gymnasium.spaces.Box):
-            module.pi.log_std.data.fill_(task.explore)
-        least_squares([module.encoder.critic_encoder, module.vf], {"obs": features}, returns)
-
-    ppo.learner_group.foreach_learner(fit)
-    ppo.env_runner_group.sync_weights(from_worker_or_learner_group=ppo.learner_group, inference_only=True)
-
-
-def _output(constant: Constant) -> Floats32:
-    """What a network puts out that answers the constant: its numbers, or log-odds of its choice."""
-    task = constant.task
-    if isinstance(task.dials, gymnasium.spaces.Box):
-        return np.asarray(constant.dials, dtype=np.float32)
-    return task.explore * np.eye(task.dials.n, dtype=np.float32)[int(constant.dials)]
-
-
-def _demonstrate(constant: Constant, seed: int) -> tuple[torch.Tensor, Floats32]:
-    """Days of the constant with exploration: features `[n, f]` and returns to the end `[n]`."""
-    env = TrainingEnv({"task": constant.task, "num_envs": _DEMONSTRATIONS})
-    output, rng = _output(constant), np.random.default_rng(seed)
-    shape = (_DEMONSTRATIONS, output.size)
-    seen, _ = env.reset(seed=seed)
-    features, rewards = [], []
-    for _ in range(env.env.horizon):
-        features.append(seen)
-        if isinstance(constant.task.dials, gymnasium.spaces.Box):
-            dials = output + np.exp(constant.task.explore) * rng.standard_normal(shape)
-        else:
-            dials = (output + rng.gumbel(size=shape)).argmax(axis=1)
-        seen, reward, *_ = env.step(dials)
-        rewards.append(reward)
-    returns = np.cumsum(np.array(rewards)[::-1], axis=0)[::-1]
-    return torch.from_numpy(np.concatenate(features)), np.concatenate(list(returns)).astype(np.float32)
 
 
 def _ppo(settings: PlanningSettings, task: Task, storage: Path) -> AlgorithmConfig:

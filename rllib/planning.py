@@ -16,8 +16,9 @@ from typing import Any
 from qiance.artifacts import Artifact
 from qiance.domain import Interval
 from rllib.evaluate import mean_interval
-from rllib.plan_algorithms import DEFAULTS, PlanningSettings, algorithm, start_from
+from rllib.plan_algorithms import DEFAULTS, PlanningSettings, algorithm
 from rllib.plan_evaluate import best_constant, compare, verdict
+from rllib.plan_start import start_from
 from rllib.policies import network_of, save_policy
 from rllib.tasks import Constant, Policy, Task, task_of
 from rllib.world import fingerprint
@@ -122,7 +123,7 @@ def _learn(
             if history:
                 found.restore_from_path(str(latest(out)))
             elif settings.algorithm == "ppo":
-                start_from(found, start, _TUNING_SEED + 1)
+                start_from(found, start, settings.num_envs, _TUNING_SEED + 1)
             for number in range(len(history) + 1, settings.iterations + 1):
                 mean = float(found.train()["env_runners"]["episode_return_mean"]) / task.scale
                 history.append(mean)

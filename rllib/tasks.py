@@ -90,7 +90,7 @@ class SalesTask:
     between them, so that numbers would be explored at a loss.
     """
 
-    name, scale, explore = "sales", 0.01, 3.0
+    name, scale, explore = "sales", 0.01, 5.0
     dials = gymnasium.spaces.Discrete(len(OFFERS))
 
     def __init__(self, data: str) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -11,8 +12,10 @@ from typer.testing import CliRunner
 
 from qiance.artifacts import ArtifactError, load_manifest
 from rllib.array_runner import middle
-from rllib.plan_algorithms import PlanningSettings, algorithm, start_from
+from rllib.lockstep import LockstepEnv
+from rllib.plan_algorithms import PlanningSettings, algorithm
 from rllib.plan_evaluate import best_constant, compare, returns_of, verdict
+from rllib.plan_start import held_choice, start_from
 from rllib.planning import CHECKPOINT, PlanningTrained, train_planning
 from rllib.policies import load_policy, network_of, save_policy
 from rllib.tasks import Constant, PromotionTask, SalesTask, TrainingEnv, task_of
@@ -91,7 +94,7 @@ def test_ppo_starts_at_the_constant(tmp_path: Path, ray_cluster: None) -> None:
     constant = Constant(task, task.constants()[10])
     found = algorithm(task, replace(SMALL, hidden=(64, 64)), tmp_path)
     try:
-        start_from(found, constant, 0)
+        start_from(found, constant, 8, 0)
         network = network_of(found.get_module(), task)
     finally:
         found.stop()
@@ -184,6 +187,43 @@ def test_networks_see_the_four_numbers_only(users: Path) -> None:
     features = task.features(np.stack([total, rate, [4.0, 4.0], [2.0, 2.0]], axis=1).astype(np.float32))
     assert (features[:, 4:] == np.eye(7)[2]).all()
     assert features[0, 3] < features[1, 3], "days gone by"
+
+
+def test_choices_that_are_held_are_the_best_for_each_user() -> None:
+    """Two kinds of users, told apart by what is seen, for whom opposite choices are best if held."""
+
+    class Two(LockstepEnv):
+        single_observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+        single_action_space = gymnasium.spaces.Box(0.0, 2.0, (1,), np.float32)
+
+        def _begin(self) -> np.ndarray:
+            self.kind = self.np_random.choice([-1.0, 1.0], self.num_envs)
+            return self.kind[:, None].astype(np.float32)
+
+        def _live(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict]:
+            gain = np.choose(
+                np.rint(actions[:, 0]).astype(int), [0.2 * np.ones_like(self.kind), self.kind, -self.kind]
+            )
+            return (
+                self.kind[:, None].astype(np.float32),
+                gain + self.np_random.normal(0, 3, self.num_envs),
+                {},
+            )
+
+    class TwoTask(SalesTask):
+        dials = gymnasium.spaces.Discrete(3)
+
+        def make(self, num_envs: int) -> LockstepEnv:
+            return Two(num_envs, 3)
+
+        def features(self, observations: np.ndarray) -> np.ndarray:
+            return observations
+
+        def act(self, observations: np.ndarray, dials: np.ndarray) -> np.ndarray:
+            return dials[:, None].astype(np.float32)
+
+    best = held_choice(TwoTask(""), 4_000, 0)
+    np.testing.assert_array_equal(best(np.array([[-1.0], [1.0]], dtype=np.float32)), [2, 1])
 
 
 def test_dials_that_are_neutral_leave_the_allocator_alone() -> None:
