@@ -152,7 +152,8 @@ class LeaseBook:
 
     def _end(self, slice_: _Slice) -> None:
         self._all.pop(slice_.lease.lease_id, None)
-        self._ledger.end_lease(slice_.lease.lease_id)
+        if self._ledger.end_lease(slice_.lease.lease_id):
+            self._dry_until.pop(slice_.lease.budget_id, None)  # there is something to lease again
 
     def _settle(self, claim: Claim, returned: int) -> None:
         slice_ = self._all.get(claim.lease_id)
