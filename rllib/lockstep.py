@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import gymnasium
@@ -15,7 +16,7 @@ Floats = NDArray[np.float64]
 Info = dict[str, Any]
 
 
-class LockstepEnv(VectorEnv[Floats32, Floats32, Floats]):
+class LockstepEnv(VectorEnv[Floats32, Floats32, Floats], ABC):
     """`num_envs` episodes of `horizon` days side by side, as arrays.
 
     They begin and end together, so that one counter has the day of all of them. The step after the last day
@@ -68,11 +69,11 @@ class LockstepEnv(VectorEnv[Floats32, Floats32, Floats]):
             raise ValueError(f"actions: row {int(np.isnan(found).any(axis=1).argmax())} is NaN")
         return np.clip(found, space.low, space.high)
 
-    def _begin(self) -> Floats32:
-        raise NotImplementedError
+    @abstractmethod
+    def _begin(self) -> Floats32: ...
 
-    def _live(self, actions: Floats) -> tuple[Floats32, Floats, Info]:
-        raise NotImplementedError
+    @abstractmethod
+    def _live(self, actions: Floats) -> tuple[Floats32, Floats, Info]: ...
 
 
 class AloneEnv(gymnasium.Env[Floats32, Floats32]):

@@ -132,9 +132,10 @@ class GeneratorDeployment:
     def __init__(self, args: AppArgs, predictor: DeploymentHandle) -> None:
         from serve.generator.worker import BriefWorker
 
+        ledger = open_ledger(args)
         self._worker = BriefWorker(
             Workspace(args.workspace).snapshot,
-            open_ledger(args),
+            ledger,
             _RemotePredictor(predictor),
             args.llm,
             _load_engine,
@@ -143,8 +144,7 @@ class GeneratorDeployment:
             open_guard(args),
         )
         self._turn, self._judging = asyncio.Lock(), asyncio.Lock()
-        judged = open_ledger(args)
-        self._judge = PolicyJudge(open_policy_desk(args, judged), judged, args.gate.timeout_s)
+        self._judge = PolicyJudge(open_policy_desk(args, ledger), ledger, args.gate.timeout_s)
 
     async def run(self, brief_id: str) -> None:
         """Take a brief to its end."""

@@ -43,7 +43,7 @@ HEADER_TIMEOUT_S = 10
 RETRY_AFTER_S = 1
 DECISIONS = "/v1/decisions"
 # Deadlines and hang-ups of decisions are the application's own matter: told so, Ray Serve starts no tasks of
-# its own to watch for them, which takes a tenth of a replica's time.
+# its own to watch for them.
 OURS = (("x-request-disconnect-disabled", "?1"), ("x-request-timeout-seconds", "0"))
 AT_ONCE = 64  # decisions a replica may have; its own admission refuses by time, and far below this one
 PR_SET_PDEATHSIG = 1

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.harness import log
-from qiance.domain import Interval
 from rllib.evaluate import mean_interval
 from rllib.hindsight import HindsightPlan, hindsight
 from rllib.plan_algorithms import PlanningSettings
@@ -38,7 +39,8 @@ def over_seeds(values: Sequence[float]) -> dict[str, float | None]:
     """Mean over training seeds with its 90 % Student-t interval, which one seed has not."""
     if len(values) < 2:
         return {"value": float(values[0]), "low": None, "high": None}
-    return plain(mean_interval_of(values))
+    found = mean_interval(np.array(values))
+    return {"value": found.value, "low": found.low, "high": found.high}
 
 
 def shares_of_bound(runs: Sequence[PlanningTrained], num_episodes: int) -> dict[str, Any]:
@@ -55,15 +57,3 @@ def shares_of_bound(runs: Sequence[PlanningTrained], num_episodes: int) -> dict[
 
 def _share(env: PromotionVectorEnv, policy: Any, bound: float) -> float:
     return float(returns_of(env, policy, _BOUND_SEED).mean()) / bound
-
-
-def mean_interval_of(values: Sequence[float]) -> Interval:
-    """Of plain numbers."""
-    import numpy as np
-
-    return mean_interval(np.array(values))
-
-
-def plain(found: Interval) -> dict[str, float | None]:
-    """As the result line has it."""
-    return {"value": found.value, "low": found.low, "high": found.high}

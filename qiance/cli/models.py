@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import getpass
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +15,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from qiance.cli.contest import SERVED, Contest, contest, crown, note
-from qiance.ledger import Ledger
-from qiance.settings import DEFAULT_WORKSPACE, Settings, load_settings
+from qiance.cli.place import Place, open_place
+from qiance.settings import DEFAULT_WORKSPACE
 from qiance.workspace import Workspace
 
 app = typer.Typer(
@@ -45,29 +44,10 @@ DataOption = Annotated[
 MappingOption = Annotated[Path | None, typer.Option("--mapping", "-m", help="What its columns mean.")]
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A workspace with its settings and its ledger, for as long as a command runs."""
-
-    workspace: Workspace
-    settings: Settings
-    ledger: Ledger
-
-    @property
-    def uri(self) -> str:
-        return self.workspace.tracking_url
-
-
-@contextmanager
-def _place(config: Path | None, folder: Path) -> Iterator[_Place]:
-    settings, root = load_settings(config, os.environ), folder.resolve()
-    if not (root / "mlflow.db").exists():
-        raise ValueError(f"--workspace: {folder} holds no registry (mlflow.db); train a model into it first")
-    ledger = Ledger.from_settings(settings, root)
-    try:
-        yield _Place(Workspace(root), settings, ledger)
-    finally:
-        ledger.close()
+def _place(config: Path | None, folder: Path) -> AbstractContextManager[Place]:
+    return open_place(
+        config, folder, "mlflow.db", "holds no registry (mlflow.db); train a model into it first"
+    )
 
 
 @app.command("list")
@@ -81,7 +61,7 @@ def list_(
     from training.registry import versions
 
     with _place(config, workspace) as at:
-        found = versions(at.uri, name)
+        found = versions(at.workspace.tracking_url, name)
     if as_json:
         console.print_json(json.dumps([asdict(one) for one in found], default=str))
         return
@@ -104,9 +84,9 @@ def show(
     from training.registry import changes, find, versions
 
     with _place(config, workspace) as at:
-        found = find(at.uri, name, version)
-        (about,) = (one for one in versions(at.uri, name) if one.version == found.version)
-        log = changes(at.uri, name)
+        found = find(at.workspace.tracking_url, name, version)
+        (about,) = (one for one in versions(at.workspace.tracking_url, name) if one.version == found.version)
+        log = changes(at.workspace.tracking_url, name)
     if as_json:
         document = {
             **asdict(about),
@@ -151,7 +131,8 @@ def compare(
     from training.registry import find
 
     with _place(config, workspace) as at:
-        champion, challenger = find(at.uri, name, against), find(at.uri, name, version)
+        champion = find(at.workspace.tracking_url, name, against)
+        challenger = find(at.workspace.tracking_url, name, version)
         found = contest(
             at.workspace, at.settings, at.ledger, champion, challenger, _log(data, mapping, at.workspace)
         )
@@ -187,7 +168,7 @@ def promote(
     if override_by is not None and not (reason or "").strip():
         raise typer.BadParameter("--override-by needs the reason: --reason TEXT", param_hint="--reason")
     with _place(config, workspace) as at:
-        challenger = find(at.uri, name, version)
+        challenger = find(at.workspace.tracking_url, name, version)
         if override_by is not None:
             crown(at.workspace, at.ledger, challenger, by=override_by, reason=str(reason), override=True)
             console.print(
@@ -198,7 +179,7 @@ def promote(
             at.workspace,
             at.settings,
             at.ledger,
-            current(at.uri, name),
+            current(at.workspace.tracking_url, name),
             challenger,
             _log(data, mapping, at.workspace),
         )
@@ -229,7 +210,7 @@ def rollback(
     from training.registry import previous_champion
 
     with _place(config, workspace) as at:
-        found = previous_champion(at.uri, name)
+        found = previous_champion(at.workspace.tracking_url, name)
         crown(at.workspace, at.ledger, found, by=by, reason=reason, action="rollback")
     console.print(f"{name} version {found.version} ({found.artifact_version}) is champion again")
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import getpass
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,11 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from qiance.cli.place import Place, open_place
 from qiance.cli.policy_words import evaluation_table, plain_evaluation, shadow_table
 from qiance.cli.stages import Stages
-from qiance.ledger import NO_VERSION, Ledger, Override
-from qiance.settings import DEFAULT_WORKSPACE, Settings, load_settings
-from qiance.workspace import Workspace
+from qiance.ledger import NO_VERSION, Override
+from qiance.settings import DEFAULT_WORKSPACE
 
 if TYPE_CHECKING:
     from qiance.launch import Evaluation, PolicyDesk
@@ -43,34 +41,18 @@ ByOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A workspace with its settings and its ledger, for as long as a command runs."""
-
-    workspace: Workspace
-    settings: Settings
-    ledger: Ledger
-
-    def desk(self) -> PolicyDesk:
-        from qiance.launch import GateSetup, PolicyDesk
-
-        simulated = self.ledger.clock() if self.settings.serve.clock == "request" else None
-        setup = GateSetup.of(self.settings)
-        if simulated is not None:
-            return PolicyDesk(self.workspace, self.ledger, setup, lambda: simulated)
-        return PolicyDesk(self.workspace, self.ledger, setup)
+def _place(config: Path | None, folder: Path) -> AbstractContextManager[Place]:
+    return open_place(config, folder, "artifacts", "holds no artifacts; name the folder of a run")
 
 
-@contextmanager
-def _place(config: Path | None, folder: Path) -> Iterator[_Place]:
-    settings, root = load_settings(config, os.environ), folder.resolve()
-    if not (root / "artifacts").is_dir():
-        raise ValueError(f"--workspace: {folder} holds no artifacts; name the folder of a run")
-    ledger = Ledger.from_settings(settings, root)
-    try:
-        yield _Place(Workspace(root), settings, ledger)
-    finally:
-        ledger.close()
+def _desk(at: Place) -> PolicyDesk:
+    from qiance.launch import GateSetup, PolicyDesk
+
+    simulated = at.ledger.clock() if at.settings.serve.clock == "request" else None
+    setup = GateSetup.of(at.settings)
+    if simulated is not None:
+        return PolicyDesk(at.workspace, at.ledger, setup, lambda: simulated)
+    return PolicyDesk(at.workspace, at.ledger, setup)
 
 
 @app.command("list")
@@ -156,7 +138,7 @@ def evaluate(
     where the gate would be closed.
     """
     with _place(config, workspace) as at, Stages(Console(stderr=True)).stage("judging by the log") as stage:
-        found = at.desk().evaluate(version, stage.tell)
+        found = _desk(at).evaluate(version, stage.tell)
     _show(found, as_json)
     if not found.verdict.passed:
         raise typer.Exit(1)
@@ -175,7 +157,7 @@ def shadow(
     day holds on all days at once, so one may look every day and stop at any.
     """
     with _place(config, workspace) as at, Stages(Console(stderr=True)).stage("judging by the log") as stage:
-        found, days = at.desk().shadow(version, stage.tell)
+        found, days = _desk(at).shadow(version, stage.tell)
     if as_json:
         document = {**plain_evaluation(found), "days": [asdict(day) for day in days]}
         typer.echo(json.dumps(document, default=str, ensure_ascii=False))
@@ -206,7 +188,7 @@ def promote(
     override = None if override_by is None else Override(override_by, reason or "")
     with _place(config, workspace) as at, Stages(Console(stderr=True)).stage("judging by the log") as stage:
         before = at.ledger.versions()
-        done = at.desk().promote(version, by, override, stage.tell)
+        done = _desk(at).promote(version, by, override, stage.tell)
         if done.versions is not None and done.versions.model != before.model:
             _follow(at, done.versions.model, version, override.by if override else by)
     if done.evaluation is not None:
@@ -235,7 +217,7 @@ def stop(
     console.print(f"{before} is not live any more: everybody gets control", highlight=False)
 
 
-def _follow(at: _Place, model: str, policy: str, by: str) -> None:
+def _follow(at: Place, model: str, policy: str, by: str) -> None:
     """The registry's champion is the model that serves, where it knows that model."""
     from qiance.cli.contest import SERVED, crown
 

@@ -1,7 +1,7 @@
 """Policies on their way to be live: judged by the log of decisions, in shadow, launched."""
 
 from qiance.launch.desk import Evaluation, Launched, PolicyDesk
-from qiance.launch.plans import UnknownPolicyError, derive_plan, plans, read_plan
+from qiance.launch.plans import UnknownPolicyError, derive_plan, plans, read_plan, write_plan
 from qiance.launch.setup import GateSetup
 from qiance.launch.shadow import ShadowDay
 
@@ -15,4 +15,5 @@ __all__ = [
     "derive_plan",
     "plans",
     "read_plan",
+    "write_plan",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 
@@ -63,11 +63,16 @@ def derive_plan(
     if plan.horizon_days < 1:
         raise ValueError(f"horizon_days: {plan.horizon_days} is less than 1 day")
     workspace.artifact("effect-model", plan.effect_model)
+    return write_plan(workspace, plan, {})
+
+
+def write_plan(workspace: Workspace, plan: Plan, metrics: Mapping[str, float]) -> str:
+    """Keeps a policy in the workspace; its version. metrics: kept beside its price."""
     artifact = write_artifact(
         workspace.artifacts,
         KIND,
         {PLAN_FILE: plan.save},
-        metrics={"shadow_price": plan.shadow_price},
+        metrics={**metrics, "shadow_price": plan.shadow_price},
         parents=(plan.effect_model, plan.pacing),
         feature_service=EFFECT_SCHEMA.service,
         schema_hash=EFFECT_SCHEMA.hash,

@@ -58,7 +58,6 @@ def test_the_gate_opens_only_above_the_margin_of_every_campaign(
         assert one.margin == asked
         assert one.decisions == campaigns[one.campaign].sum()
         if one.passed:
-            assert one.improvement is not None
             assert one.improvement.low > asked
     assert found.passed == all(one.passed for one in found.campaigns)
     assert json.loads(json.dumps(found.told()))["passed"] == found.passed
@@ -68,7 +67,6 @@ def test_a_campaign_is_judged_by_its_own_decisions() -> None:
     log, policy, live, _ = world(1, rows=2_000)
     inside = np.arange(2_000) % 3 == 0
     (one,) = judge(log, policy, live, None, {"a": inside}).campaigns
-    assert log.cluster is not None
     part = BanditLog(
         log.action[inside], log.reward[inside], log.propensity[inside], cluster=log.cluster[inside]
     )
@@ -83,7 +81,6 @@ def test_one_campaign_that_loses_closes_the_gate_for_all() -> None:
     found = judge(log, worse, live, None, {"wins": ~loser, "loses": loser})
     assert [one.passed for one in found.campaigns] == [True, False]
     assert not found.passed
-    assert found.improvement is not None
     assert found.improvement.low > 0, "on the whole it is better"
     assert found.reason.startswith("campaign loses: lower bound")
 

@@ -72,7 +72,9 @@ def logged(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open_shop(built, folder, epsilon=0.4) as shop:
         launch(shop.ledger, miserly(built), MISERLY)
         shop.refresh()
-        answer_calls(shop, random)
+        with pytest.MonkeyPatch.context() as patch:  # or intervals would miss once in a while
+            patch.setattr("serve.slates.uniforms", lambda users, positions: random.random((users, positions)))
+            answer_calls(shop, random)
         buy(shop.ledger, random)
     return folder
 
@@ -115,16 +117,9 @@ def test_a_better_policy_opens_the_gate_and_a_stricter_margin_closes_it(built: B
     assert found.verdict.passed, found.verdict.reason
     (one,) = found.verdict.campaigns
     assert (one.campaign, one.margin, one.decisions) == (BRIEF, 0.0, found.decisions)
-    assert found.improvement is not None
-    assert found.value is not None
-    assert found.live_value is not None
     assert found.value - found.live_value == pytest.approx(found.improvement.value)
     # A sale of 2,750 on average earns 0.3 of it, 0.4 more of the contacts buy, and 0.6 more are contacted.
-    # The engine's draws are not seeded, so that a 95 % interval would fail once in twenty times.
-    half = found.improvement.high - found.improvement.value
-    assert abs(found.improvement.value - 0.6 * 0.4 * 0.3 * 2_750) < 2 * half
-    assert found.spend is not None
-    assert found.live_spend is not None
+    assert found.improvement.low < 0.6 * 0.4 * 0.3 * 2_750 < found.improvement.high
     assert found.spend > found.live_spend
     assert "pacing will raise its price" in found.notes[-1]
     for gate in ({"margin": 10_000.0}, {"margins": {BRIEF: 10_000.0}}):
@@ -138,7 +133,6 @@ def test_a_worse_policy_is_kept_out(built: Built, ledger: Ledger) -> None:
     launch(ledger, generous(built), 0.0)
     found = desk(built, ledger).evaluate(miserly(built))
     assert not found.verdict.passed
-    assert found.improvement is not None
     assert found.improvement.high < 0
     with pytest.raises(ValueError, match="is live already"):
         desk(built, ledger).promote(generous(built), "mei")

@@ -11,19 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qiance.allocate import allocate
-from qiance.artifacts.manifest import write_artifact
 from qiance.artifacts.pacing import write_rule
 from qiance.cli.loop.world import World
 from qiance.cli.stages import Stage
 from qiance.decide.pacing import EvenPace
-from qiance.decide.plan import KIND, PLAN_FILE, Plan
+from qiance.decide.plan import Plan
 from qiance.decide.predictor import FramePredictor, GridPredictor
 from qiance.decide.rule import policy_probabilities
 from qiance.domain import Action, Money
 from qiance.evaluate.gate import Verdict, judge
 from qiance.evaluate.ope import BanditLog, Estimate, estimate
-from qiance.features.columns import EFFECT_SCHEMA
-from qiance.launch import GateSetup
+from qiance.launch import GateSetup, write_plan
 from qiance.ledger import NO_VERSION
 from qiance.market.market import ActionTable
 from qiance.market.simulate import MarketLog
@@ -92,23 +90,14 @@ def optimise(
     plan = Plan(
         budget_id, price, settings.serve.epsilon, world.now, settings.market.live_days, pacing, model.version
     )
-    artifact = write_artifact(
-        workspace.artifacts,
-        KIND,
-        {PLAN_FILE: plan.save},
-        metrics={"predicted": predicted.value, "shadow_price": price},
-        parents=(model.version, pacing),
-        feature_service=EFFECT_SCHEMA.service,
-        schema_hash=EFFECT_SCHEMA.hash,
-        data_fingerprint=budget_id,
-    )
-    verdict = judging.verdict(budget_id, artifact.version, live, settings)
+    version = write_plan(workspace, plan, {"predicted": predicted.value})
+    verdict = judging.verdict(budget_id, version, live, settings)
     stage.note(
         f"shadow price {price:.3f}; predicted {predicted.value:.1f} minor units a decision "
         f"[{predicted.low:.1f}, {predicted.high:.1f}] by {predicted.estimator}; gate: {verdict.reason}"
     )
     free_cost = float(np.asarray(free.cost).sum()) / share
-    return Optimised(plan, artifact.version, predicted, verdict, rl, free_cost)
+    return Optimised(plan, version, predicted, verdict, rl, free_cost)
 
 
 def frame_predictor(model: Any, world: World) -> FramePredictor:
