@@ -7,6 +7,8 @@ UV := $(BIN)/uv
 FIND_LINKS := $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null || $(PYTHON) -m pip config get :env:.find-links 2>/dev/null)
 UV_LINKS := $(foreach dir,$(FIND_LINKS),--find-links $(dir))
 STAMP := $(VENV)/.qiance-setup
+# Two files at a time, in the order of the folders; tests of one file share what they have set up.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 export PYTHONUNBUFFERED := 1
 
 .PHONY: help setup run up test test-all check format benchmarks clean
@@ -50,10 +52,10 @@ format: setup ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 
 test: check ## Checks and the quick tests (under 20 minutes on 2 cores)
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 test-all: check ## Checks and every test, the slow ones too
-	$(BIN)/pytest -m ""
+	$(BIN)/pytest $(PARALLEL) -m ""
 
 bench-%: setup ## Run one benchmark in full: make bench-NAME (or on subsets: ARGS=--quick)
 	$(BIN)/python -m benchmarks.$* $(ARGS)
