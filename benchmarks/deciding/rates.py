@@ -81,7 +81,8 @@ class Found:
 class Overload:
     """Twice the rate, then the rate again.
 
-    recovery_s: seconds after the overload until every later half second was clean; None if that was never.
+    recovery_s: seconds after the overload from which on the run was as clean as one that counts; None if that
+    was never.
     """
 
     during: Tally

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from benchmarks.deciding.wire import Request
 
 SLICE_S = 0.5
+LEAST_REST = 0.25  # of a phase
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,9 @@ class Tally:
     """One phase. Latencies count from when a request was due, in milliseconds; None where there is none.
 
     accepted: answered with a decision, nothing degraded; refused: 429 or 503 with Retry-After; errors: all
-    else, by reason. lag_p99_ms: how late requests were sent. slices: per `SLICE_S` of due time its end in
-    seconds from the phase's start, whether every request was accepted, and the 99th percentile's latency.
+    else, by reason. lag_p99_ms: how late requests were sent. rests: every `SLICE_S`, of the requests that
+    were due from so many seconds after the phase's start on: whether all were accepted, and their 99th
+    percentile.
     """
 
     rate: float
@@ -32,7 +34,7 @@ class Tally:
     max_ms: float | None
     refusal_p99_ms: float | None
     lag_p99_ms: float | None
-    slices: Sequence[tuple[float, bool, float]]
+    rests: Sequence[tuple[float, bool, float]]
 
     @property
     def failed(self) -> int:
@@ -48,11 +50,11 @@ class Tally:
         return bool(self.accepted == self.sent and self.p99_ms is not None and self.p99_ms <= limit_ms)
 
     def settled_after(self, limit_ms: float) -> float | None:
-        """Seconds from the phase's start until every later slice is clean; None if the last one is not."""
-        bad = [end for end, whole, p99 in self.slices if not whole or p99 > limit_ms]
-        if bad and bad[-1] == self.slices[-1][0]:
-            return None
-        return bad[-1] if bad else 0.0
+        """Seconds from the phase's start after which its rest is `clean`; None if that is so for no rest that
+        is at least `LEAST_REST` of the phase."""
+        settled = (after for after, whole, p99 in self.rests if whole and p99 <= limit_ms)
+        after = next(settled, math.inf)
+        return after if after <= (1.0 - LEAST_REST) * self.seconds else None
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
@@ -87,22 +89,20 @@ def _one(requests: Sequence[Request], rate: float, seconds: float, start: float)
         max_ms=max(accepted, default=None),
         refusal_p99_ms=percentile(refused, 0.99),
         lag_p99_ms=percentile([1e3 * (r.sent - r.due) for r in requests if r.sent], 0.99),
-        slices=_slices(requests, start),
+        rests=_rests(requests, start),
     )
 
 
-def _slices(requests: Sequence[Request], start: float) -> list[tuple[float, bool, float]]:
+def _rests(requests: Sequence[Request], start: float) -> list[tuple[float, bool, float]]:
     groups: dict[int, list[Request]] = {}
     for request in requests:
         groups.setdefault(int((request.due - start) / SLICE_S), []).append(request)
-    return [
-        (
-            (number + 1) * SLICE_S,
-            all(r.status == 200 and not r.problem for r in group),
-            percentile([_ms(r) for r in group], 0.99) or 0.0,
-        )
-        for number, group in sorted(groups.items())
-    ]
+    found, rest = [], list[Request]()
+    for number, group in sorted(groups.items(), reverse=True):
+        rest += group
+        whole = all(r.status == 200 and not r.problem for r in rest)
+        found.append((number * SLICE_S, whole, percentile([_ms(r) for r in rest], 0.99) or 0.0))
+    return found[::-1]
 
 
 def _ms(request: Request) -> float:

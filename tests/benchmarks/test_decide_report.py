@@ -60,7 +60,7 @@ def phase(rate: float, **changes: Any) -> Tally:
     given: dict[str, Any] = {
         "rate": rate, "seconds": 10.0, "sent": sent, "accepted": sent, "refused": 0, "errors": {},
         "p50_ms": 4.0, "p99_ms": 30.0, "max_ms": 44.0, "refusal_p99_ms": None, "lag_p99_ms": 0.2,
-        "slices": [(0.5, True, 30.0)],
+        "rests": [(0.0, True, 30.0)],
     }  # fmt: skip
     return Tally(**{**given, **changes})
 
