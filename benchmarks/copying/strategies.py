@@ -22,6 +22,7 @@ from qiance.guard import Guard
 from qiance.ledger import Ledger
 from qiance.market import CONTACT_COST
 from qiance.settings import Settings, load_settings
+from qiance.strategy.content import TextEngine
 from qiance.strategy.propose import propose
 from qiance.strategy.propose_words import offer_words
 from qiance.strategy.slots import bind, facts_for
@@ -82,11 +83,10 @@ class Shop:
             n=N,
         )
 
-    def strategies(self, model: str, cache_dir: Path) -> list[Strategy]:
-        """Those of the brief, with the words of `model`."""
-        engine = TransformersEngine.load(model, cache_dir, threads=os.cpu_count() or 1)
-        llm = LlmArgs(model=model, cache_dir=cache_dir, max_seconds=MAX_SECONDS)
-        writer = Writer(engine, llm, SEED, lambda _share, text: log(f"  {model}: {text}"), self.guard)
+    def strategies(self, engine: TextEngine | None) -> list[Strategy]:
+        """Those of the brief, with the words of `engine`, or of templates."""
+        llm = LlmArgs(max_seconds=MAX_SECONDS)
+        writer = Writer(engine, llm, SEED, lambda _share, text: log(f"  {text}"), self.guard)
         snapshot = self.snapshot
         return propose(
             self.brief(),
@@ -170,7 +170,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "strategies.md")
     args = parser.parse_args(argv)
     shop = Shop.open(args.run)
-    by_model = {model: shop.strategies(model, args.cache_dir) for model in args.models}
+    by_model = {}
+    for model in args.models:
+        log(model)
+        engine = TransformersEngine.load(model, args.cache_dir, threads=os.cpu_count() or 1)
+        by_model[model] = shop.strategies(engine)
     args.out.write_text(page(shop, by_model) + "\n", encoding="utf-8")
     log(f"{args.out}")
 
