@@ -35,7 +35,7 @@ MESSAGE_BYTES = (
 # What both ways have in common: a proxy that died is found within some seconds, not half a minute; the
 # controller looks at everything twice a second, not ten times, which took 6 % of a core from decisions; and
 # metrics are reported every three seconds, not ten: Ray's agent replays every observation of a histogram, and
-# what came together in ten seconds took a core for 0.15 s, which was the 99th percentile's latency.
+# with what came together in ten seconds it kept a core from decisions for longer than their limit.
 COMMON = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
