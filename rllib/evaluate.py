@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from qiance.decide.pacing import LIMIT, Constant, EvenPace, PacingPolicy
 from qiance.domain import Interval
+from qiance.evaluate import ab
 from rllib.env import PacingEnv
 
 Floats = NDArray[np.float64]
@@ -54,11 +54,7 @@ def choose(returns: dict[str, Floats]) -> str:
 
 def mean_interval(x: Floats) -> Interval:
     """Mean of `[n]` with its 90 % Student-t interval; n ≥ 2."""
-    if x.size < 2:
-        raise ValueError(f"x: has {x.size} values; an interval needs at least 2")
-    mean, error = float(x.mean()), float(x.std(ddof=1)) / np.sqrt(x.size)
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, x.size - 1)) * error
-    return Interval(mean, float(mean - half), float(mean + half))
+    return ab.mean_interval(x, CONFIDENCE)
 
 
 def _episode(env: PacingEnv, policy: PacingPolicy, seed: int) -> float:

@@ -10,15 +10,15 @@ from outcomes as they come, `lin_ts_half` has half the width, `epsilon_greedy_10
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from benchmarks.harness import Args, emit, log, parse
-from qiance.bandits import Bandit, Learn
+from qiance.bandits import Learn
 from qiance.bandits.contest import Agent, Contender, Result, bandit_of, compare, contenders, interval_of
-from qiance.bandits.play import Player, Schedule
+from qiance.bandits.play import Schedule
 from qiance.bandits.shop import Shop, made_up_shop
 from training.bandit.fit import FitSettings, fit_network
 
@@ -32,13 +32,7 @@ def variants(shop: Shop, schedule: Schedule) -> dict[str, Contender]:
     """One setting changed at a time."""
 
     def changed(agent: Agent, **settings: Any) -> Contender:
-        def make() -> Player:
-            usual = bandit_of(agent, shop, schedule.window, EPSILON)
-            told = replace(usual.settings, **settings)
-            moments = {"centre": usual.centre, "scale": usual.scale}
-            return Bandit(usual.features, usual.arms, told, cost=usual.cost, **moments)
-
-        return Contender(make)
+        return Contender(lambda: bandit_of(agent, shop, schedule.window, EPSILON, **settings))
 
     return {
         "lin-ts-at-once": changed(Agent.LIN_TS, learn=Learn.OUTCOME),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qiance.artifacts.json_file import write_json
 from qiance.artifacts.manifest import Artifact, ArtifactError, load_manifest, write_artifact
 from qiance.bandits.agent import Bandit, BanditSettings
 from qiance.bandits.choice import Rule
@@ -39,11 +40,10 @@ def write_bandit(
     Ids and contexts of the decisions that are pending are in it, and of all that a network is refitted on.
     """
     told = {"features": bandit.features, "arms": bandit.arms, "settings": asdict(bandit.settings)}
-    text = json.dumps(told, sort_keys=True, ensure_ascii=False)
     return write_artifact(
         root,
         KIND,
-        {INFO: lambda path: _write_text(path, text), STATE: lambda path: _write_arrays(path, _state(bandit))},
+        {INFO: lambda path: write_json(path, told), STATE: lambda path: _write_arrays(path, _state(bandit))},
         metrics=metrics,
         parents=parents,
         feature_service=SERVICE,
@@ -126,10 +126,6 @@ def _bandit(told: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Band
     bandit.pending.restore(part("pending."))
     bandit.log = Settled(**part("log."))
     return bandit
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:

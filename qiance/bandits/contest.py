@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from qiance.bandits.agent import Bandit, BanditSettings, Fit
 from qiance.bandits.choice import Rule
@@ -15,6 +15,7 @@ from qiance.bandits.play import Player, Rows, Schedule, Tell, play
 from qiance.bandits.posterior import Prior
 from qiance.bandits.shop import Shop
 from qiance.domain import Interval
+from qiance.evaluate.ab import mean_interval
 from qiance.evaluate.arrays import FloatArray
 
 CONFIDENCE = 0.9
@@ -70,8 +71,8 @@ class Result:
         return cls(*(1_000 * np.array(found) for found in (value, regret, late)))
 
 
-def bandit_of(agent: Agent, shop: Shop, window: float, epsilon: float) -> Bandit:
-    """A bandit of the shop that has learned nothing yet."""
+def bandit_of(agent: Agent, shop: Shop, window: float, epsilon: float, **changes: Any) -> Bandit:
+    """A bandit of the shop that has learned nothing yet. changes: of its settings."""
     centre, scale = shop.moments
     settings = BanditSettings(
         rule=RULES[agent],
@@ -80,7 +81,7 @@ def bandit_of(agent: Agent, shop: Shop, window: float, epsilon: float) -> Bandit
         window=window,
         keep=agent is Agent.NEURAL_LINEAR,
     )
-    cost = shop.table.contact_cost
+    settings, cost = replace(settings, **changes), shop.table.contact_cost
     return Bandit(shop.features, shop.arms, settings, cost=cost, centre=centre, scale=scale)
 
 
@@ -135,8 +136,6 @@ def compare(
 
 def interval_of(values: FloatArray) -> Interval:
     """Mean of `[n]` with its 90 % Student-t interval; the mean alone where there is only one."""
-    mean = float(values.mean())
     if values.size < 2:
-        return Interval(mean, mean, mean)
-    half = stats.t.ppf(0.5 + CONFIDENCE / 2, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size)
-    return Interval(mean, mean - float(half), mean + float(half))
+        return Interval(*(float(values.mean()),) * 3)
+    return mean_interval(values, CONFIDENCE)

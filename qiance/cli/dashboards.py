@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from qiance.cli.options import ConfigOption
 from qiance.observe import GrafanaError, dashboard_json, decisions_dashboard, push_dashboard
 from qiance.settings import load_settings
 
@@ -42,7 +43,7 @@ def push(
             "other users of the machine can read command lines.",
         ),
     ] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="Settings file (YAML).")] = None,
+    config: ConfigOption = None,
     folder: Annotated[str | None, typer.Option(help="Title of a folder; made if missing.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; call nobody.")] = False,
 ) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qiance.cli.options import ConfigOption
 from qiance.settings import DEFAULT_WORKSPACE, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -33,10 +34,7 @@ def refresh(
         Path,
         typer.Option("--workspace", "-w", help="Folder of the run that is meant; the latest unless given."),
     ] = DEFAULT_WORKSPACE,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", "-c", help="YAML settings; QIANCE__SECTION__KEY overrides them."),
-    ] = None,
+    config: ConfigOption = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Bring all views online anew, as after the online store was lost.")
     ] = False,
@@ -110,10 +108,7 @@ def build(
             help="Run whose ledger says who was erased; default: that of ledger.url, else the latest run.",
         ),
     ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", "-c", help="YAML settings; QIANCE__SECTION__KEY overrides them."),
-    ] = None,
+    config: ConfigOption = None,
     keep: Annotated[
         bool,
         typer.Option(

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from qiance.cli.options import ConfigOption
 from qiance.ledger import Ledger, LedgerUnavailableError, Scope
 from qiance.settings import DEFAULT_WORKSPACE, load_settings
 
@@ -20,9 +21,6 @@ app = typer.Typer(
     help="Make, list and revoke API keys. Without any key the API answers on loopback only.",
 )
 
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="YAML settings; QIANCE__SECTION__KEY overrides them.")
-]
 WorkspaceOption = Annotated[
     Path, typer.Option("--workspace", "-w", help="Folder of the ledger and its secrets, unless set.")
 ]

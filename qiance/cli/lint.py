@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from qiance.cli.options import ConfigOption
 from qiance.cli.words import guard_of
 from qiance.domain import Channel, Creative
 from qiance.guard import Finding, Guard, Linted, Subject, Verdict
@@ -36,7 +37,7 @@ def lint(
     channel: Annotated[Channel, typer.Option(help="Where the texts go.")] = Channel.EMAIL,
     language: Annotated[str | None, typer.Option(help="en or zh; default: as each text is written.")] = None,
     rules: Annotated[Path | None, typer.Option(help="The shop's own rules; default: guard.rules.")] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="Settings file (YAML).")] = None,
+    config: ConfigOption = None,
     fix: Annotated[bool, typer.Option("--fix", help="Also propose words that pass.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a text.")] = False,
     list_rules: Annotated[bool, typer.Option("--rules-table", help="List the rules, and end.")] = False,

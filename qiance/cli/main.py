@@ -33,6 +33,7 @@ from qiance.cli import (
     tune,
     users,
 )
+from qiance.cli.options import ConfigOption
 from qiance.settings import DEFAULT_WORKSPACE, Settings, SettingsError, load_settings
 
 app = typer.Typer(
@@ -61,12 +62,6 @@ app.command("predict")(predict.predict)
 app.command("recommend")(recommend.recommend)
 app.command("tune")(tune.tune)
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", "-c", help="Settings file (YAML); QIANCE__SECTION__KEY overrides single values."
-    ),
-]
 RunsOption = Annotated[Path, typer.Option(help="Folder that runs are kept in.")]
 console = Console()
 

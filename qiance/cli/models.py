@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from qiance.cli.contest import SERVED, Contest, contest, crown, note
+from qiance.cli.options import ConfigOption
 from qiance.cli.place import Place, open_place
 from qiance.settings import DEFAULT_WORKSPACE
 from qiance.workspace import Workspace
@@ -25,7 +26,6 @@ app = typer.Typer(
 )
 console = Console()
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="Settings file (YAML).")]
 WorkspaceOption = Annotated[
     Path, typer.Option("--workspace", "-w", help="Folder of the run whose registry is meant.")
 ]

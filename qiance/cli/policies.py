@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from qiance.cli.options import ConfigOption
 from qiance.cli.place import Place, open_place
 from qiance.cli.policy_words import evaluation_table, plain_evaluation, shadow_table
 from qiance.cli.stages import Stages
@@ -30,7 +31,6 @@ app = typer.Typer(
 )
 console = Console()
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="Settings file (YAML).")]
 WorkspaceOption = Annotated[
     Path, typer.Option("--workspace", "-w", help="Folder of the run whose policies are meant.")
 ]

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from qiance.cli.options import ConfigOption
 from qiance.cli.words import catalogue_of, guard_of
 from qiance.domain import Money, Strategy, StrategyState
 from qiance.guard.gate import move_strategy
@@ -22,7 +23,6 @@ from qiance.settings import DEFAULT_WORKSPACE, load_settings
 app = typer.Typer(help="See, approve, start, pause and end proposed strategies.", no_args_is_help=True)
 console = Console()
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="Settings file (YAML).")]
 WorkspaceOption = Annotated[
     Path, typer.Option("--workspace", "-w", help="Folder of the run whose ledger is meant.")
 ]

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from qiance.cli.options import ConfigOption
 from qiance.cli.recommend import train as recommend
 from qiance.cli.train_bandit import bandit
 from qiance.cli.train_copy import copy
@@ -36,12 +37,7 @@ app.command("planning")(planning)
 def train(
     context: typer.Context,
     workspace: Annotated[Path | None, typer.Option("--workspace", "-w", help="Folder to train into.")] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", "-c", help="Settings file (YAML); QIANCE__SECTION__KEY overrides single values."
-        ),
-    ] = None,
+    config: ConfigOption = None,
     path: Annotated[Path | None, typer.Option(help="Your copy of the default data.")] = None,
 ) -> None:
     """Read the logs, build features and train the effect model, without serving anything.

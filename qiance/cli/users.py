@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from qiance.cli.options import ConfigOption
 from qiance.domain import Purpose
 from qiance.ledger import Ledger, LedgerUnavailableError
 from qiance.privacy import Eraser, ErasureReport, WorkspaceBusyError, online_eraser
@@ -26,9 +27,6 @@ erasures = typer.Typer(no_args_is_help=True, help="See, finish, export and repla
 app.add_typer(erasures, name="erasures")
 console = Console()
 
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="YAML settings; QIANCE__SECTION__KEY overrides them.")
-]
 WorkspaceOption = Annotated[
     Path, typer.Option("--workspace", "-w", help="Folder of the run that is meant; the latest unless given.")
 ]

@@ -113,7 +113,7 @@ QWEN = Carried(
     dtype="bfloat16",
     languages=frozenset({"en", "zh"}),
     takes_segment=True,
-    about="some minutes and 11 GB of memory, 3.1 GB",
+    about="some minutes and 11 GB of memory, 3.6 GB",
 )
 
 

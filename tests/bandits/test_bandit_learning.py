@@ -100,17 +100,17 @@ def test_order_batches_and_repeats_change_nothing(
     shuffled = bandit(learn, half_life)
     late = data.draw(st.lists(st.integers(0, int(WINDOW)), min_size=n, max_size=n))
     comes = day + np.array(late)
-    for now in range(DAYS + 2 * int(WINDOW) + 1):
+    for today in range(DAYS + 2 * int(WINDOW) + 1):
         # Deliveries of the day, some of them again, in any order and in two batches; then the windows close.
-        due = np.flatnonzero(bought & ((comes == now) | (comes == now - 1)))
+        due = np.flatnonzero(bought & ((comes == today) | (comes == today - 1)))
         order = np.array(data.draw(st.permutations(due.tolist())), dtype=int)
         cut = data.draw(st.integers(0, due.size))
-        today = np.flatnonzero(day == now)[::-1]
-        for again in (today, today[: today.size // 2]):
+        decided = np.flatnonzero(day == today)[::-1]
+        for again in (decided, decided[: decided.size // 2]):
             shuffled.decided(ids[again], x[again], action[again], day[again])
         for part in (order[:cut], order[cut:], order[:1]):
             shuffled.outcomes(ids[part], reward[part])
-        shuffled.close(now)
+        shuffled.close(today)
     assert len(shuffled.pending) == 0
     same(shuffled.posterior, at_once)
 

@@ -244,7 +244,7 @@ def test_the_command_plays_shows_and_keeps(tmp_path: Path) -> None:
     assert "Kept: neural-linear" in text
     (folder,) = tmp_path.glob(f"{KIND}-*")
     assert load_manifest(folder).metrics.keys() == {"value", "regret", "late"}
-    assert load_bandit(folder).network is not None
+    assert load_bandit(folder).network.width == FitSettings().hidden[-1]
     log = pq.read_table(tmp_path / "decisions.parquet")
     assert log.num_rows == 9 * 60
     data, mapping = tmp_path / "decisions.parquet", tmp_path / "decisions.map.yaml"

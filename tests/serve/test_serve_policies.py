@@ -156,7 +156,6 @@ def test_the_live_policy_in_thought_is_the_one_that_logged(built: Built, ledger:
     for page in ledger.decided(NOW, EVERYBODY):
         made.add(page)
     log = made.build()
-    assert log is not None
     row = np.arange(len(log.bandit))
     np.testing.assert_array_equal(log.live[row, log.bandit.action], log.bandit.propensity)
     np.testing.assert_array_equal(log.policy, log.live)
@@ -176,7 +175,6 @@ def test_another_price_and_another_model_decide_as_the_rule_would(
         made = builder(built, ledger, Policy("f" * 16, model, 0.3), live)
         made.add([row])
         log = made.build()
-        assert log is not None
         found, mask = rescorer.score([row.decision], model), row.decision.mask()[None]
         score = scores(found.value, found.cost, 0.3)
         expected = policy_probabilities(score, np.zeros_like(score), mask, 0.0, 0.4)

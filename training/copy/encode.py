@@ -26,9 +26,13 @@ class TextEncoder:
     model: str
 
     def layers(self, texts: Sequence[str], tell: Tell | None = None) -> NDArray[np.float32]:
-        """`[n, (L+1)·width]`: the mean token state after the embedding and after each layer."""
+        """`[n, (L+1)·width]`: the mean token state after the embedding and after each layer.
+
+        ValueError where there is no text that can be read.
+        """
         found = self.encoder.encode(list(texts), tell, layers=True).layers
-        assert found is not None
+        if found is None:
+            raise ValueError(f"texts: none of {len(texts)} can be read; pass at least one that is not empty")
         return found
 
 
