@@ -66,7 +66,9 @@ class Carried:
         """ModelUnavailable if `source` is not the published file."""
         digest = sha256_of(source)
         if digest != self.sha256:
-            raise ModelUnavailable(f"{source}: SHA-256 {digest} is not the published {self.sha256}")
+            raise ModelUnavailable(
+                f"{source}: SHA-256 {digest} is not the published {self.sha256}; get it again"
+            )
 
     def convert(self, source: Path, cache_dir: Path) -> Path:
         """The folder, made from `source` if it is not there."""

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize
-from scipy.special import log_ndtr, ndtr
+from scipy.special import ndtr
+
+from qiance.bandits.choice import best_probabilities
 
 Floats = NDArray[np.float64]
 _LEAST = 1e-3
-_POINTS = 100  # of the integral over what one text may bring
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +39,11 @@ class Calibration:
     def best(self, scores: Floats) -> Floats:
         """Chance of each of n texts to have the highest true rate, `[n]`, summing to 1.
 
-        A pair's spread is that of two independent texts; ∫ φ(x) Π_{j≠i} Φ(x + gap_ij) dx by Gauss-Hermite.
+        A pair's spread is that of two independent texts.
         """
-        own = self.slope * np.sqrt(2) / self.spread * np.asarray(scores, dtype=np.float64)
-        points, weights = np.polynomial.hermite_e.hermegauss(_POINTS)
-        chances = np.empty(len(own))
-        for place, value in enumerate(own):
-            below = log_ndtr(points[:, None] + value - np.delete(own, place)[None])
-            chances[place] = weights @ np.exp(below.sum(axis=1))
-        return chances / chances.sum()
+        own = self.slope * np.asarray(scores, dtype=np.float64)[None]
+        spread = np.full(own.shape, self.spread / np.sqrt(2))
+        return best_probabilities(own, spread, np.ones(own.shape, np.bool_))[0]
 
 
 def fit_calibration(predicted: Floats, seen: Floats, variance: Floats, weight: Floats) -> Calibration:
