@@ -56,7 +56,7 @@ def test_mean_interval() -> None:
     interval = mean_interval(np.array([1.0, 2.0, 3.0]))
     # t(0.95; 2) = 2.920
     assert (interval.value, interval.high) == pytest.approx((2.0, 2.0 + 2.91999 / np.sqrt(3)), rel=1e-5)
-    with pytest.raises(ValueError, match="x: has 1 values"):
+    with pytest.raises(ValueError, match="values: has 1 independent unit"):
         mean_interval(np.ones(1))
 
 
