@@ -1,0 +1,170 @@
+"""Tables of users, and their marginals: to normal scores and back, without any single user's value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from qiance.data.errors import DataError
+from qiance.data.tabular import column_names, read_raw
+
+Floats = NDArray[np.float64]
+ID = "user_id"
+LEAST_USERS = 200
+# No value that fewer users share is given out: it is averaged with its neighbours, or a rare category.
+TOGETHER = 10
+RARE = "(rare)"
+
+
+def read_users(path: Path) -> pd.DataFrame:
+    """CSV, JSON lines or Parquet, a row per user; `user_id`, where it is there, is left out.
+
+    DataError for too few users, no column, or a column that is neither numbers nor text.
+    """
+    if not path.is_file():
+        raise DataError(path, "does not exist", "pass the path of your user table with --data")
+    names = [name for name in column_names(path) if name != ID]
+    if not names:
+        raise DataError(path, f"has no column but {ID!r}", "add the features of the users")
+    raw = read_raw(path, names)
+    if raw.faults.num_rows:
+        row = raw.faults.slice(0, 1).to_pylist()[0]["row"]
+        raise DataError(path, f"row {row} cannot be read", "correct the row")
+    frame = pd.DataFrame({name: _column(raw.table[name].to_pandas(), name, path) for name in names})
+    if len(frame) < LEAST_USERS:
+        raise DataError(
+            path, f"has {len(frame)} users", f"give at least {LEAST_USERS}: of fewer, leakage cannot be told"
+        )
+    return frame
+
+
+def _column(values: pd.Series, name: str, path: Path) -> pd.Series:
+    """Numbers as float64 with NaN, else text with None; text that is all numbers is numbers."""
+    numbers = pd.to_numeric(values, errors="coerce")
+    text = values.map(lambda value: None if value is None or value != value else str(value).strip())
+    text = text.where(text != "", None)
+    if text.isna().all():
+        raise DataError(path, f"{name}: is empty in every row", "leave the column out")
+    if not (numbers.isna() & text.notna()).any():
+        if np.isinf(numbers).any():
+            raise DataError(path, f"{name}: has an infinite value", "correct it, or leave it empty")
+        return numbers.astype(np.float64)
+    if text.nunique() > max(50, len(text) // 20):
+        raise DataError(
+            path, f"{name}: has {text.nunique()} different texts", "leave out names, ids and free text"
+        )
+    return text.astype(object)
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """One column as bins in order: missing, then values ascending (categories by name).
+
+    edges: `[b+1]` of the bins in [0, 1], by share of users. value: `[b]` the mean of each bin, or codes of
+    `categories`; NaN is missing. smooth: `[b]` whether values between it and the next are given out.
+    whole: all are integers.
+    """
+
+    edges: Floats
+    value: Floats
+    smooth: NDArray[np.bool_]
+    whole: bool
+    categories: tuple[str, ...] = ()
+
+    def values(self, uniform: Floats) -> Floats | NDArray[np.object_]:
+        """`[n]` values at quantiles `uniform` `[n]` in (0, 1)."""
+        bins = np.clip(np.searchsorted(self.edges, uniform, side="right") - 1, 0, len(self.value) - 1)
+        found = self.value[bins]
+        middle = 0.5 * (self.edges[:-1] + self.edges[1:])
+        after = np.where(uniform >= middle[bins], np.minimum(bins + 1, len(middle) - 1), bins)
+        before = np.maximum(after - 1, 0)
+        between = self.smooth[before] & self.smooth[after] & (after > before)
+        span = np.where(between, middle[after] - middle[before], 1.0)
+        share = np.clip((uniform - middle[before]) / span, 0.0, 1.0)
+        found = np.where(
+            between, self.value[before] + share * (self.value[after] - self.value[before]), found
+        )
+        if self.categories:
+            names = np.array([*self.categories, None], dtype=object)
+            return names[
+                np.where(np.isnan(found), len(self.categories), np.nan_to_num(found)).astype(np.int64)
+            ]
+        return np.rint(found) if self.whole else found
+
+    def uniforms(self, column: pd.Series, rng: np.random.Generator) -> Floats:
+        """`[n]` quantiles of a column in (0, 1): ranks, those of equal values in random order."""
+        codes = self.codes(column)
+        order = np.lexsort((rng.random(len(codes)), np.where(np.isnan(codes), -np.inf, codes)))
+        rank = np.empty(len(codes))
+        rank[order] = np.arange(len(codes))
+        return np.asarray((rank + 0.5) / len(codes))
+
+    def codes(self, column: pd.Series) -> Floats:
+        """Numbers as they are, categories as codes with rare ones together."""
+        if not self.categories:
+            return column.to_numpy(dtype=np.float64)
+        index = {name: float(code) for code, name in enumerate(self.categories)}
+        other = index.get(RARE, np.nan)
+        return np.array([np.nan if value is None else index.get(value, other) for value in column])
+
+
+def fit_marginal(column: pd.Series) -> Marginal:
+    """Bins of at least `TOGETHER` users: one per value that so many share, means of neighbours between."""
+    categories = _categories(column) if column.dtype == object else ()
+    shell = Marginal(np.array([0.0, 1.0]), np.zeros(1), np.zeros(1, dtype=bool), False, categories)
+    codes = shell.codes(column)
+    known = np.sort(codes[~np.isnan(codes)])
+    counts, values, smooth = [], [], []
+    if (missing := len(codes) - len(known)) > 0:
+        counts, values, smooth = [missing], [np.nan], [False]
+    distinct, sizes = np.unique(known, return_counts=True)
+    common = (sizes >= TOGETHER) | bool(categories)
+    for run in np.split(np.arange(len(distinct)), np.flatnonzero(np.diff(common)) + 1):
+        if common[run[0]]:
+            counts += sizes[run].tolist()
+            values += distinct[run].tolist()
+            smooth += [False] * len(run)
+            continue
+        rows = np.repeat(distinct[run], sizes[run])
+        for part in np.array_split(rows, max(len(rows) // TOGETHER, 1)):
+            counts.append(len(part))
+            values.append(float(part.mean()))
+            smooth.append(True)
+    edges = np.concatenate([[0.0], np.cumsum(counts) / len(codes)])
+    whole = bool((known == np.rint(known)).all())
+    return Marginal(edges, np.array(values), np.array(smooth), whole, categories)
+
+
+def _categories(column: pd.Series) -> tuple[str, ...]:
+    counts = column.value_counts()
+    common = sorted(str(name) for name in counts.index[counts >= TOGETHER])
+    return tuple(common) + ((RARE,) if (counts < TOGETHER).any() else ())
+
+
+@dataclass(frozen=True)
+class Marginals:
+    """Those of all columns, by name."""
+
+    columns: Mapping[str, Marginal]
+
+    @classmethod
+    def fit(cls, users: pd.DataFrame) -> Marginals:
+        return cls({str(name): fit_marginal(users[name]) for name in users})
+
+    def scores(self, users: pd.DataFrame, rng: np.random.Generator) -> Floats:
+        """`[n, columns]` normal scores: Φ⁻¹ of the ranks."""
+        parts = [own.uniforms(users[name], rng) for name, own in self.columns.items()]
+        return np.asarray(stats.norm.ppf(np.stack(parts, axis=1)))
+
+    def table(self, scores: Floats) -> pd.DataFrame:
+        """Users with these marginals whose columns are ordered as those of `scores` `[n, columns]`."""
+        uniform = (stats.rankdata(scores, axis=0, method="ordinal") - 0.5) / len(scores)
+        return pd.DataFrame(
+            {name: own.values(uniform[:, k]) for k, (name, own) in enumerate(self.columns.items())}
+        )
