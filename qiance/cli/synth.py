@@ -30,7 +30,7 @@ def synth(
         typer.Option("--data", help="A row per user: CSV, JSON lines or Parquet. `user_id` is left out."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the users and the reports.")],
-    count: Annotated[int, typer.Option("-n", min=1, help="Synthetic users.")] = 1_000,
+    count: Annotated[int, typer.Option("-n", min=50, help="Synthetic users.")] = 1_000,
     method: Annotated[Method, typer.Option(help="copula: a mixture of Gaussian copulas.")] = Method.COPULA,
     target: Annotated[
         str | None, typer.Option(help="Column that a model is trained on to compare. Default: the last.")

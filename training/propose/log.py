@@ -85,8 +85,8 @@ def from_frame(frame: pd.DataFrame, source: Path | str, fingerprint: str = "") -
     goals = [goal for goal in Objective if goal.value in frame]
     names = tuple(name for name in frame if name.startswith(PREFIX))
     if not goals or not names:
-        what = "outcome (clicks, conversions, sales, margin)" if not goals else f"feature ({PREFIX}…)"
-        raise DataError(source, f"has no column with an {what}" if not goals else f"has no {what}", "add one")
+        missing = f"of a feature ({PREFIX}…)" if goals else f"of an outcome ({', '.join(Objective)})"
+        raise DataError(source, f"has no column {missing}", "add one")
     if len(frame) < LEAST:
         raise DataError(source, f"has {len(frame)} trials", f"log at least {LEAST}")
     numbers = {
@@ -134,13 +134,18 @@ def to_frame(log: StrategyLog) -> pd.DataFrame:
 
 def _vectors(frame: pd.DataFrame, numbers: Mapping[str, Floats]) -> Vectors:
     codes = {kind.value: code for code, kind in enumerate(KINDS)}
-    kind = frame["offer_kind"].astype(str).map(codes).fillna(-1).to_numpy(dtype=np.int64)
+    kind = frame["offer_kind"].astype(str).map(codes).to_numpy(dtype=np.float64)
+    if np.isnan(kind).any():
+        found = _first(frame["offer_kind"].to_numpy(), np.isnan(kind))
+        raise ValueError(f"offer_kind: {found} is not one of {', '.join(codes)}")
     shares = np.stack([numbers[name] for name in SHARES], axis=1)
     total = shares.sum(axis=1, keepdims=True)
     # Shares written with few digits do not sum to 1 exactly.
     shares = np.where(np.abs(total - 1) < 0.01, shares / np.where(total > 0, total, 1), shares)
     whole = {name: numbers[name].astype(np.int64) for name in ("threshold", "start_day", "days")}
-    return Vectors(kind, numbers["depth"], whole["threshold"], shares, whole["start_day"], whole["days"])
+    return Vectors(
+        kind.astype(np.int64), numbers["depth"], whole["threshold"], shares, whole["start_day"], whole["days"]
+    )
 
 
 def _numbers(frame: pd.DataFrame, name: str, source: Path | str) -> Floats:

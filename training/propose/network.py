@@ -13,17 +13,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Categorical, Dirichlet
 from torch.nn import functional
 
 LEAST_LOG_DEVIATION = -3.5
+# Keeps shares of 0 inside the simplex, where a Dirichlet has a density; concentrations away from 0.
+INSIDE, LEAST_CONCENTRATION = 0.01, 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class VaeConfig:
-    """condition: C; numbers: D; categories: K (0 for none); shares: S (0 for none). latent, hidden: widths.
-
-    mass: how many contacts the shares of a record count as in its likelihood.
-    """
+    """condition C, numbers D, categories K (0: none), shares S (0: none); latent, hidden: widths."""
 
     condition: int
     numbers: int
@@ -31,7 +31,6 @@ class VaeConfig:
     shares: int = 0
     latent: int = 4
     hidden: int = 64
-    mass: float = 10.0
 
 
 class Records(NamedTuple):
@@ -60,7 +59,7 @@ class ConditionalVae(nn.Module):
     """Encoder q(z | x, c) and decoder p(x | z, c), two hidden layers each.
 
     The decoder's numbers are Gaussian, with a deviation per number that does not depend on z or c; the
-    category is categorical; shares are multinomial, of `mass` contacts.
+    category is categorical; shares are Dirichlet.
     """
 
     def __init__(self, config: VaeConfig) -> None:
@@ -81,10 +80,12 @@ class ConditionalVae(nn.Module):
         return mean, log_variance.clamp(-8.0, 4.0)
 
     def decode(self, z: Tensor, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Means of the numbers `[n, D]`, logits of the category `[n, K]` and of the shares `[n, S]`."""
+        """Means of the numbers `[n, D]`, logits of the category `[n, K]`, concentrations of the
+        shares `[n, S]`."""
         c = self.config
         out = self.decoder(torch.cat([z, condition], dim=1))
-        return tuple(out.split([c.numbers, c.categories, c.shares], dim=1))
+        numbers, category, shares = out.split([c.numbers, c.categories, c.shares], dim=1)
+        return numbers, category, functional.softplus(shares) + LEAST_CONCENTRATION
 
     def loss(self, records: Records, noise: Tensor) -> Tensor:
         """−ELBO, the weighted mean over records, nats. noise: `[n, latent]` ε; zeros: at the mean."""
@@ -96,23 +97,22 @@ class ConditionalVae(nn.Module):
         if self.config.categories:
             loss = loss + functional.cross_entropy(category, records.category, reduction="none")
         if self.config.shares:
-            log_shares = functional.log_softmax(shares, dim=1)
-            loss = loss - self.config.mass * (records.shares * log_shares).sum(dim=1)
+            inside = (records.shares + INSIDE) / (1.0 + INSIDE * self.config.shares)
+            loss = loss - Dirichlet(shares, validate_args=False).log_prob(inside)
         divergence = 0.5 * (mean**2 + log_variance.exp() - 1.0 - log_variance).sum(dim=1)
         return ((loss + divergence) * records.weight).sum() / records.weight.sum()
 
     @torch.no_grad()
-    def sample(self, condition: Tensor, generator: torch.Generator) -> Drawn:
-        """One record per row of `condition`, all drawn but the shares, which are the decoder's own."""
-        n = len(condition)
-        z = torch.randn(n, self.config.latent, generator=generator)
+    def sample(self, condition: Tensor) -> Drawn:
+        """One record per row of `condition`, by torch's own random numbers."""
+        z = torch.randn(len(condition), self.config.latent)
         numbers, category, shares = self.decode(z, condition)
         deviation = self.log_deviation.clamp(min=LEAST_LOG_DEVIATION).exp()
-        numbers = numbers + deviation * torch.randn(numbers.shape, generator=generator)
-        drawn = torch.zeros(n, dtype=torch.int64)
-        if self.config.categories:
-            drawn = torch.multinomial(category.softmax(dim=1), 1, generator=generator)[:, 0]
-        return Drawn(numbers, drawn, shares.softmax(dim=1) if self.config.shares else shares)
+        return Drawn(
+            numbers + deviation * torch.randn_like(numbers),
+            Categorical(logits=category).sample() if self.config.categories else category,
+            Dirichlet(shares).sample() if self.config.shares else shares,
+        )
 
 
 def _layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -73,8 +73,8 @@ class Proposer:
         )
         with torch_left_alone():
             torch.set_num_threads(1)
-            generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-            found = self.fitted.vae.network.sample(condition, generator)
+            torch.manual_seed(int(rng.integers(2**31)))
+            found = self.fitted.vae.network.sample(condition)
         vectors = self.fitted.space.decode(
             found.category.numpy(), found.numbers.double().numpy(), found.shares.double().numpy()
         )
@@ -121,8 +121,3 @@ def _apart(positions: Floats, order: Ints, count: int) -> Ints:
         if not kept or np.linalg.norm(positions[kept] - positions[row], axis=1).min() > APART:
             kept.append(int(row))
     return np.array(kept, dtype=np.int64)
-
-
-def with_goal(request: Request, goal: Objective, budget: float) -> Request:
-    """The same segment and item for another goal and budget per member."""
-    return replace(request, brief=replace(request.brief, objective=goal), budget=budget)

@@ -18,7 +18,7 @@ from training.synth.table import Floats, Marginals
 
 Method = Literal["copula", "vae"]
 # Draws that a table is ranked among, so that a small cohort is a random one and not evenly spread.
-LEAST_DRAWN = 20_000
+RANKED_AMONG = 20_000
 COMPONENTS = (1, 2, 4, 8)
 LEAST_PER_COMPONENT = 20
 Sampler = Callable[[int, np.random.Generator], Floats]
@@ -36,7 +36,7 @@ class Generator:
         if count < 1:
             raise ValueError(f"n: {count} users are none; ask for at least 1")
         rng = np.random.default_rng(seed)
-        drawn = self.sampler(max(count, LEAST_DRAWN), rng)
+        drawn = self.sampler(max(count, RANKED_AMONG), rng)
         table = self.marginals.table(drawn)
         return table.iloc[rng.permutation(len(table))[:count]].reset_index(drop=True)
 
@@ -88,8 +88,8 @@ def _vae(scores: Floats, seed: int, tell: Tell | None) -> Sampler:
     def sample(count: int, rng: np.random.Generator) -> Floats:
         with torch_left_alone():
             torch.set_num_threads(1)
-            generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-            return network.sample(torch.zeros(count, 0), generator).numbers.double().numpy()
+            torch.manual_seed(int(rng.integers(2**31)))
+            return network.sample(torch.zeros(count, 0)).numbers.double().numpy()
 
     return sample
 

@@ -20,6 +20,7 @@ from training.synth.leakage import SHADOWS, Fit, Leakage, leakage
 from training.synth.table import LEAST_USERS
 
 USERS, REPORT, PAGE = "users.parquet", "fidelity.json", "fidelity.md"
+LEAST_DRAWN = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ def make_cohort(
     chosen, told = settings or SynthSettings(), tell or (lambda _share, _text: None)
     if len(users) < LEAST_USERS:
         raise ValueError(f"users: {len(users)} are too few to tell leakage; give at least {LEAST_USERS}")
+    if count < LEAST_DRAWN:
+        raise ValueError(f"n: {count} synthetic users are too few to judge; ask for at least {LEAST_DRAWN}")
     fitting: Fit = fit or (lambda some, seed: fit_generator(some, chosen.method, seed))
     member = np.zeros(len(users), dtype=bool)
     order = np.random.default_rng([chosen.seed, 4]).permutation(len(users))
