@@ -37,11 +37,10 @@ RANDOM_DRAWS = 4
 def measure(args: Args) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Figures, what stands beside them, protocol."""
     seeds = args.pick(smoke=2, quick=10, full=20)
-    sizes = args.pick(smoke=(4, 15, 800), quick=(16, 30, 4_000), full=(24, 40, 6_000))
-    ablated = args.mode is Mode.FULL
+    sizes = args.pick(smoke=(4, 15, 800), quick=(10, 30, 2_500), full=(24, 40, 6_000))
     runs, started = [], time.monotonic()
     for number in range(seeds):
-        runs.append(one_seed(args.seed * 1_000 + number, sizes, args, ablated))
+        runs.append(one_seed(args.seed * 1_000 + number, sizes, args))
         seen = ", ".join(f"{name} {gains[Objective.MARGIN]:.1f}" for name, gains in runs[-1].items())
         log(f"seed {number + 1} of {seeds}, {time.monotonic() - started:.0f} s; margin: {seen}")
     names = [name for name in runs[0] if name != OURS]
@@ -74,16 +73,14 @@ def against(ours: Floats, theirs: Floats) -> dict[str, float]:
     return {"ratio": ratio, "difference": found.value, "low": found.low, "high": found.high}
 
 
-def one_seed(
-    seed: int, sizes: tuple[int, int, int], args: Args, ablated: bool
-) -> dict[str, dict[Objective, float]]:
+def one_seed(seed: int, sizes: tuple[int, int, int], args: Args) -> dict[str, dict[Objective, float]]:
     """Mean gain in truth of every contender by goal."""
     segments, per_segment, users = sizes
     world = StrategyWorld(seed, segments, users)
     tried, errors = world.log(per_segment)
     vae = VaeSettings(seed=seed, epochs=args.pick(smoke=20, quick=300, full=300))
     settings = {OURS: ProposerSettings(vae)}
-    if ablated:
+    if args.mode is not Mode.SMOKE:
         settings |= {name: ProposerSettings(vae, **own) for name, own in ABLATION.items()}
     models = {name: proposer_of(tried, own) for name, own in settings.items()}
     gains: dict[str, dict[Objective, list[float]]] = {}

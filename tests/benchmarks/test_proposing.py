@@ -34,7 +34,7 @@ def test_trials_are_unbiased_of_the_truth() -> None:
 
 def test_budgets_fatigue_and_thresholds_matter() -> None:
     world = StrategyWorld(0, 2, 200)
-    vectors = random_vectors(200, np.random.default_rng(2))
+    vectors = random_vectors(3_000, np.random.default_rng(2))
     row = int(np.flatnonzero((vectors.threshold > 2_000) & (vectors.start == 0) & (vectors.days > 10))[0])
     truth = world.truth(0, vectors, row)
     assert truth.gain(Objective.CLICKS, truth.cost / 2) == pytest.approx(truth.value[Objective.CLICKS] / 2)

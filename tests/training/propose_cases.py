@@ -15,8 +15,9 @@ from training.propose.vector import CHANNELS, FORMS, Space, Vectors, rounded_sha
 SPACE = Space(deepest=0.4, highest=4_000, period=14)
 NAMES = ("segment_best_channel", "segment_deal_seeker")
 SEGMENTS = {f"{channel.value}-{deal}": (k, deal) for k, channel in enumerate(CHANNELS[:2]) for deal in (0, 1)}
-QUICK = ProposerSettings(VaeSettings(hidden=32, epochs=40, patience=40, batch=512))
+QUICK = ProposerSettings(VaeSettings(hidden=32, epochs=60, batch=128, learning_rate=5e-3))
 ITEM = Item("item", "Coffee", "coffee", "grocery", "House", 1_000, 500)
+BUDGET = 4.0
 START = datetime(2025, 3, 3, tzinfo=UTC)
 
 
@@ -37,6 +38,11 @@ def cost(vectors: Vectors) -> np.ndarray:
     return vectors.days * (0.5 + vectors.depth)
 
 
+def gain(segment: str, vectors: Vectors) -> np.ndarray:
+    """What `BUDGET` per member truly brings."""
+    return truth(segment, vectors) * np.minimum(1, BUDGET / cost(vectors))
+
+
 def planted(per_segment: int = 60, noise: float = 2.0, seed: int = 0) -> StrategyLog:
     rng = np.random.default_rng(seed)
     segment = np.repeat(list(SEGMENTS), per_segment)
@@ -44,7 +50,7 @@ def planted(per_segment: int = 60, noise: float = 2.0, seed: int = 0) -> Strateg
     mean = np.array([truth(name, vectors.take(np.array([row])))[0] for row, name in enumerate(segment)])
     users = rng.integers(20, 60, len(segment))
     margin = users * mean + np.sqrt(users) * noise * rng.standard_normal(len(segment)) * 5
-    outcomes = {Objective.MARGIN: margin, Objective.CLICKS: users * vectors.shares[:, 0]}
+    outcomes = {Objective.MARGIN: margin, Objective.CLICKS: users * vectors.days * vectors.shares[:, 0]}
     features = np.array([SEGMENTS[name] for name in segment], dtype=np.float64)
     spent = users * cost(vectors)
     return StrategyLog(segment, NAMES, features, vectors, users, spent, outcomes, "planted")
@@ -61,7 +67,7 @@ def request(segment: str, n: int = 5, **changes: object) -> Request:
         "n": n,
     }
     brief = Brief(**(fields | changes))  # type: ignore[arg-type]
-    return Request(np.array(SEGMENTS[segment], dtype=np.float64), ITEM, brief, 4.0)
+    return Request(np.array(SEGMENTS[segment], dtype=np.float64), ITEM, brief, BUDGET)
 
 
 def fitted(log: StrategyLog, settings: ProposerSettings = QUICK) -> Proposer:

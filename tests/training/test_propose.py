@@ -42,7 +42,8 @@ def proposer(log: StrategyLog) -> Proposer:
 
 
 def equal(one: Vectors, other: Vectors) -> bool:
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in one.__dataclass_fields__)
+    fields = one.__dataclass_fields__
+    return all(np.allclose(getattr(one, name), getattr(other, name), rtol=0, atol=1e-12) for name in fields)
 
 
 SPACES = st.builds(
@@ -183,27 +184,23 @@ def test_proposals_fit_the_segment_and_beat_random_and_best_of_log(
 ) -> None:
     gains: dict[str, list[float]] = {"random": [], "log": [], "vae": []}
 
-    def gain(segment: str, vectors: Vectors) -> float:
-        return float((cases.truth(segment, vectors) * np.minimum(1, 4.0 / cases.cost(vectors))).mean())
-
-    for segment, (channel, deal) in cases.SEGMENTS.items():
+    for segment, (channel, _) in cases.SEGMENTS.items():
         best = proposer.propose(cases.request(segment, n=1)).vectors
         assert best.shares[0].argmax() == channel
-        assert (best.depth[0] >= 0.2) == bool(deal)
         own = np.flatnonzero(log.segment == segment)
         seen = log.outcomes[Objective.MARGIN][own] / log.users[own]
-        seen = seen * np.minimum(1, 4.0 * log.users[own] / log.cost[own])
-        gains["vae"].append(gain(segment, best))
-        gains["log"].append(gain(segment, log.vectors.take(own[[seen.argmax()]])))
-        gains["random"].append(gain(segment, cases.random_vectors(200, 9)))
+        seen = seen * np.minimum(1, cases.BUDGET * log.users[own] / log.cost[own])
+        gains["vae"].append(cases.gain(segment, best)[0])
+        gains["log"].append(cases.gain(segment, log.vectors.take(own[[seen.argmax()]]))[0])
+        gains["random"].append(cases.gain(segment, cases.random_vectors(200, 9)).mean())
     assert np.mean(gains["vae"]) > np.mean(gains["log"]) > np.mean(gains["random"])
 
 
 def test_the_network_alone_leans_to_what_worked(proposer: Proposer) -> None:
-    for segment, (channel, _) in cases.SEGMENTS.items():
-        shares = proposer.draw(cases.request(segment)).shares.mean(axis=0)
-        assert shares.argmax() == channel
-        assert shares[channel] > 0.4
+    for segment in cases.SEGMENTS:
+        request = cases.request(segment)
+        drawn, guesses = proposer.draw(request), cases.random_vectors(512, 9)
+        assert cases.gain(segment, drawn).mean() > 1.2 * cases.gain(segment, guesses).mean()
 
 
 def test_proposals_are_admissible_different_and_best_first(proposer: Proposer) -> None:

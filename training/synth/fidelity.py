@@ -81,7 +81,7 @@ def _ranked(frame: pd.DataFrame) -> pd.DataFrame:
 def two_sample(real: pd.DataFrame, other: pd.DataFrame, seed: int) -> float:
     """AUC by cross-validation, with as many of one as of the other."""
     size = min(len(real), len(other))
-    both = pd.concat([real.iloc[:size], other.iloc[:size]], ignore_index=True)
+    both = pd.concat([side.sample(size, random_state=seed) for side in (real, other)], ignore_index=True)
     label = np.repeat([0, 1], size)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     chance = cross_val_predict(

@@ -20,6 +20,7 @@ LEAST_USERS = 200
 # No value that fewer users share is given out: it is averaged with its neighbours, or a rare category.
 TOGETHER = 10
 RARE = "(rare)"
+SWEEPS, RIDGE, MOST = 30, 1e-3, 4.0
 
 
 def read_users(path: Path) -> pd.DataFrame:
@@ -97,13 +98,12 @@ class Marginal:
             ]
         return np.rint(found) if self.whole else found
 
-    def uniforms(self, column: pd.Series, rng: np.random.Generator) -> Floats:
-        """`[n]` quantiles of a column in (0, 1): ranks, those of equal values in random order."""
-        codes = self.codes(column)
-        order = np.lexsort((rng.random(len(codes)), np.where(np.isnan(codes), -np.inf, codes)))
-        rank = np.empty(len(codes))
-        rank[order] = np.arange(len(codes))
-        return np.asarray((rank + 0.5) / len(codes))
+    def bounds(self, column: pd.Series) -> tuple[Floats, Floats]:
+        """`[n]` each: the quantiles in [0, 1] between which values equal to the user's lie."""
+        codes = np.where(np.isnan(found := self.codes(column)), -np.inf, found)
+        order = np.sort(codes)
+        below, until = (np.searchsorted(order, codes, side) for side in ("left", "right"))
+        return below / len(codes), until / len(codes)
 
     def codes(self, column: pd.Series) -> Floats:
         """Numbers as they are, categories as codes with rare ones together."""
@@ -158,9 +158,27 @@ class Marginals:
         return cls({str(name): fit_marginal(users[name]) for name in users})
 
     def scores(self, users: pd.DataFrame, rng: np.random.Generator) -> Floats:
-        """`[n, columns]` normal scores: Φ⁻¹ of the ranks."""
-        parts = [own.uniforms(users[name], rng) for name, own in self.columns.items()]
-        return np.asarray(stats.norm.ppf(np.stack(parts, axis=1)))
+        """`[n, columns]` normal scores: Φ⁻¹ of the ranks; equal values are ordered as the other columns have
+        it.
+
+        Scores of equal values are drawn, in turns, from a Gaussian given the other columns, within the bounds
+        of the value: in random order, zeros of two columns that go together would look independent. Source:
+        Hoff, Extending the rank likelihood for semiparametric copula estimation, Ann. Appl. Stat. 1 (2007),
+        265-283.
+        """
+        bounds = [own.bounds(users[name]) for name, own in self.columns.items()]
+        low, high = (np.stack(side, axis=1) for side in zip(*bounds, strict=True))
+        scores = stats.norm.ppf(low + (high - low) * _inside(rng, low.shape))
+        below, above = stats.norm.ppf(low), stats.norm.ppf(high)
+        for _ in range(SWEEPS if low.shape[1] > 1 else 0):
+            precision = np.linalg.inv(np.corrcoef(scores, rowvar=False) + RIDGE * np.eye(low.shape[1]))
+            for k in range(low.shape[1]):
+                spread = precision[k, k] ** -0.5
+                mean = scores[:, k] - scores @ precision[:, k] / precision[k, k]
+                first, last = (stats.norm.cdf((edge[:, k] - mean) / spread) for edge in (below, above))
+                drawn = stats.norm.ppf(first + (last - first) * _inside(rng, len(mean)))
+                scores[:, k] = np.clip(mean + spread * drawn, *_finite(below[:, k], above[:, k]))
+        return np.asarray(scores)
 
     def table(self, scores: Floats) -> pd.DataFrame:
         """Users with these marginals whose columns are ordered as those of `scores` `[n, columns]`."""
@@ -168,3 +186,12 @@ class Marginals:
         return pd.DataFrame(
             {name: own.values(uniform[:, k]) for k, (name, own) in enumerate(self.columns.items())}
         )
+
+
+def _inside(rng: np.random.Generator, shape: int | tuple[int, ...]) -> Floats:
+    """Uniform in (0, 1), away from both ends."""
+    return np.asarray(np.clip(rng.random(shape), 1e-6, 1 - 1e-6))
+
+
+def _finite(below: Floats, above: Floats) -> tuple[Floats, Floats]:
+    return np.maximum(below, -MOST), np.minimum(above, MOST)
