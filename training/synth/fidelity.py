@@ -81,7 +81,11 @@ def _ranked(frame: pd.DataFrame) -> pd.DataFrame:
 def two_sample(real: pd.DataFrame, other: pd.DataFrame, seed: int) -> float:
     """AUC by cross-validation, with as many of one as of the other."""
     size = min(len(real), len(other))
-    both = pd.concat([side.sample(size, random_state=seed) for side in (real, other)], ignore_index=True)
+    # Not the seed of the folds: equal seeds shuffle alike, and a fold would be a block of the table.
+    rng = np.random.default_rng([seed, 6])
+    both = pd.concat(
+        [side.iloc[rng.permutation(len(side))[:size]] for side in (real, other)], ignore_index=True
+    )
     label = np.repeat([0, 1], size)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     chance = cross_val_predict(
