@@ -34,6 +34,7 @@ class Samples(Protocol):
 
 
 Fit = Callable[[pd.DataFrame, int], Samples]
+Tell = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,12 @@ def leakage(
     fit: Fit,
     seed: int = 0,
     shadows: int = SHADOWS,
+    tell: Tell | None = None,
 ) -> Leakage:
     """Attack `released`, which was made from the users `[n]` where `member`, with all users as suspects.
 
     closest_record: by the distance to the closest synthetic user. shadow: the attacker fits the same
-    generator on random halves of the suspects, learns from those how distances differ for who was in and who
+    generator on random parts of the suspects, learns from those how distances differ for who was in and who
     was not, and sets a user's distances against the user's own when left out. Sources: Chen et al.,
     GAN-Leaks, CCS 2020; Stadler, Oprisanu & Troncoso, Synthetic Data, USENIX Security 2022; Carlini et al.,
     Membership Inference Attacks From First Principles, S&P 2022.
@@ -72,10 +74,8 @@ def leakage(
     if member.all() or not member.any():
         raise ValueError("member: needs users that were learned from, and others")
     near = nearness(users, released)
-    scores = {
-        "closest_record": near[:, 0],
-        "shadow": _shadow(users, member, near, released, fit, seed, shadows),
-    }
+    shadow = _shadow(users, member, near, len(released), fit, seed, shadows, tell)
+    scores = {"closest_record": near[:, 0], "shadow": shadow}
     attacks = {name: auc_interval(member, score) for name, score in scores.items()}
     return Leakage(attacks, int(member.sum()), int((~member).sum()))
 
@@ -109,18 +109,22 @@ def _shadow(
     users: pd.DataFrame,
     member: Bools,
     near: Floats,
-    released: pd.DataFrame,
+    count: int,
     fit: Fit,
     seed: int,
     shadows: int,
+    tell: Tell | None,
 ) -> Floats:
+    """`[n]` scores; count: synthetic users that were released, and that every shadow makes."""
     rng = np.random.default_rng([seed, 3])
     inside = np.zeros((shadows, len(users)), dtype=bool)
     found = []
     for k in range(shadows):
+        if tell:
+            tell(k / shadows, f"attacks: shadow generator {k + 1} of {shadows}")
         inside[k, rng.permutation(len(users))[: member.sum()]] = True
         made = fit(users[inside[k]].reset_index(drop=True), seed + 1 + k)
-        found.append(nearness(users, made.sample(len(released), seed + 1 + k)))
+        found.append(nearness(users, made.sample(count, seed + 1 + k)))
     seen = np.stack(found)
     rows = [_standing(seen[k], np.delete(seen, k, 0), np.delete(inside, k, 0)) for k in range(shadows)]
     attacker = LogisticRegression(max_iter=1_000).fit(np.concatenate(rows), inside.ravel())

@@ -76,8 +76,15 @@ def make_cohort(
     synthetic = fitting(learned, chosen.seed).sample(count, chosen.seed)
     told(0.15, "fidelity")
     faithful = fidelity(learned, held, synthetic, chosen.target, chosen.seed)
-    told(0.3, f"attacks, with {chosen.shadows} shadow generators")
-    leaked = leakage(users, member, synthetic, fitting, chosen.seed, chosen.shadows)
+    leaked = leakage(
+        users,
+        member,
+        synthetic,
+        fitting,
+        chosen.seed,
+        chosen.shadows,
+        lambda share, text: told(0.2 + 0.8 * share, text),
+    )
     worst = leaked.attacks[leaked.worst]
     refused = ""
     if worst.value > chosen.max_leakage:
