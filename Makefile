@@ -11,7 +11,7 @@ STAMP := $(VENV)/.qiance-setup
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup run up test test-all check format benchmarks clean
+.PHONY: help setup run up models test test-all check format benchmarks clean
 
 help: ## Show this help
 	@grep -hE '^[a-z][a-zA-Z_%-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -40,6 +40,9 @@ run: setup ## Run the whole loop on the default data; report in runs/latest/
 
 up: setup ## Serve the API at 127.0.0.1:8000 until stopped (trains first if nothing is trained)
 	$(BIN)/qiance up
+
+models: setup ## Fetch the bilingual language model into .cache (1.1 GB; set llm.model to bilingual)
+	$(BIN)/python -m serve.generator.fetch
 
 check: setup ## Format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -193,8 +193,8 @@ class _Traffic(torch.fx.Interpreter):
 def tokens_per_s(folder: Path, args: Args) -> tuple[float | None, str]:
     """Tokens a second of the embedded language model, or why there is none."""
     from qiance.strategy.prompts import Prompt
+    from serve.generator.carried import ModelUnavailable
     from serve.generator.engine import TransformersEngine
-    from serve.generator.weights import ModelUnavailable
 
     try:
         engine = TransformersEngine.load("embedded", folder / "weights")

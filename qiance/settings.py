@@ -213,7 +213,9 @@ class RlSettings(Section):
 
 class LlmSettings(Section):
     enabled: bool = Field(True, description="whether a language model writes creatives")
-    model: str = Field("embedded", min_length=1, description="embedded, a local folder, or a Hugging Face id")
+    model: str = Field(
+        "embedded", min_length=1, description="embedded, bilingual, a local folder, or a Hugging Face id"
+    )
     max_seconds: Positive = Field(120.0, description="seconds for a brief's words; templates write the rest")
     samples: Count = Field(3, description="texts tried per creative; the best is kept")
     cache_dir: Path = Field(Path(".cache"), description="folder for converted weights")

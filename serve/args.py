@@ -15,7 +15,9 @@ class LlmArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     enabled: bool = True
-    model: str = Field("embedded", description="`embedded`, a local folder, or a Hugging Face id")
+    model: str = Field(
+        "embedded", description="`embedded`, `bilingual`, a local folder, or a Hugging Face id"
+    )
     cache_dir: Path = Path(".cache")
     samples: int = Field(3, ge=1, le=8, description="Texts tried per creative; the best is kept")
     max_seconds: float = Field(120.0, gt=0, description="After that, templates write what is left")

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from qiance.cli.recommend import train as recommend
+from qiance.cli.train_bandit import bandit
 from qiance.cli.train_copy import copy
 from qiance.cli.train_customers import customers
 from qiance.cli.train_planning import planning
@@ -22,10 +23,11 @@ from qiance.data.errors import DataError
 from qiance.settings import DEFAULT_WORKSPACE
 
 app = typer.Typer(
-    help="Train the effect model of a workspace; the others learn from a log of your own, planning in an "
-    "environment.",
+    help="Train the effect model of a workspace; the others learn from a log of your own, bandit and "
+    "planning in a simulation.",
     invoke_without_command=True,
 )
+app.command("bandit")(bandit)
 app.command("copy")(copy)
 app.command("customers")(customers)
 app.command("planning")(planning)

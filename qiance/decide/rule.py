@@ -65,10 +65,10 @@ def decide(
     ValueError names the array, row, column and value that is wrong (NaN and infinity among them).
     """
     score = scores(value, cost, shadow_price)
-    mask = _with_control(admissible, score.shape)
-    drawn = _uniforms(rng, uniforms, score.shape[0])
+    mask = with_control(admissible, score.shape)
+    drawn = uniforms_of(rng, uniforms, score.shape[0])
     probabilities = _epsilon_greedy(score, mask, epsilon)
-    choice = _inverse_cdf(probabilities, drawn)
+    choice = draw(probabilities, drawn)
     propensity = probabilities[np.arange(choice.size), choice]
     return Decided(choice, probabilities, propensity, score, drawn)
 
@@ -81,7 +81,7 @@ def policy_probabilities(
     Epsilon 0 gives the greedy policy as rows of 0 and 1: what off-policy evaluation wants.
     """
     score = scores(value, cost, shadow_price)
-    return _epsilon_greedy(score, _with_control(admissible, score.shape), epsilon)
+    return _epsilon_greedy(score, with_control(admissible, score.shape), epsilon)
 
 
 def scores(value: ArrayLike, cost: ArrayLike, shadow_price: float) -> Scores:
@@ -103,18 +103,20 @@ def replay(score: ArrayLike, admissible: ArrayLike, epsilon: float, uniform: Arr
     The same bit for bit, and also when only the admissible columns were logged, as numbers among those.
     """
     logged = finite_matrix("score", score).astype(np.float32)
-    mask = _with_control(admissible, logged.shape)
-    drawn = _uniforms(None, uniform, logged.shape[0])
-    return _inverse_cdf(_epsilon_greedy(logged, mask, epsilon), drawn)
+    mask = with_control(admissible, logged.shape)
+    drawn = uniforms_of(None, uniform, logged.shape[0])
+    return draw(_epsilon_greedy(logged, mask, epsilon), drawn)
 
 
-def _with_control(admissible: ArrayLike, shape: tuple[int, ...]) -> BoolArray:
+def with_control(admissible: ArrayLike, shape: tuple[int, ...]) -> BoolArray:
+    """`admissible` as a bool array of `shape` whose column 0, control, is True; else ValueError."""
     mask = mask_matrix("admissible", admissible, shape)
     refuse_where("admissible", mask[:, :1], ~mask[:, :1], "column 0 is control, always admissible")
     return mask
 
 
-def _uniforms(rng: np.random.Generator | None, uniforms: ArrayLike | None, rows: int) -> FloatArray:
+def uniforms_of(rng: np.random.Generator | None, uniforms: ArrayLike | None, rows: int) -> FloatArray:
+    """`[rows]` numbers in [0, 1): those given, or drawn by `rng`; ValueError unless exactly one is given."""
     if uniforms is None:
         if rng is None:
             raise ValueError("uniforms: pass either rng or uniforms, got neither")
@@ -137,8 +139,8 @@ def _epsilon_greedy(score: Scores, mask: BoolArray, epsilon: float) -> FloatArra
     return probabilities
 
 
-def _inverse_cdf(probabilities: FloatArray, uniforms: FloatArray) -> IndexArray:
-    """First column whose cumulative probability exceeds the uniform.
+def draw(probabilities: FloatArray, uniforms: FloatArray) -> IndexArray:
+    """`[U]` the first column whose cumulative probability exceeds the uniform.
 
     The running sum is sequential, so inadmissible columns (exact zeros) do not change it. Where rounding
     leaves the last sum under the uniform, the last admissible action with any probability is taken.

@@ -37,15 +37,28 @@ _SEGMENTS: tuple[tuple[str, str, str, float | None], ...] = (
     ("coupon-users", "coupon_redemption_rate", ">", None),
 )
 # Words for users above and below a threshold of a feature.
+# feature → what many and what few of it make of users, by language
 _WORDS = {
-    "recency_days": ("not seen lately", "seen lately"),
-    "baskets_90d": ("frequent shoppers", "occasional shoppers"),
-    "spend_90d": ("high spenders", "low spenders"),
-    "discount_share": ("deal seekers", "full-price buyers"),
-    "avg_basket": ("big baskets", "small baskets"),
-    "coupon_redemption_rate": ("coupon users", "rarely redeem coupons"),
-    "tenure_days": ("long-standing customers", "newer customers"),
-    "categories_90d": ("broad shoppers", "buy few categories"),
+    "en": {
+        "recency_days": ("not seen lately", "seen lately"),
+        "baskets_90d": ("frequent shoppers", "occasional shoppers"),
+        "spend_90d": ("high spenders", "low spenders"),
+        "discount_share": ("deal seekers", "full-price buyers"),
+        "avg_basket": ("big baskets", "small baskets"),
+        "coupon_redemption_rate": ("coupon users", "rarely redeem coupons"),
+        "tenure_days": ("long-standing customers", "newer customers"),
+        "categories_90d": ("broad shoppers", "buy few categories"),
+    },
+    "zh": {
+        "recency_days": ("许久未光顾的顾客", "最近来过的顾客"),
+        "baskets_90d": ("常来的顾客", "偶尔光顾的顾客"),
+        "spend_90d": ("消费较多的顾客", "消费较少的顾客"),
+        "discount_share": ("喜欢优惠的顾客", "按原价购买的顾客"),
+        "avg_basket": ("一次买很多的顾客", "一次买得少的顾客"),
+        "coupon_redemption_rate": ("常用优惠券的顾客", "少用优惠券的顾客"),
+        "tenure_days": ("老顾客", "新顾客"),
+        "categories_90d": ("什么都买的顾客", "只买几类商品的顾客"),
+    },
 }
 
 
@@ -162,11 +175,11 @@ def round_threshold(value: float, column: NDArray[np.float64], tolerance: float 
     return base
 
 
-def segment_words(audience: Audience) -> tuple[str, ...]:
+def segment_words(audience: Audience, language: str = "en") -> tuple[str, ...]:
     """What the users of `audience` are like, e.g. ("not seen lately", "deal seekers"), or ("everybody",)."""
-    words = []
+    words, known = [], _WORDS.get(language, _WORDS["en"])
     for feature, symbol, value in audience.conditions:
-        high, low = _WORDS.get(feature, (f"high {feature}", f"low {feature}"))
+        high, low = known.get(feature, (f"high {feature}", f"low {feature}"))
         exact = f"{feature} {value:g}"
         words.append(exact if symbol == "==" else high if symbol.startswith(">") else low)
     return tuple(dict.fromkeys(words)) or (EVERYBODY.name,)

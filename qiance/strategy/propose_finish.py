@@ -42,7 +42,7 @@ def plan(request: Request, candidate: Candidate) -> Plan:
             offer=candidate.offer,
             channel=channel,
             language=language,
-            segment=segment_words(candidate.audience),
+            segment=segment_words(candidate.audience, language),
             objective=request.brief.objective,
         )
         for number, (channel, language) in enumerate(places[:MAX_ACTIONS])

@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from qiance.strategy.content import Generated
 from qiance.strategy.prompts import Prompt
-from serve.generator.weights import ModelUnavailable, Weights, quiet_progress, resolve
+from serve.generator.carried import ModelUnavailable, quiet_progress
+from serve.generator.weights import Weights, resolve
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What an avoided word's logit loses: near to never, yet the grammar can always go on.
@@ -63,7 +64,7 @@ class TransformersEngine:
 
     @classmethod
     def load(cls, model: str, cache_dir: Path, threads: int = 1, dtype: str = "auto") -> Self:
-        """Loads `embedded`, a local folder, or a Hugging Face id.
+        """Loads `embedded`, `bilingual`, a local folder, or a Hugging Face id.
 
         threads: torch's threads in this process, 0 leaves them. More than one pays only on idle cores or with
         OMP_WAIT_POLICY=passive set before torch is imported: otherwise waiting threads spin, and a busy

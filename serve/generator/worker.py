@@ -41,7 +41,7 @@ class Writer:
                 offer=d.offer,
                 channel=d.channel,
                 language=d.language,
-                segment=" ".join(d.segment) or "everybody",
+                segment=(" " if d.language == "en" else "、").join(d.segment) or "everybody",
                 objective=d.objective.value,
             )
             for d in drafts

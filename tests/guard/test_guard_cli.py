@@ -51,9 +51,15 @@ def test_words_go_through_their_life(tmp_path: Path) -> None:
         app, ["creatives", "approve", names["The best coffee in town."], "--by", "ann", *place]
     )
     assert "is blocked: en-superlative" in str(refused.exception)
-    shown = RUNNER.invoke(app, ["creatives", "list", "--state", "approved", *place], env={"COLUMNS": "200"})
-    assert "Coffee is ready." in shown.output
-    assert "ann" in shown.output
+    shown = RUNNER.invoke(app, ["creatives", "list", "--state", "approved", *place])
+    assert "1 creatives" in shown.output
+    (row,) = map(
+        json.loads,
+        RUNNER.invoke(
+            app, ["creatives", "list", "--state", "approved", "--json", *place]
+        ).output.splitlines(),
+    )
+    assert (row["body"], row["by"]) == ("Coffee is ready.", "ann")
 
     blocked = RUNNER.invoke(app, ["strategies", "approve", "s2", "--by", "ann", *place])
     assert "the words of 's2-a' are blocked" in str(blocked.exception)

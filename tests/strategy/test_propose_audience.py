@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,6 +21,7 @@ from qiance.strategy.audience import (
     take_users,
     uplift_audiences,
 )
+from qiance.strategy.prompts import is_plain
 
 
 def table(**columns: list[float] | np.ndarray) -> UserTable:
@@ -172,3 +175,13 @@ def test_no_rule_where_nothing_differs() -> None:
     assert uplift_audiences(users, np.ones(600)) == ()
     assert uplift_audiences(UserTable(users.user_ids, {}), uplift) == ()
     assert uplift_audiences(take_users(users, np.arange(2)), uplift[:2]) == ()
+
+
+@pytest.mark.parametrize("symbol", [">", "<"])
+@pytest.mark.parametrize("feature", ["recency_days", "spend_90d", "discount_share", "tenure_days"])
+def test_readers_are_named_in_their_language(feature: str, symbol: str) -> None:
+    audience = Audience("some", ((feature, symbol, 1.0),))
+    (english,), (chinese,) = segment_words(audience), segment_words(audience, "zh")
+    assert re.fullmatch("[a-z -]+", english)
+    assert re.fullmatch("[\u4e00-\u9fff]+", chinese)
+    assert is_plain(chinese), "or it would not be named in a prompt"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qiance.artifacts.json_file import write_json
 from qiance.artifacts.manifest import Artifact, ArtifactError, load_manifest, write_artifact
 from qiance.features.embedding_spec import EmbeddingSpec
 from training.copy.calibration import Calibration
@@ -97,8 +98,8 @@ def write_copy(
     }
     files: dict[str, Callable[[Path], None]] = {
         ARRAYS: lambda path: save_file(contiguous, path),
-        WORDS: lambda path: _write_json(path, words),
-        CARD: lambda path: _write_json(path, card),
+        WORDS: lambda path: write_json(path, words),
+        CARD: lambda path: write_json(path, card),
     }
     return write_artifact(
         root,
@@ -109,10 +110,6 @@ def write_copy(
         schema_hash=hashlib.sha256(f"{model.encoder} {NAMES}".encode()).hexdigest(),
         data_fingerprint=data_fingerprint,
     )
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8")
 
 
 def load_copy(path: Path) -> CopyModel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qiance.artifacts.json_file import write_json
 from qiance.artifacts.manifest import Artifact
 from training.copy.encode import TextEncoder
 from training.copy.fit import CopySettings, FittedCopy, Tell, fit_copy
@@ -66,8 +66,7 @@ def train_copy(
         "settings": asdict(chosen),
         "seconds": round(time.monotonic() - started, 1),
     }
-    text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
-    (out / METRICS).write_text(text + "\n", encoding="utf-8")  # last: it names what the folder holds
+    write_json(out / METRICS, metrics, indent=2)  # last: it names what the folder holds
     told(1.0, f"copy model {artifact.version} written")
     return TrainedCopy(artifact, fitted, metrics)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from qiance.artifacts import Artifact, write_artifact
 from qiance.artifacts.customers import INFO, KIND, PROCESS, CustomerInfo, trees_file, write_process
+from qiance.artifacts.json_file import write_json
 from qiance.customers.features import NAMES
 from qiance.customers.forecast import Forecast
 from qiance.customers.history import history_of
@@ -81,8 +82,7 @@ def train_customers(
     write_forecast(out / CUSTOMERS, forecast, log.currency)
     write_forecast(out / HOLDOUT, judged.forecast, log.currency, asdict(judged.outcome))
     metrics = _report(log, judged, fitted, artifact, chosen, time.monotonic() - started)
-    text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
-    (out / METRICS).write_text(text + "\n", encoding="utf-8")  # last: it names what the folder holds
+    write_json(out / METRICS, metrics, indent=2)  # last: it names what the folder holds
     told(1.0, f"customer model {artifact.version} written")
     return TrainedCustomers(artifact, judged, forecast, metrics)
 

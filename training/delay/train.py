@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from qiance.artifacts.json_file import write_json
 from qiance.data.responses import ResponseTable
 from qiance.evaluate.prediction import auc, log_loss
 from training.delay.correct import RIPE, Corrected, correct_delays, has_delays
@@ -49,8 +49,7 @@ def train_delayed(
         **options,
     )
     metrics = {**trained.metrics, "delay": {**corrected.report, "on_ripe_rows": _on_ripe(corrected, trained)}}
-    text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
-    (out / METRICS).write_text(text + "\n", encoding="utf-8")
+    write_json(out / METRICS, metrics, indent=2)
     return replace(trained, metrics=metrics)
 
 

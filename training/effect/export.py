@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 
 from qiance.artifacts import EffectInfo, export_program, load_program
 from qiance.artifacts.effect import ACTIONS, ENCODER, INFO, OTHER, PAIRS, PROGRAM, Calibration
+from qiance.artifacts.json_file import write_json
 from qiance.features.grid import GridColumns
 from qiance.features.schema import Encoder
 from training.effect.network import EffectNetwork
@@ -59,8 +58,8 @@ def effect_files(
     rows = torch.from_numpy(num), torch.from_numpy(cat)
     files: Files = {
         PROGRAM: lambda path: _export(ServedNetwork(network, curves).eval(), *rows, path),
-        ENCODER: lambda path: _write_json(path, encoder.to_dict()),
-        INFO: lambda path: _write_json(path, info.to_dict()),
+        ENCODER: lambda path: write_json(path, encoder.to_dict()),
+        INFO: lambda path: write_json(path, info.to_dict()),
     }
     return files if columns is None else files | _grid_files(network, *rows, columns, curves)
 
@@ -104,7 +103,3 @@ def _grid_files(
         ACTIONS: lambda path: export_program(first, {"num": num, "cat": cat}, path),
         PAIRS: lambda path: export_program(second, inputs, path, _DIMS),
     }
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, sort_keys=True, ensure_ascii=False), encoding="utf-8")

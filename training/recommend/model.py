@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qiance.artifacts.json_file import write_json
 from qiance.artifacts.manifest import Artifact, ArtifactError, load_manifest, write_artifact
 from training.recommend.neighbours import Neighbours
 from training.recommend.network import NetworkConfig, SequenceNetwork
@@ -86,8 +87,8 @@ def write_recommender(
     }
     files: dict[str, Callable[[Path], None]] = {
         WEIGHTS: lambda path: save_file(weights, path),
-        ITEMS: lambda path: _write_json(path, items),
-        CARD: lambda path: _write_json(path, card),
+        ITEMS: lambda path: write_json(path, items),
+        CARD: lambda path: write_json(path, card),
     }
     return write_artifact(
         root,
@@ -98,10 +99,6 @@ def write_recommender(
         schema_hash=hashlib.sha256("\n".join(recommender.items).encode()).hexdigest(),
         data_fingerprint=data_fingerprint,
     )
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(document, ensure_ascii=False, allow_nan=False), encoding="utf-8")
 
 
 def load_recommender(path: Path) -> Recommender:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from qiance.artifacts.json_file import write_json
 from qiance.artifacts.manifest import Artifact
 from training.recommend.fit import Fitted, RecommendSettings, Tell, fit_recommender
 from training.recommend.judge import by_popularity, quality, ranks
@@ -70,6 +70,5 @@ def train_recommender(
         "seconds": round(fitted.seconds, 1),
         "settings": asdict(chosen),
     }
-    text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
-    (out / METRICS).write_text(text + "\n", encoding="utf-8")  # last: it names what the folder holds
+    write_json(out / METRICS, metrics, indent=2)  # last: it names what the folder holds
     return TrainedRecommender(artifact, fitted, metrics)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ import torch
 
 from qiance.artifacts import Artifact, export_program, write_artifact
 from qiance.artifacts.explain import plain_value
+from qiance.artifacts.json_file import write_json
 from qiance.artifacts.response import (
     ENCODER,
     INFO,
@@ -99,7 +99,7 @@ def train_response(
     artifact = write_response(rows, stack, judged.metrics, out)
     explanations = _write_figures(out, rows, stack, ResponseModel.load(artifact.path), fairness, chosen.seed)
     metrics = _report(rows, stack, judged, chosen, folds, artifact, time.monotonic() - started)
-    _write_json(out / METRICS, metrics)  # last: it names what the folder holds
+    write_json(out / METRICS, metrics, indent=2)  # last: it names what the folder holds
     told(1.0, f"response model {artifact.version} written")
     return TrainedResponse(artifact, judged, metrics, explanations, fairness, stack.curves)
 
@@ -109,9 +109,9 @@ def _write_figures(
 ) -> dict[str, Any]:
     """Everything beside artifact and metrics; returns the explanations."""
     explanations = _explanations(rows, model, seed)
-    _write_json(out / EXPLANATIONS, explanations)
+    write_json(out / EXPLANATIONS, explanations, indent=2)
     _write_segments(out / SEGMENTS, rows, stack, model)
-    _write_json(out / FAIRNESS, asdict(fairness))
+    write_json(out / FAIRNESS, asdict(fairness), indent=2)
     return explanations
 
 
@@ -143,14 +143,14 @@ def write_response(rows: ResponseRows, stack: Stack, metrics: Mapping[str, float
     inputs = {"num": torch.from_numpy(num), "cat": torch.from_numpy(cat)}
     files: dict[str, Callable[[Path], None]] = {
         NETWORKS: lambda path: export_program(stack.networks, inputs, path),
-        ENCODER: lambda path: _write_json(path, scorer.encoder.to_dict()),
-        INFO: lambda path: _write_json(path, info.to_dict()),
+        ENCODER: lambda path: write_json(path, scorer.encoder.to_dict()),
+        INFO: lambda path: write_json(path, info.to_dict()),
     }
     for member, heads in enumerate(scorer.trees):
         for head, booster in enumerate(heads):
             files[trees_file(member, head)] = partial(_write_trees, booster)
     if stack.value is not None:
-        files[VALUE] = partial(_write_json, content=stack.value.to_dict())
+        files[VALUE] = partial(write_json, content=stack.value.to_dict())
         files |= {value_file(k): partial(_write_trees, one) for k, one in enumerate(stack.value.members)}
     return write_artifact(
         out,
@@ -239,13 +239,3 @@ def _purchase_value(rows: ResponseRows, stack: Stack) -> dict[str, Any]:
 def _known(figures: Mapping[str, float]) -> dict[str, float | None]:
     """What could not be worked out is null: JSON has no NaN."""
     return {name: None if math.isnan(value) else value for name, value in figures.items()}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(
-        content,
-        indent=None if path.name in (ENCODER, INFO, VALUE) else 2,
-        ensure_ascii=False,
-        allow_nan=False,
-    )
-    path.write_text(text + "\n", encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ import numpy as np
 
 from qiance.artifacts import Artifact, write_artifact
 from qiance.artifacts.explain import plain_value
+from qiance.artifacts.json_file import write_json
 from qiance.artifacts.uplift import CANDIDATES, ENCODER, INFO, KIND, UpliftInfo, learner_file
 from qiance.data.errors import DataError
 from qiance.data.responses import ResponseTable
@@ -72,7 +72,7 @@ def train_uplift(
     artifact = write_uplift(rows, fitted, prices, figures, out)
     _write_curve(out / CURVE, curve(rows, held, amounts))
     metrics = figures | _about(rows, fitted, prices, folds, chosen, artifact, time.monotonic() - started)
-    _write_json(out / METRICS, metrics, indent=2)  # last: it names what the folder holds
+    write_json(out / METRICS, metrics, indent=2)  # last: it names what the folder holds
     told(1.0, f"uplift model {artifact.version} written")
     return TrainedUplift(artifact, metrics)
 
@@ -125,12 +125,12 @@ def write_uplift(
         "halves": len(scorer.halves),
     }
     files: dict[str, Callable[[Path], None]] = {
-        ENCODER: partial(_write_json, content=scorer.encoder.to_dict()),
-        INFO: partial(_write_json, content=record),
+        ENCODER: partial(write_json, content=scorer.encoder.to_dict()),
+        INFO: partial(write_json, content=record),
     }
     for part, learners in (("members", scorer.members), ("halves", scorer.halves)):
         for number, learner in enumerate(learners):
-            files[learner_file(part, number)] = partial(_write_json, content=learner.to_dict())
+            files[learner_file(part, number)] = partial(write_json, content=learner.to_dict())
     return write_artifact(
         out,
         KIND,
@@ -182,8 +182,3 @@ def _write_curve(path: Path, lines: list[dict[str, float]]) -> None:
         writer = csv.DictWriter(stream, list(lines[0]))
         writer.writeheader()
         writer.writerows({name: f"{value:.6g}" for name, value in line.items()} for line in lines)
-
-
-def _write_json(path: Path, content: Mapping[str, Any], indent: int | None = None) -> None:
-    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Networks that the neural-linear bandit sees users through."""
