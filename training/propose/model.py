@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qiance.artifacts.json_file import write_json
 from qiance.artifacts.manifest import Artifact, ArtifactError, load_manifest, write_artifact
 from qiance.domain import Objective
 from training.propose.fit import Conditions, FittedProposer, FittedVae
@@ -57,8 +58,8 @@ def write_proposer(
     }
     files: dict[str, Callable[[Path], None]] = {
         ARRAYS: lambda path: save_file(arrays, path),
-        WORDS: lambda path: _write_json(path, words),
-        CARD: lambda path: _write_json(path, card),
+        WORDS: lambda path: write_json(path, words),
+        CARD: lambda path: write_json(path, card),
     }
     return write_artifact(
         root,
@@ -81,10 +82,6 @@ def _arrays(fitted: FittedProposer) -> dict[str, NDArray[np.generic]]:
         parts = {"weight": own.weight, "covariance": own.covariance, "centre": own.centre}
         found |= {f"{_TARGET}{name}.{part}": value for part, value in parts.items()}
     return found
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8")
 
 
 def load_proposer(path: Path) -> Proposer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from qiance.artifacts.json_file import write_json
 from qiance.artifacts.manifest import Artifact
 from training.propose.fit import ProposerSettings, Tell, fit_proposer
 from training.propose.log import StrategyLog
@@ -56,8 +56,7 @@ def train_proposer(
         "card": card,
         "seconds": round(time.monotonic() - started, 1),
     }
-    text = json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False)
-    (out / METRICS).write_text(text + "\n", encoding="utf-8")  # last: it names what the folder holds
+    write_json(out / METRICS, metrics, indent=2)  # last: it names what the folder holds
     told(1.0, f"proposer {artifact.version} written")
     return TrainedProposer(artifact, proposer, metrics)
 

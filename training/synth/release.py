@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from qiance.artifacts.json_file import write_json
 from qiance.ledger.records import Override
 from training.propose.fit import Tell
 from training.synth.fidelity import fidelity
@@ -117,8 +117,7 @@ def write_cohort(cohort: Cohort, out: Path, override: Override | None = None) ->
     )
     written = not cohort.refused or overridden is not None
     report = {**cohort.report, "override": overridden, "written": written}
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
-    (out / REPORT).write_text(text + "\n", encoding="utf-8")
+    write_json(out / REPORT, report, indent=2)
     (out / PAGE).write_text(page(report), encoding="utf-8")
     if written:
         staged = out / f".{USERS}"
