@@ -27,8 +27,10 @@ from qiance.cli import (
     models,
     policies,
     predict,
+    propose,
     recommend,
     strategies,
+    synth,
     train,
     tune,
     users,
@@ -59,7 +61,9 @@ app.add_typer(train.app, name="train")
 app.add_typer(users.app, name="users")
 app.command("lint")(lint.lint)
 app.command("predict")(predict.predict)
+app.command("propose")(propose.propose)
 app.command("recommend")(recommend.recommend)
+app.command("synth")(synth.synth)
 app.command("tune")(tune.tune)
 
 RunsOption = Annotated[Path, typer.Option(help="Folder that runs are kept in.")]

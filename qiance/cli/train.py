@@ -18,6 +18,7 @@ from qiance.cli.train_bandit import bandit
 from qiance.cli.train_copy import copy
 from qiance.cli.train_customers import customers
 from qiance.cli.train_planning import planning
+from qiance.cli.train_proposer import proposer
 from qiance.cli.train_uplift import uplift
 from qiance.data.errors import DataError
 from qiance.settings import DEFAULT_WORKSPACE
@@ -31,6 +32,7 @@ app.command("bandit")(bandit)
 app.command("copy")(copy)
 app.command("customers")(customers)
 app.command("planning")(planning)
+app.command("proposer")(proposer)
 
 
 @app.callback()
