@@ -70,15 +70,14 @@ class StrategyWorld:
         shares = self.rng.dirichlet(np.ones(4), num_users)
         self.market = Market.build(users, shares, tuple("abcd"), Catalogue((ITEM,)), seed)
         people = self.market.population
-        traits = np.column_stack(
-            [people.sensitivity, np.log(people.basket), people.affinity[:, 0], people.taste[:, 1:]]
-        )
+        tastes = people.taste[:, [MARKET_CHANNELS.index(channel) for channel in CHANNELS]]
+        traits = np.column_stack([people.sensitivity, np.log(people.basket), people.affinity[:, 0], tastes])
         scaled = (traits - traits.mean(axis=0)) / traits.std(axis=0)
         code = KMeans(num_segments, n_init=1, random_state=seed).fit_predict(scaled)
         self.members = [np.flatnonzero(code == k) for k in range(num_segments)]
         self.fatigue = self.rng.uniform(0.0, 4.0, num_segments)
         self.stock = self.rng.uniform(0.0, 1.0, num_segments)
-        columns = [users.columns["discount_share"], people.basket, shares[:, 0], *people.taste[:, 1:].T]
+        columns = [users.columns["discount_share"], people.basket, shares[:, 0], *tastes.T]
         means = [[column[rows].mean() for column in columns] for rows in self.members]
         self.features = np.column_stack([means, self.fatigue, self.stock])
         self._tables: dict[float, ActionTable] = {}
@@ -214,6 +213,3 @@ def _action(k: int, offer: Offer) -> Action:
     return Action(
         f"{k}-{offer.depth}", "s", StrategyKind.PROMOTION, ITEM.item_id, offer, words, channel, cost
     )
-
-
-assert MARKET_CHANNELS[1:] == CHANNELS
