@@ -116,7 +116,8 @@ class ServeSettings(Section):
     max_batch: Count = Field(32, description="most decisions of one pass and one commit")
     max_waiting: Count = Field(64, description="most decisions that wait; more are refused with 503")
     target_ms: Positive = Field(
-        250.0, description="in overload a decision that should take longer than this is refused with 503"
+        250.0,
+        description="in overload as many are taken as are answered in this time; others are refused with 503",
     )
     lease_term_s: Positive = Field(
         30.0, description="seconds after which the budget that a dead replica had leased goes back"

@@ -6,26 +6,38 @@ from collections.abc import Callable, Collection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import problems
-from serve.decisions import overloaded
+from serve.decisions import DecisionService, overloaded
+from serve.haproxy import AT_ONCE_HEADER
 
 
 class Admission:
     """ASGI middleware for the `paths` of decisions.
 
-    refuses: whether a further request is refused; it is if this says so.
+    service_of: gives the service once there is one. Every answer says how many requests may be here at the
+    same time, so that HAProxy refuses what goes beyond; it keeps that for itself.
     """
 
-    def __init__(self, app: ASGIApp, refuses: Callable[[], bool], paths: Collection[str]) -> None:
-        self.app, self.refuses, self.paths = app, refuses, frozenset(paths)
+    def __init__(
+        self, app: ASGIApp, service_of: Callable[[], DecisionService], paths: Collection[str]
+    ) -> None:
+        self.app, self.service_of, self.paths = app, service_of, frozenset(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse at once, or pass the request on and cancel it when its client goes away."""
         if scope["type"] != "http" or scope["path"] not in self.paths:
             await self.app(scope, receive, send)
-        elif self.refuses():
-            await problems.response(overloaded())(scope, receive, send)
+            return
+        service = self.service_of()
+
+        async def telling(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((AT_ONCE_HEADER, b"%d" % service.at_once))
+            await send(message)
+
+        if service.refuses():
+            await problems.response(overloaded())(scope, receive, telling)
         else:
-            await _until_disconnect(self.app, scope, receive, send)
+            await _until_disconnect(self.app, scope, receive, telling)
 
 
 async def _until_disconnect(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

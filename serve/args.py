@@ -54,7 +54,7 @@ class BatchArgs(BaseModel):
     max_batch: int = Field(32, ge=1, description="Most decisions of one pass and one commit")
     max_waiting: int = Field(64, ge=1, description="Most requests that wait; more are refused with 503")
     target_ms: float = Field(
-        250.0, gt=0, description="In overload a request that should be decided later than this gets 503"
+        250.0, gt=0, description="In overload as many are taken as are answered in this time; others get 503"
     )
     workers: int = Field(
         1,

@@ -2,30 +2,20 @@
 
 A batch is taken whenever a worker is free, and holds all that waits then. Nobody waits for company, so a
 lone request is never delayed; under load the cost of a pass and of a commit is shared by many. While more
-comes than can be done, what would be answered too late is refused at once, by how long batches took lately.
+comes than can be done, what would be answered too late is refused at once (`serve.limit`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from serve.service_time import ServiceTime
+from serve.limit import InHandLimit
 
-# Answers were expected too late for so long without a break: overload. A stall (a checkpoint of a file, a
-# collection of garbage) is shorter and drains by itself, so nobody is refused for it. The idea is that of
-# "controlled delay": K. Nichols and V. Jacobson, "Controlling Queue Delay", ACM Queue 10(5), 2012.
-LATE_S = 0.15
-# While less than a quarter of a batch waits, nobody is refused before the answer would take so many times the
-# target. Most of a small batch's time is fixed, so batches that shrink further help hardly anybody, and leave
-# most of a slowed machine's capacity unused.
-LATEST = 4.0
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -60,9 +50,8 @@ class MicroBatcher(Generic[T, R]):
     """Has `work` done on batches of what was submitted; belongs to one event loop.
 
     work: answers a batch, one result per item in order. max_batch: most items of a batch. max_waiting: most
-    items that wait. target_s: in overload an item is refused when it should be answered later than this, or
-    `LATEST` times this while few wait; where nothing waits it is always taken. workers: batches under way at
-    the same time, so that one is computed while another is written to disk.
+    items that wait. target_s: longest time to an answer in overload; what would take longer is refused.
+    workers: batches under way at the same time, so that one is computed while another is written to disk.
     """
 
     def __init__(
@@ -76,10 +65,9 @@ class MicroBatcher(Generic[T, R]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._work, self._clock = work, clock
-        self._max_batch, self._max_waiting, self._target_s = max_batch, max_waiting, target_s
-        self._workers, self._service_time = workers, ServiceTime()
+        self._max_waiting, self._workers = max_waiting, workers
+        self._limit = InHandLimit(most=max_waiting, max_batch=max_batch, workers=workers, target_s=target_s)
         self._running: set[_Running] = set()
-        self._late_since, self._refused_at = math.inf, -math.inf
         self._queue: deque[_Waiting[T, R]] = deque()
 
     @property
@@ -87,37 +75,19 @@ class MicroBatcher(Generic[T, R]):
         """Requests that no worker has taken yet."""
         return len(self._queue)
 
+    @property
+    def at_once(self) -> int:
+        """How many requests may be here at the same time."""
+        return self._limit.value
+
     def refuses(self) -> bool:
-        """Whether a further item is refused; only ask to act upon it, since a refusal is remembered."""
-        now = self._clock()
-        full = len(self._queue) >= self._max_waiting
-        if full or self._is_overloaded(now):
-            self._refused_at = now
+        """Whether a further item is refused."""
+        if len(self._queue) >= self._max_waiting:
             return True
-        return False
-
-    def _is_overloaded(self, now: float) -> bool:
-        """Whether one more would be late, as others were for a while; lasts as long as items are refused."""
-        few = len(self._queue) < self._max_batch // 4
-        if not self._queue or self._expected_s() <= self._target_s * (LATEST if few else 1.0):
-            self._late_since = math.inf
-            return False
-        self._late_since = min(self._late_since, now)
-        return now - self._late_since > LATE_S or now - self._refused_at < LATE_S
-
-    def _expected_s(self) -> float:
-        """Seconds from arrival to answer of the first item of the batch that one more would join.
-
-        The newcomer makes the batch longer for those before it, so it is theirs that must be in time.
-        """
-        now, expected = self._clock(), self._service_time.expected
-        free = [max(expected(running.size) - (now - running.since), 0.0) for running in self._running]
-        heapq.heapify(free)
-        batches, company = divmod(len(self._queue), self._max_batch)
-        for _ in range(batches):
-            heapq.heapreplace(free, free[0] + expected(self._max_batch))
-        waited = now - self._queue[batches * self._max_batch].since if company else 0.0
-        return waited + free[0] + expected(company + 1)
+        now = self._clock()
+        waited_s = now - self._queue[0].since if self._queue else 0.0
+        working = sum(running.size for running in self._running)
+        return not self._limit.admits(len(self._queue), working, waited_s, now)
 
     async def submit(self, item: T, timeout_s: float) -> R:
         """The result for `item`.
@@ -142,10 +112,17 @@ class MicroBatcher(Generic[T, R]):
             if batch:
                 self._run(batch)
 
+    def _leave_late(self) -> None:
+        """In overload the one that waits longest goes first: what came after it can still be in time."""
+        while self._limit.overloaded and len(self._queue) > self._limit.batch:
+            waiting = self._queue.popleft()
+            if not waiting.future.done():
+                waiting.future.set_exception(OverloadedError(len(self._queue)))
+
     def _take(self) -> list[_Waiting[T, R]]:
         """The next batch, without those that nobody waits for any more."""
         batch: list[_Waiting[T, R]] = []
-        while self._queue and len(batch) < self._max_batch:
+        while self._queue and len(batch) < self._limit.batch:
             waiting = self._queue.popleft()
             if not waiting.future.done() and waiting.deadline > self._clock():
                 batch.append(waiting)
@@ -160,8 +137,10 @@ class MicroBatcher(Generic[T, R]):
     def _finish(
         self, running: _Running, batch: Sequence[_Waiting[T, R]], done: asyncio.Future[Sequence[R]]
     ) -> None:
+        now = self._clock()
         self._running.discard(running)
-        self._service_time.observe(running.size, self._clock() - running.since)
+        self._limit.ended(running.size, now - running.since, now - batch[0].since, now)
+        self._leave_late()
         self._dispatch()  # first, so that nobody idles while these are answered
         error = done.exception()
         for place, waiting in enumerate(batch):

@@ -35,6 +35,11 @@ class DecisionService:
         """Whether a further request is refused: known before its body is read."""
         return self._batcher.refuses()
 
+    @property
+    def at_once(self) -> int:
+        """How many requests may be here at the same time."""
+        return self._batcher.at_once
+
     async def decide(self, request: DecisionRequest) -> Written:
         """The answer to `request`; raises Problem for what the client must mend, or ask again."""
         call = self._call(request)

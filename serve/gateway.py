@@ -216,7 +216,7 @@ def build_api(gateway_of: Callable[[], Gateway], max_body_bytes: int) -> FastAPI
     )
     problems.install(app, max_body_bytes)
     # Added last, so that it comes first.
-    app.add_middleware(Admission, refuses=lambda: gateway_of().decisions.refuses(), paths=("/v1/decisions",))
+    app.add_middleware(Admission, service_of=lambda: gateway_of().decisions, paths=("/v1/decisions",))
     app.router.route_class = StrictRoute
 
     @app.exception_handler(LedgerUnavailableError)

@@ -12,8 +12,8 @@ is this file. It changes the configuration in place and becomes HAProxy; Ray see
   rule "without keys only this machine may call" would hold for everybody;
 - Ray's line of metrics is written for refusals and errors only, since a Python process reads every line;
   decisions that succeed are counted by the application;
-- more decisions at a time than two full batches a replica are refused here, where it costs nothing: a replica
-  that refuses has to read and answer each, and that time is missing for the others;
+- more decisions at a time than the replicas say that they can have are refused here, where it costs nothing:
+  a replica that refuses has to read and answer each, and that time is missing for the others;
 - Ray Serve is told to leave deadlines and hang-ups of decisions to the application, which has its own;
 - HAProxy's own errors are problem+json with Retry-After, as the application's are: not a bare 500, and not a
   404 while it has not been told of the application yet;
@@ -45,7 +45,8 @@ DECISIONS = "/v1/decisions"
 # Deadlines and hang-ups of decisions are the application's own matter: told so, Ray Serve starts no tasks of
 # its own to watch for them.
 OURS = (("x-request-disconnect-disabled", "?1"), ("x-request-timeout-seconds", "0"))
-AT_ONCE = 64  # decisions a replica may have; its own admission refuses by time, and far below this one
+AT_ONCE = 64  # decisions that a replica may have while none has said how many, in this header
+AT_ONCE_HEADER = b"x-qiance-at-once"
 PR_SET_PDEATHSIG = 1
 # Title and remedy of what HAProxy answers by itself.
 ERRORS = {
@@ -120,12 +121,16 @@ def _limit(lines: list[str]) -> None:
         return
     backend = _CHOICE.match(lines[chosen[0]])
     assert backend is not None, "it was found by the same pattern"
+    said = AT_ONCE_HEADER.decode()
     lines[chosen[0] : chosen[0]] = [
+        f"    http-response set-var(proc.at_once) res.hdr_val({said}) if {{ res.hdr({said}) -m found }}",
+        f"    http-response del-header {said}",
         "    stick-table type integer size 1 expire 1h store conn_cur",
         f"    http-request set-var(txn.replicas) nbsrv({backend[1]})",
         f"    http-request track-sc0 int(1) if {{ path {DECISIONS} }}",
         # The one that comes is counted already. Without a replica the quotient is the largest number.
-        f"    http-request deny deny_status 503 if {{ sc0_conn_cur,sub(1),div(txn.replicas) ge {AT_ONCE} }}",
+        "    http-request deny deny_status 503 if "
+        "{ sc0_conn_cur,sub(1),div(txn.replicas),sub(proc.at_once) ge 0 }",
     ]
 
 
@@ -152,6 +157,8 @@ def _hardened(section: str, line: str, listen: str | None, errors: Path) -> Iter
             yield f"{bind[1]}http-request set-header {name} {value} if {{ path {DECISIONS} }}"
     elif re.match(r"\s*bind\s", line):
         raise UnsafeConfigError(f"{line.strip()!r} in {section!r} is not understood; HAProxy is not started")
+    elif line == "global":
+        yield from (line, f"    set-var proc.at_once int({AT_ONCE})")
     elif section == "global" and _SYSLOG.match(line):
         return
     elif section == "global" and line.strip().startswith("stats socket "):

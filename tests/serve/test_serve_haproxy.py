@@ -179,16 +179,17 @@ def test_haproxy_ends_with_the_process_that_started_it(rendered: str, tmp_path: 
 
 
 class Held(socketserver.StreamRequestHandler):
-    """A replica that answers when it is let go; `working` requests are there."""
+    """A replica that answers when it is let go; `working` requests came since. It may say how many can."""
 
-    gate, working = threading.Event(), 0
+    gate, working, says = threading.Event(), 0, b""
 
     def handle(self) -> None:
         while self.rfile.readline() not in (b"\r\n", b""):
             pass
         type(self).working += 1
         self.gate.wait(30)
-        self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n"
+        self.wfile.write(head + self.says + b"\r\nok")
 
 
 class Replica(socketserver.ThreadingTCPServer):
@@ -230,9 +231,13 @@ def answers(client: httpx.Client) -> bool:
         return False
 
 
-def test_more_decisions_than_a_replica_can_have_are_refused_at_once(rendered: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("says", "most"), [(b"", haproxy.AT_ONCE), (b"X-Qiance-At-Once: 3\r\n", 3)])
+def test_more_decisions_than_a_replica_can_have_are_refused_at_once(
+    rendered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: bytes, most: int
+) -> None:
     """By HAProxy, while other requests pass; what it refuses, not what succeeds, is written for Ray."""
-    most = haproxy.AT_ONCE
+    monkeypatch.setattr(Held, "says", says)
+    monkeypatch.setattr(Held, "gate", threading.Event())
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         lines.bind(str(tmp_path / "metrics.sock"))
@@ -243,7 +248,11 @@ def test_more_decisions_than_a_replica_can_have_are_refused_at_once(rendered: st
         client = stack.enter_context(proxied(rendered, tmp_path, replica.server_address[1]))
         wait_for(lambda: answers(client))
         pool = stack.enter_context(ThreadPoolExecutor(most + 1))
-        stack.callback(Held.gate.set)
+        stack.callback(lambda: Held.gate.set())
+        Held.gate.set()
+        assert "x-qiance-at-once" not in client.post("/v1/decisions").headers, "it is for HAProxy alone"
+        Held.gate.clear()
+        monkeypatch.setattr(Held, "working", 0)
         held = [
             pool.submit(httpx.post, client.base_url.join("/v1/decisions"), timeout=40) for _ in range(most)
         ]

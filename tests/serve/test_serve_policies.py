@@ -119,7 +119,9 @@ def test_a_better_policy_opens_the_gate_and_a_stricter_margin_closes_it(built: B
     assert (one.campaign, one.margin, one.decisions) == (BRIEF, 0.0, found.decisions)
     assert found.value - found.live_value == pytest.approx(found.improvement.value)
     # A sale of 2,750 on average earns 0.3 of it, 0.4 more of the contacts buy, and 0.6 more are contacted.
-    assert found.improvement.low < 0.6 * 0.4 * 0.3 * 2_750 < found.improvement.high
+    # Pseudonyms are random, and so is who is held out: four standard errors, or it would miss now and then.
+    gain = found.improvement
+    assert abs(gain.value - 0.6 * 0.4 * 0.3 * 2_750) < gain.high - gain.low
     assert found.spend > found.live_spend
     assert "pacing will raise its price" in found.notes[-1]
     for gate in ({"margin": 10_000.0}, {"margins": {BRIEF: 10_000.0}}):
