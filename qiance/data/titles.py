@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
+
+import yaml
 
 _WORDS = {
     "BBQ": "BBQ",
@@ -141,6 +146,11 @@ _UNITS = {
     "LOADS": "loads",
     "LD": "loads",
 }
+_UNITS_ZH = {
+    "oz": "盎司", "ct": "件", "lb": "磅", "ml": "毫升", "l": "升", "pack": "包", "qt": "夸脱", "gal": "加仑",
+    "pint": "品脱", "piece": "块", "ft": "英尺", "in": "英寸", "dozen": "打", "sq ft": "平方英尺",
+    "fl oz": "液盎司", "stem": "支", "loads": "次用量",
+}  # fmt: skip
 _CODE = 1000.0  # a number this large is an article code in the wrong field
 _WIDTH = 30  # of the source's text fields
 _SMALL = {"And", "Or", "The", "With", "In", "For", "Of", "On"}
@@ -183,12 +193,37 @@ def readable_size(size: str | None, department: str) -> str:
     return f"{match[1]} {_UNITS[match[2]]}"
 
 
-def title_of(department: str, category: str, kind: str, size: str | None) -> str:
-    """A shopper's name of a product, e.g. `Fluid Milk White Only, 1 gal`."""
+class Titles(NamedTuple):
+    """A product's names for shoppers; zh: Chinese, empty where there is none."""
+
+    en: str
+    zh: str
+
+
+def titles_of(department: str, category: str, kind: str, size: str | None) -> Titles:
+    """A shopper's names of a product, e.g. `Milk, 1 gal` and `鲜牛奶（1加仑）`."""
+    name, measure = _type_of(department, category, kind), readable_size(size, department)
+    en, zh = _names().get(readable(category), {}).get(name, (name, ""))
+    amount, _, unit = measure.partition(" ")
+    return Titles(
+        f"{en}, {measure}" if measure and en else en,
+        f"{zh}（{amount}{_UNITS_ZH[unit]}）" if measure and zh else zh,
+    )
+
+
+@cache
+def _names() -> dict[str, dict[str, tuple[str, str]]]:
+    text = resources.files("qiance.data").joinpath("journey_names.yaml").read_text(encoding="utf-8")
+    return {
+        category: {kind: (en, zh) for kind, (en, zh) in kinds.items()}
+        for category, kinds in yaml.safe_load(text).items()
+    }
+
+
+def _type_of(department: str, category: str, kind: str) -> str:
     name, group = readable(kind), readable(category)
     stem = group.split("/")[0].split(" ")[0].rstrip("s").lower()
     vague = department in _VAGUE_DEPARTMENTS or category in _OCCASIONS
     if vague and stem not in name.lower():
-        name = f"{group}: {name}" if name else group
-    measure = readable_size(size, department)
-    return f"{name}, {measure}" if measure and name else name
+        return f"{group}: {name}" if name else group
+    return name

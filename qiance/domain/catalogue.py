@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 class Item:
     """A product that can be shown or discounted.
 
-    price, unit_cost: minor units per unit, price ≥ 1.
+    price, unit_cost: minor units per unit, price ≥ 1. titles: by language, where it has another title there.
     """
 
     item_id: str
@@ -24,6 +24,11 @@ class Item:
     brand: str
     price: int
     unit_cost: int
+    titles: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    def title_in(self, language: str) -> str:
+        """Its title for readers of `language`: `title` where it has no other."""
+        return self.titles.get(language) or self.title
 
     @property
     def margin_rate(self) -> float:

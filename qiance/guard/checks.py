@@ -198,7 +198,7 @@ def check_product_name(rule: Rule, scene: Scene) -> Iterator[Finding]:
     """A title that holds sentences or markup; only where the words show it."""
     if scene.subject.item is None or "product" not in scene.slots:
         return
-    title = scene.subject.item.title
+    title = scene.subject.item.title_in(scene.subject.creative.language)
     match = _NO_NAME.search(title)
     if match or len(title) > LONGEST_NAME:
         yield scene.finding(rule, "product", found=match.group() if match else f"{len(title)} characters")

@@ -145,7 +145,7 @@ def content_of(subject: Subject) -> list[Any]:
         *words,
         creative.source,
         *terms,
-        None if item is None else [item.title, item.price, item.unit_cost],
+        None if item is None else [item.title_in(creative.language), item.price, item.unit_cost],
     ]
 
 

@@ -90,7 +90,8 @@ class Scene:
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
-        name = None if self.subject.item is None else " ".join(self.subject.item.title.split())
+        item, language = self.subject.item, self.subject.creative.language
+        name = None if item is None else " ".join(item.title_in(language).split())
         return tuple(part_of(field, getattr(self.subject.creative, field), name) for field in FIELDS)
 
     @cached_property
@@ -114,7 +115,7 @@ class Scene:
         """The facts of the item and the offer; stand-ins of a usual width where words are looked at alone."""
         subject, item = self.subject, self.subject.item
         title = (
-            item.title
+            item.title_in(subject.creative.language)
             if item is not None
             else {"zh": "商品名称"}.get(subject.creative.language, "Product name")
         )

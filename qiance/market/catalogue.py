@@ -52,4 +52,5 @@ def _item(row: dict[str, Any]) -> Item:
         brand=str(row["brand"]),
         price=row["price"],
         unit_cost=row["unit_cost"],
+        titles={"zh": row["title_zh"]} if row.get("title_zh") else {},
     )

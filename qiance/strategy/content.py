@@ -19,7 +19,7 @@ from qiance.guard import Finding, Guard, Severity, Subject
 from qiance.strategy.prompts import AVOID, MOST, Prompt, copy_prompt, copy_schema, is_example
 from qiance.strategy.slots import LANGUAGES
 from qiance.strategy.templates import offer_sentence, template, template_count
-from qiance.strategy.wording import Fault, check_relation, check_style, plain_name
+from qiance.strategy.wording import Fault, check_relation, check_style, is_named, plain_name
 
 Progress = Callable[[float, str], None]
 Counted = Callable[[int, int], None]
@@ -198,10 +198,9 @@ def _ask(
     absent: dict[int, str] = {}
     for language in LANGUAGES:
         numbers = [n for n, r in enumerate(requests) if r.language == language]
+        absent |= _unasked(requests, numbers, engine, language)
+        numbers = [n for n in numbers if n not in absent]
         if not numbers:
-            continue
-        if language not in engine.languages:
-            absent |= dict.fromkeys(numbers, f"{engine.name} does not write {language}")
             continue
         prompts = [_prompt(requests[n], engine) for n in numbers for _ in range(samples)]
         try:
@@ -223,6 +222,16 @@ def _ask(
     return answers, absent
 
 
+def _unasked(
+    requests: Sequence[ContentRequest], numbers: Sequence[int], engine: TextEngine, language: str
+) -> dict[int, str]:
+    """Of the requests `numbers`, those that the model cannot write for, and why."""
+    if language not in engine.languages:
+        return dict.fromkeys(numbers, f"{engine.name} does not write {language}")
+    nameless = [n for n in numbers if not is_named(requests[n].item, language)]
+    return dict.fromkeys(nameless, f"the catalogue has no title of it in {language}")
+
+
 def _or_late(cancelled: Callable[[], bool] | None, deadline: float) -> Callable[[], bool]:
     return lambda: time.monotonic() > deadline or (cancelled is not None and cancelled())
 
@@ -235,7 +244,7 @@ def _counted(on_progress: Progress | None) -> Counted | None:
 
 def _prompt(request: ContentRequest, engine: TextEngine) -> Prompt:
     segment = request.segment if engine.takes_segment else ""
-    return copy_prompt(plain_name(request.item), segment, request.language)
+    return copy_prompt(plain_name(request.item, request.language), segment, request.language)
 
 
 def _judge(request: ContentRequest, answer: Generated, guard: Guard) -> _Verdict:
@@ -288,7 +297,7 @@ def _blocking(request: ContentRequest, creative: Creative, guard: Guard) -> list
 
 def _score(creative: Creative, answer: Generated, item: Item) -> float:
     """Likelihood, plus 0.2 for the product's full name, less 0.02 per word off a headline of five."""
-    named = 0.2 if plain_name(item) in creative.body.lower() else 0.0
+    named = 0.2 if plain_name(item, creative.language) in creative.body.lower() else 0.0
     words = len(creative.headline.split()) if creative.language == "en" else len(creative.headline) / 2
     return answer.likelihood + named - 0.02 * abs(words - 5)
 

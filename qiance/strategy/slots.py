@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 
@@ -39,7 +39,7 @@ _MONTHS = (
 class Facts:
     """What the catalogue and the offer say about one action; None means unknown or not applicable.
 
-    product: name as the catalogue writes it.
+    product: name as the catalogue writes it; titles: by language, where it has another one there.
     price: full price of one unit.
     discount: fraction of the price taken off, in [0, 1); 0 means no offer.
     ends: last instant of the offer, time zone aware, in the zone whose calendar the reader uses.
@@ -52,6 +52,7 @@ class Facts:
     ends: datetime | None = None
     stock: int | None = None
     threshold: Money | None = None
+    titles: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.product.strip():
@@ -110,7 +111,7 @@ def _plain(number: Decimal) -> str:
 
 
 _RENDER: Mapping[str, Callable[[Facts, str], str | None]] = {
-    "product": lambda f, _: " ".join(f.product.split()),
+    "product": lambda f, lang: " ".join((f.titles.get(lang) or f.product).split()),
     "price": lambda f, lang: None if f.price is None else format_money(f.price, lang),
     "sale_price": lambda f, lang: None if f.sale_price is None else format_money(f.sale_price, lang),
     "discount": lambda f, lang: None if f.discount == 0.0 else format_discount(f.discount, lang),
@@ -140,6 +141,7 @@ def facts_for(action: Action, item: Item, ends: datetime | None, currency: str) 
         discount=action.offer.depth,
         ends=ends,
         threshold=threshold,
+        titles=item.titles,
     )
 
 

@@ -22,7 +22,7 @@ from qiance.strategy.prompts import is_plain
 from qiance.strategy.slots import FIELDS, SLOT, slots_of
 from qiance.strategy.terms import load_terms
 
-__all__ = ["Fault", "check_relation", "check_style", "plain_name", "related_words"]
+__all__ = ["Fault", "check_relation", "check_style", "is_named", "plain_name", "related_words"]
 _WORD = re.compile(r"[a-z]+(?:['’-][a-z]+)*")
 _HAN = re.compile(r"[㐀-鿿]")
 
@@ -38,20 +38,25 @@ class Fault:
         return f"{self.rule} {self.detail}"
 
 
-def plain_name(item: Item) -> str:
-    """The item's title as words for a sentence: lower case, without sizes, codes and slashes.
+def plain_name(item: Item, language: str = "en") -> str:
+    """The item's title in `language` as words for a sentence: lower case, without sizes, codes and slashes.
 
     Example: `FRZN PIZZA/PREMIUM 12 OZ` → `frzn pizza`; an empty result falls back to the category, and so
     does a text that is no name but speaks to whoever reads the prompt.
     """
-    for source in (item.title, item.category, item.department):
+    for source in (item.title_in(language), item.title, item.category, item.department):
         if not is_plain(source):
             continue
-        words = re.split(r"[/:(,;]", source)[0].replace("&", " and ").replace("-", " ").lower()
+        words = re.split(r"[/:(,;，（]", source)[0].replace("&", " and ").replace("-", " ").lower()
         kept = [w for w in words.split() if not any(c.isdigit() for c in w) and w not in load_terms().units]
         if any(c.isalpha() for c in "".join(kept)):
             return " ".join(kept)
     return "this product"
+
+
+def is_named(item: Item, language: str) -> bool:
+    """Whether words in `language` can name the item."""
+    return language != "zh" or bool(_HAN.search(plain_name(item, language)))
 
 
 def related_words(item: Item) -> frozenset[str]:
@@ -117,13 +122,18 @@ def _repeated_han(text: str) -> str:
 
 
 def check_relation(headline: str, body: str, item: Item) -> list[Fault]:
-    """W07 unless `{product}`, its title or a word of its title or category is said."""
+    """W07 unless `{product}` or a word of its title or category is said.
+
+    In Chinese, where a name ends with what the thing is, two neighbours of its last three characters count as
+    a word.
+    """
     text = f"{headline} {body}"
     if "product" in slots_of(text):
         return []
     written = {_stem(w) for w in _WORD.findall(SLOT.sub(" ", text).lower())}
-    han = item.title if _HAN.search(item.title) else ""
-    if written & related_words(item) or (han and han in text):
+    han = [c for c in plain_name(item, "zh") if _HAN.match(c)][-3:]
+    said = any("".join(pair) in text for pair in pairwise(han))
+    if written & related_words(item) or said:
         return []
     return [Fault("W07", f"neither {{product}} nor a word of {item.category!r}")]
 

@@ -22,7 +22,7 @@ from qiance.data import (
 from qiance.data.complete_journey import PACKAGE
 from qiance.data.journey_tables import USER_ATTRIBUTES
 from qiance.data.packages import package_folder
-from qiance.data.titles import readable_size, title_of
+from qiance.data.titles import readable_size, titles_of
 
 HILLSTROM = Path(__file__).parents[3] / "shared" / "data" / "hillstrom" / "hillstrom.csv.gz"
 needs_journey = pytest.mark.skipif(package_folder(PACKAGE) is None, reason=f"{PACKAGE} is not installed")
@@ -79,7 +79,10 @@ def test_complete_journey_items(journey: tuple[Path, IngestReport]) -> None:
     named = 92_331 - left_out["items without a name"] - left_out["items never sold"]
     assert items.num_rows == named - left_out["items under one cent a unit"]
     milk = items.filter(pc.equal(items["item_id"], "1029743")).to_pylist()[0]
-    assert (milk["title"], milk["price"], milk["unit_cost"]) == ("Fluid Milk White Only, 1 gal", 269, 167)
+    assert (milk["title"], milk["price"], milk["unit_cost"]) == ("Milk, 1 gal", 269, 167)
+    assert milk["title_zh"] == "鲜牛奶（1加仑）"
+    sold = items.sort_by([("n_sold", "descending")]).slice(0, 2_000)
+    assert pc.mean(pc.cast(pc.not_equal(sold["title_zh"], ""), "float64")).as_py() > 0.2
 
 
 @needs_journey
@@ -212,7 +215,7 @@ def test_a_journey_that_is_not_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("department", "category", "kind", "size", "title"),
     [
-        ("GROCERY", "FLUID MILK PRODUCTS", "FLUID MILK WHITE ONLY", "1 GA", "Fluid Milk White Only, 1 gal"),
+        ("GROCERY", "FLUID MILK PRODUCTS", "FLUID MILK WHITE ONLY", "1 GA", "Milk, 1 gal"),
         (
             "GROCERY",
             "SOFT DRINKS",
@@ -222,14 +225,28 @@ def test_a_journey_that_is_not_one(tmp_path: Path) -> None:
         ),
         ("PRODUCE", "TROPICAL FRUIT", "BANANAS", "40 LB", "Bananas"),
         ("PRODUCE", "CARROTS", "CARROTS MINI PEELED", "1 LB", "Carrots Mini Peeled, 1 lb"),
-        ("MEAT", "BEEF", "LEAN", None, "Beef: Lean"),
+        ("MEAT", "BEEF", "LEAN", None, "Lean Beef"),
+        ("MEAT", "LAMB", "LEAN", None, "Lamb: Lean"),
         ("MEAT", "CHICKEN", "CHICKEN BREAST BONELESS", None, "Chicken Breast Boneless"),
         ("PRODUCE", "POTATOES", "POTATOES RUSSET (BULK&BAG)", "5 LB", "Potatoes Russet, 5 lb"),
         ("DRUG GM", "CANDY - CHECKLANE", "CANDY BARS (SINGLES)(INCLUDING", "1.6 OZ", "Candy Bars, 1.6 oz"),
     ],
 )
 def test_titles(department: str, category: str, kind: str, size: str | None, title: str) -> None:
-    assert title_of(department, category, kind, size) == title
+    assert titles_of(department, category, kind, size).en == title
+
+
+@pytest.mark.parametrize(
+    ("category", "kind", "size", "title"),
+    [
+        ("COFFEE", "GROUND COFFEE", "33.9 OZ", "研磨咖啡（33.9盎司）"),
+        ("DIAPERS & DISPOSABLES", "BABY DIAPERS", "CRATE", "婴儿纸尿裤"),
+        ("LAUNDRY DETERGENTS", "LIQUID LAUNDRY DETERGENTS", "32 LOAD", "洗衣液（32次用量）"),
+        ("COFFEE", "COFFEE FILTERS", "100 CT", ""),
+    ],
+)
+def test_chinese_titles(category: str, kind: str, size: str, title: str) -> None:
+    assert titles_of("GROCERY", category, kind, size).zh == title
 
 
 @pytest.mark.parametrize("size", [None, "", "LARGE", "(600) 4 LB", "974246 PK", "OZ"])

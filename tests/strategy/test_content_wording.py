@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from qiance.domain import Channel, Creative, Item, Offer, OfferKind
+from qiance.domain import Action, Channel, Creative, Item, Offer, OfferKind, StrategyKind
 from qiance.features.words import CREATIVE_FEATURES, creative_features
 from qiance.guard import Guard, Result, Subject
+from qiance.strategy.slots import bind, facts_for
 from qiance.strategy.templates import template, template_count
-from qiance.strategy.wording import check_style, plain_name, related_words
+from qiance.strategy.wording import check_relation, check_style, is_named, plain_name, related_words
 
 COFFEE = Item("i1", "Ground Coffee, 12 oz", "Coffee", "GROCERY", "National", 799, 500)
 GOOD = Creative(
@@ -101,6 +102,36 @@ def test_every_template_passes_every_check(
 )
 def test_a_title_becomes_words_for_a_sentence(title: str, name: str) -> None:
     assert plain_name(replace(COFFEE, title=title)) == name
+
+
+@pytest.mark.parametrize(
+    ("title", "text", "about"),
+    [
+        ("研磨咖啡（12盎司）", "清晨来一杯咖啡，香气慢慢散开。", True),
+        ("研磨咖啡（12盎司）", "清晨来一杯研磨的茶。", False),
+        ("冷冻生虾", "鲜嫩的生虾，下锅就香。", True),
+        ("冷冻生虾", "冷冻鱼片，下锅就香。", False),
+        ("", "清晨来一杯咖啡。", False),
+    ],
+)
+def test_chinese_words_are_about_the_product_if_they_say_what_it_is(
+    title: str, text: str, about: bool
+) -> None:
+    item = replace(COFFEE, titles={"zh": title})
+    assert (check_relation("早餐多一分香", text, item) == []) is about
+    assert is_named(item, "zh") is bool(title)
+    assert is_named(item, "en")
+
+
+def test_a_title_is_said_in_the_language_of_the_words() -> None:
+    item = replace(COFFEE, titles={"zh": "研磨咖啡（12盎司）"})
+    assert plain_name(item, "zh") == "研磨咖啡"
+    assert (plain_name(item), plain_name(COFFEE, "zh")) == ("ground coffee", "ground coffee")
+    action = Action("a", "s", StrategyKind.CONTENT, item.item_id, Offer(), None, Channel.PUSH, 0)
+    facts = facts_for(action, item, None, "USD")
+    for language, name in (("en", "Ground Coffee, 12 oz"), ("zh", "研磨咖啡（12盎司）")):
+        words = template(Channel.PUSH, language, False, False, 1)
+        assert name in bind(words, facts, language).headline
 
 
 def test_plural_and_singular_are_related() -> None:

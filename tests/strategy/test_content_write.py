@@ -146,16 +146,27 @@ def test_a_language_that_the_model_does_not_write_is_a_template_with_that_reason
 
 
 def test_a_model_that_writes_chinese_is_asked_in_chinese() -> None:
-    engine = ScriptedEngine([GOOD_ZH], frozenset({"en", "zh"}))
+    engine = ScriptedEngine([{**GOOD_ZH, "body": "清晨一杯热饮，香气慢慢散开。"}], frozenset({"en", "zh"}))
     coffee = Item("i1", "研磨咖啡", "咖啡", "杂货", "自有", 799, 500)
     chinese = request(language="zh", item=coffee, offer=HALF)
     (written,) = write_content([chinese], engine, samples=1)
     assert "研磨咖啡" in engine.prompts[0].user
     assert written.engine == "template"  # the words never name the product
-    engine = ScriptedEngine([{**GOOD_ZH, "body": "清晨一杯研磨咖啡，香气慢慢散开。"}], frozenset({"zh"}))
+    engine = ScriptedEngine([GOOD_ZH], frozenset({"zh"}))
     (written,) = write_content([chinese], engine, samples=1)
     assert written.engine == "scripted", written.reasons
-    assert written.creative.body == "清晨一杯研磨咖啡，香气慢慢散开。{product}现享{discount}，截至{ends}。"
+    assert written.creative.body == "清晨一杯咖啡，香气慢慢散开。{product}现享{discount}，截至{ends}。"
+
+
+def test_a_model_is_not_asked_for_words_on_what_has_no_title_in_their_language() -> None:
+    engine = ScriptedEngine([GOOD_ZH], frozenset({"zh"}))
+    named = Item("i2", "Ground Coffee", "Coffee", "GROCERY", "Own", 799, 500, {"zh": "研磨咖啡（12盎司）"})
+    first, second = write_content(
+        [request(language="zh"), request(language="zh", item=named)], engine, samples=1
+    )
+    assert first.reasons == ("template: the catalogue has no title of it in zh",)
+    assert ["研磨咖啡" in prompt.user for prompt in engine.prompts] == [True]
+    assert second.engine == "scripted", second.reasons
 
 
 def test_templates_take_turns_and_depend_only_on_the_seed() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qiance.domain import Audience, UserTable
+from qiance.features.transforms import USER_FEATURES
 from qiance.strategy.audience import (
     audience_mask,
     intersect,
@@ -149,9 +150,9 @@ def test_the_tree_finds_the_planted_segment() -> None:
     found = audience_mask(best.audience, users)
     assert (found & truth).sum() / (found | truth).sum() > 0.93
     assert {feature for feature, _, _ in best.audience.conditions} == {"recency_days", "discount_share"}
-    assert best.audience.name == "not seen lately, deal seekers" or set(segment_words(best.audience)) == {
+    assert best.audience.name == "lapsed shoppers, deal seekers" or set(segment_words(best.audience)) == {
         "deal seekers",
-        "not seen lately",
+        "lapsed shoppers",
     }
     assert best.uplift == pytest.approx(float(uplift[found].mean()))
     assert best.share == pytest.approx(float(found.mean()))
@@ -178,7 +179,7 @@ def test_no_rule_where_nothing_differs() -> None:
 
 
 @pytest.mark.parametrize("symbol", [">", "<"])
-@pytest.mark.parametrize("feature", ["recency_days", "spend_90d", "discount_share", "tenure_days"])
+@pytest.mark.parametrize("feature", USER_FEATURES)
 def test_readers_are_named_in_their_language(feature: str, symbol: str) -> None:
     audience = Audience("some", ((feature, symbol, 1.0),))
     (english,), (chinese,) = segment_words(audience), segment_words(audience, "zh")
