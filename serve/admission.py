@@ -7,14 +7,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import problems
 from serve.decisions import DecisionService, overloaded
-from serve.haproxy import AT_ONCE_HEADER
+from serve.haproxy import A_SECOND_HEADER, AT_ONCE_HEADER, MOST_A_SECOND
 
 
 class Admission:
     """ASGI middleware for the `paths` of decisions.
 
-    service_of: gives the service once there is one. Every answer says how many requests may be here at the
-    same time, so that HAProxy refuses what goes beyond; it keeps that for itself.
+    service_of: gives the service once there is one. Every answer says what can be answered in time, so that
+    HAProxy refuses what goes beyond; it keeps that for itself.
     """
 
     def __init__(
@@ -31,7 +31,9 @@ class Admission:
 
         async def telling(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"].append((AT_ONCE_HEADER, b"%d" % service.at_once))
+                pace = service.pace
+                message["headers"].append((AT_ONCE_HEADER, b"%d" % pace.at_once))
+                message["headers"].append((A_SECOND_HEADER, b"%d" % min(pace.a_second, MOST_A_SECOND)))
             await send(message)
 
         if service.refuses():

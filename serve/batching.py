@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from serve.limit import InHandLimit
+from serve.limit import Admittance, Pace
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -50,7 +50,7 @@ class MicroBatcher(Generic[T, R]):
     """Has `work` done on batches of what was submitted; belongs to one event loop.
 
     work: answers a batch, one result per item in order. max_batch: most items of a batch. max_waiting: most
-    items that wait. target_s: longest time to an answer in overload; what would take longer is refused.
+    items that wait. target_s: while more comes than can be answered in this time, others are refused.
     workers: batches under way at the same time, so that one is computed while another is written to disk.
     """
 
@@ -65,8 +65,8 @@ class MicroBatcher(Generic[T, R]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._work, self._clock = work, clock
-        self._max_waiting, self._workers = max_waiting, workers
-        self._limit = InHandLimit(most=max_waiting, max_batch=max_batch, workers=workers, target_s=target_s)
+        self._max_batch, self._max_waiting, self._workers = max_batch, max_waiting, workers
+        self._admittance = Admittance(max_batch=max_batch, workers=workers, target_s=target_s)
         self._running: set[_Running] = set()
         self._queue: deque[_Waiting[T, R]] = deque()
 
@@ -76,18 +76,18 @@ class MicroBatcher(Generic[T, R]):
         return len(self._queue)
 
     @property
-    def at_once(self) -> int:
-        """How many requests may be here at the same time."""
-        return self._limit.value
+    def pace(self) -> Pace:
+        """What can be answered in time, by how long batches took lately."""
+        return self._admittance.pace
 
     def refuses(self) -> bool:
-        """Whether a further item is refused."""
-        if len(self._queue) >= self._max_waiting:
-            return True
-        now = self._clock()
-        waited_s = now - self._queue[0].since if self._queue else 0.0
-        working = sum(running.size for running in self._running)
-        return not self._limit.admits(len(self._queue), working, waited_s, now)
+        """Whether an item that comes is refused; ask once for each, before `submit`."""
+        self._admittance.came(self._clock())
+        return self._is_full()
+
+    def _is_full(self) -> bool:
+        in_hand = len(self._queue) + sum(running.size for running in self._running)
+        return len(self._queue) >= self._max_waiting or not self._admittance.admits(in_hand)
 
     async def submit(self, item: T, timeout_s: float) -> R:
         """The result for `item`.
@@ -95,7 +95,7 @@ class MicroBatcher(Generic[T, R]):
         Raises OverloadedError at once when too many wait, DeadlinePassedError after `timeout_s`. Cancelled,
         it leaves the queue; what a worker has begun is finished.
         """
-        if self.refuses():
+        if self._is_full():
             raise OverloadedError(len(self._queue))
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         now = self._clock()
@@ -112,17 +112,10 @@ class MicroBatcher(Generic[T, R]):
             if batch:
                 self._run(batch)
 
-    def _leave_late(self) -> None:
-        """In overload the one that waits longest goes first: what came after it can still be in time."""
-        while self._limit.overloaded and len(self._queue) > self._limit.batch:
-            waiting = self._queue.popleft()
-            if not waiting.future.done():
-                waiting.future.set_exception(OverloadedError(len(self._queue)))
-
     def _take(self) -> list[_Waiting[T, R]]:
         """The next batch, without those that nobody waits for any more."""
         batch: list[_Waiting[T, R]] = []
-        while self._queue and len(batch) < self._limit.batch:
+        while self._queue and len(batch) < self._max_batch:
             waiting = self._queue.popleft()
             if not waiting.future.done() and waiting.deadline > self._clock():
                 batch.append(waiting)
@@ -137,10 +130,8 @@ class MicroBatcher(Generic[T, R]):
     def _finish(
         self, running: _Running, batch: Sequence[_Waiting[T, R]], done: asyncio.Future[Sequence[R]]
     ) -> None:
-        now = self._clock()
         self._running.discard(running)
-        self._limit.ended(running.size, now - running.since, now - batch[0].since, now)
-        self._leave_late()
+        self._admittance.ended(running.size, self._clock() - running.since)
         self._dispatch()  # first, so that nobody idles while these are answered
         error = done.exception()
         for place, waiting in enumerate(batch):

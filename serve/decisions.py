@@ -9,6 +9,7 @@ from serve.answers import Written
 from serve.args import AppArgs
 from serve.batching import DeadlinePassedError, MicroBatcher, OverloadedError
 from serve.desk import Desk, DeskLostError, Reply
+from serve.limit import Pace
 from serve.live import Watcher
 from serve.problems import Problem, invalid
 from serve.schemas import DecisionRequest, within_reach
@@ -32,13 +33,13 @@ class DecisionService:
         )
 
     def refuses(self) -> bool:
-        """Whether a further request is refused: known before its body is read."""
+        """Whether a request that comes is refused: known before its body is read; ask once for each."""
         return self._batcher.refuses()
 
     @property
-    def at_once(self) -> int:
-        """How many requests may be here at the same time."""
-        return self._batcher.at_once
+    def pace(self) -> Pace:
+        """What can be answered in time."""
+        return self._batcher.pace
 
     async def decide(self, request: DecisionRequest) -> Written:
         """The answer to `request`; raises Problem for what the client must mend, or ask again."""

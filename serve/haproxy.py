@@ -12,8 +12,8 @@ is this file. It changes the configuration in place and becomes HAProxy; Ray see
   rule "without keys only this machine may call" would hold for everybody;
 - Ray's line of metrics is written for refusals and errors only, since a Python process reads every line;
   decisions that succeed are counted by the application;
-- more decisions at a time than the replicas say that they can have are refused here, where it costs nothing:
-  a replica that refuses has to read and answer each, and that time is missing for the others;
+- decisions beyond what the replicas say that they can answer in time are refused here, where that costs
+  nothing: a replica has to read and answer each, and that time is missing for the others;
 - Ray Serve is told to leave deadlines and hang-ups of decisions to the application, which has its own;
 - HAProxy's own errors are problem+json with Retry-After, as the application's are: not a bare 500, and not a
   404 while it has not been told of the application yet;
@@ -45,8 +45,12 @@ DECISIONS = "/v1/decisions"
 # Deadlines and hang-ups of decisions are the application's own matter: told so, Ray Serve starts no tasks of
 # its own to watch for them.
 OURS = (("x-request-disconnect-disabled", "?1"), ("x-request-timeout-seconds", "0"))
-AT_ONCE = 64  # decisions that a replica may have while none has said how many, in this header
-AT_ONCE_HEADER = b"x-qiance-at-once"
+AT_ONCE = 64  # decisions that a replica may have in any case, and not more
+# Headers in which a replica says what it can answer in time: decisions at once, and a second. While more than
+# that comes no more are let in than it can have at once.
+AT_ONCE_HEADER, A_SECOND_HEADER = b"x-qiance-at-once", b"x-qiance-a-second"
+MOST_A_SECOND = 1_000_000
+RATE_MS = 500  # over which what comes is counted
 PR_SET_PDEATHSIG = 1
 # Title and remedy of what HAProxy answers by itself.
 ERRORS = {
@@ -121,16 +125,24 @@ def _limit(lines: list[str]) -> None:
         return
     backend = _CHOICE.match(lines[chosen[0]])
     assert backend is not None, "it was found by the same pattern"
-    said = AT_ONCE_HEADER.decode()
+    told = []
+    for header, variable in ((AT_ONCE_HEADER, "at_once"), (A_SECOND_HEADER, "a_second")):
+        name = header.decode()
+        heard = f"res.hdr_val({name}) if {{ res.hdr({name}) -m found }}"
+        told += [
+            f"    http-response set-var(proc.{variable}) {heard}",
+            f"    http-response del-header {name}",
+        ]
+    # The one that comes is counted already. Without a replica a quotient is the largest number.
+    in_hand = "sc0_conn_cur,sub(1),div(txn.replicas)"
+    too_many = f"{{ sc0_http_req_rate,mul({1_000 // RATE_MS}),div(txn.replicas),sub(proc.a_second) gt 0 }}"
     lines[chosen[0] : chosen[0]] = [
-        f"    http-response set-var(proc.at_once) res.hdr_val({said}) if {{ res.hdr({said}) -m found }}",
-        f"    http-response del-header {said}",
-        "    stick-table type integer size 1 expire 1h store conn_cur",
+        *told,
+        f"    stick-table type integer size 1 expire 1h store conn_cur,http_req_rate({RATE_MS}ms)",
         f"    http-request set-var(txn.replicas) nbsrv({backend[1]})",
         f"    http-request track-sc0 int(1) if {{ path {DECISIONS} }}",
-        # The one that comes is counted already. Without a replica the quotient is the largest number.
-        "    http-request deny deny_status 503 if "
-        "{ sc0_conn_cur,sub(1),div(txn.replicas),sub(proc.at_once) ge 0 }",
+        f"    http-request deny deny_status 503 if {{ {in_hand} ge {AT_ONCE} }}",
+        f"    http-request deny deny_status 503 if {too_many} {{ {in_hand},sub(proc.at_once) ge 0 }}",
     ]
 
 
@@ -158,7 +170,9 @@ def _hardened(section: str, line: str, listen: str | None, errors: Path) -> Iter
     elif re.match(r"\s*bind\s", line):
         raise UnsafeConfigError(f"{line.strip()!r} in {section!r} is not understood; HAProxy is not started")
     elif line == "global":
-        yield from (line, f"    set-var proc.at_once int({AT_ONCE})")
+        yield line
+        yield f"    set-var proc.at_once int({AT_ONCE})"
+        yield f"    set-var proc.a_second int({MOST_A_SECOND})"
     elif section == "global" and _SYSLOG.match(line):
         return
     elif section == "global" and line.strip().startswith("stats socket "):
