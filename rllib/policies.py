@@ -15,7 +15,7 @@ import torch
 
 from qiance.artifacts import Artifact, ArtifactError, load_manifest, write_artifact
 from rllib.lockstep import Floats32
-from rllib.tasks import Constant, Policy, Task
+from rllib.tasks import Constant, Dials, Policy, Task
 
 KIND = "planning-policy"
 POLICY, WEIGHTS = "policy.json", "weights.npz"
@@ -33,15 +33,19 @@ class Network:
     biases: tuple[Floats32, ...]
     squash: bool
 
-    def act(self, observations: Floats32) -> Floats32:
-        """Actions `[n, k]` for observations `[n, d]`: the mean of the dials, or the likeliest choice."""
+    def choose(self, observations: Floats32) -> Dials:
+        """Dials `[n, k]` for observations `[n, d]`, their mean; or the likeliest choice, `[n]`."""
         x = self.task.features(np.asarray(observations, dtype=np.float32))
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = x @ weight + bias
             x = np.tanh(x) if layer < last or self.squash else x
         choice = isinstance(self.task.dials, gymnasium.spaces.Discrete)
-        return self.task.act(observations, x.argmax(axis=1) if choice else x)
+        return x.argmax(axis=1) if choice else x
+
+    def act(self, observations: Floats32) -> Floats32:
+        """Actions `[n, k]` for observations `[n, d]`."""
+        return self.task.act(observations, self.choose(observations))
 
 
 def network_of(module: Any, task: Task) -> Network:
