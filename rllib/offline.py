@@ -17,7 +17,13 @@ import numpy as np
 from qiance.artifacts import Artifact
 from rllib.checkpoints import history_of, latest, save_checkpoint
 from rllib.explore import Exploring
-from rllib.offline_algorithms import IMITATION, OfflineSettings, check_dials, offline_algorithm
+from rllib.offline_algorithms import (
+    IMITATION,
+    OfflineSettings,
+    check_dials,
+    offline_algorithm,
+    stretch_of,
+)
 from rllib.offline_judge import Judged, judge
 from rllib.plan_log import PlanningLog
 from rllib.planning import Tell
@@ -131,8 +137,7 @@ def _learn(
 ) -> Network:
     """Train until `settings.iterations` are in `history`, with checkpoints, and return the network."""
     tell(0.0, f"starting {settings.algorithm.upper()} on {len(log):,} episodes")
-    for name in ("ray.rllib", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix=".rllib-", dir=out.resolve()) as storage:
         found = offline_algorithm(log, task, settings, Path(storage), len(history))
         try:
@@ -149,7 +154,7 @@ def _learn(
                     save_checkpoint(found, out, {**said, "history": history})
             modules: list[Any] = []
             found.learner_group.foreach_learner(lambda learner, **_: modules.append(learner.module))
-            return network_of(modules[0]["default_policy"], task)
+            return network_of(modules[0]["default_policy"], task, stretch_of(settings.algorithm))
         finally:
             found.stop()
 

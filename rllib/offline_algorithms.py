@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rllib.lockstep import Floats
+from rllib.advantage import shaped
 from rllib.plan_log import PlanningLog
 from rllib.start import logging_below
 from rllib.tasks import Task
@@ -24,7 +25,9 @@ IMITATION = "bc"
 ALGORITHMS = (IMITATION, "marwil", "iql", "cql")
 _NUMBERS_ONLY = ("iql", "cql")
 _ROWS = "rows.parquet"
-_EDGE = 0.99  # dials of squashed policies are kept within, where the density of an end is not infinite
+# Dials of squashed policies, whose middle lies elsewhere near the ends, are divided by so much; what a log
+# has beyond is cut, short of where densities are infinite.
+_STRETCH, _EDGE = 2.0, 0.99
 _SEED_STEP = 7_919
 
 
@@ -35,11 +38,12 @@ class OfflineSettings:
     algorithm: `bc`, imitation of the running policy; `marwil`, which imitates what turned out better more;
     `iql` or `cql`, which learn what a day's dials are worth, where dials are numbers. iterations: each of
     `updates` steps on `batch` days. beta: how much more what was better counts, for `marwil` and `iql`, per
-    standard deviation of returns; 0 would be imitation. conservatism: of `cql`, weight of the penalty on
+    standard deviation of advantages; 0 would be imitation. conservatism: of `cql`, weight of the penalty on
     dials that were not logged. expectile: of `iql`, how near the best of the logged dials values are.
-    discount: per day. hidden: widths of the network. held_out: share of episodes that judge and are not
-    learned from. explore: with which the policy is judged, None: as the log was made. confidence: of the
-    two-sided interval whose lower bound decides. checkpoint_every: iterations.
+    discount: per day. trace: λ of `rllib.advantage.shaped`, for `marwil`. hidden: widths of the network.
+    held_out: share of episodes that judge and are not learned from. explore: with which the policy is judged,
+    None: as the log was made. confidence: of the two-sided interval whose lower bound decides.
+    checkpoint_every: iterations.
     """
 
     algorithm: str = "marwil"
@@ -52,6 +56,7 @@ class OfflineSettings:
     conservatism: float = 1.0
     expectile: float = 0.7
     discount: float = 1.0
+    trace: float = 0.8
     hidden: tuple[int, ...] = (64, 64)
     held_out: float = 0.5
     explore: float | None = None
@@ -70,8 +75,14 @@ class OfflineSettings:
         for name in ("beta", "conservatism"):
             if not 0 < getattr(self, name) < np.inf:
                 raise ValueError(f"{name}: {getattr(self, name)} is not a positive number")
-        if not 0 < self.discount <= 1:
-            raise ValueError(f"discount: {self.discount} is outside (0, 1]")
+        for name in ("discount", "trace"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is outside (0, 1]")
+
+
+def stretch_of(algorithm: str) -> float:
+    """What the actions of the algorithm's module are multiplied by to be dials."""
+    return _STRETCH if algorithm in _NUMBERS_ONLY else 1.0
 
 
 def check_dials(task: Task, algorithm: str) -> None:
@@ -104,6 +115,7 @@ def offline_algorithm(
         raise RuntimeError("Ray is not running: call ray.init before training")
     from rllib.offline_rows import Rows
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     check_dials(task, settings.algorithm)
     rng = np.random.default_rng([settings.seed, done])
@@ -187,6 +199,7 @@ def _cql(settings: OfflineSettings, task: Task, storage: Path) -> AlgorithmConfi
     from ray.rllib.algorithms.cql import CQL, CQLConfig
 
     config = CQLConfig(algo_class=logging_below(storage, CQL)).rl_module(model_config=_model(settings))
+    config._is_online = False  # RLlib (2.60) says so of MARWIL only, and would ask for an environment
     return config.training(
         alpha_lr=settings.learning_rate,
         bc_iters=settings.updates * settings.iterations // 4,
@@ -202,19 +215,20 @@ def _write_rows(
     inside, steps = log.inside(), log.reward.shape[1]
     flat = log.observation.reshape(-1, log.observation.shape[-1])
     features = task.features(flat).reshape(len(log), steps, -1)
-    following = np.concatenate([features[:, 1:], features[:, -1:]], axis=1)
-    returns = _returns(log.reward, settings.discount)
-    scale = task.scale if settings.algorithm == "cql" else settings.beta / _spread(returns, inside)
-    dials = log.dials if settings.algorithm not in _NUMBERS_ONLY else np.clip(log.dials, -_EDGE, _EDGE)
+    reward, advantage = shaped(log.reward, features, inside, settings.discount, settings.trace)
+    scale = 1.0 / max(float(advantage[inside].std()), 1e-9)
+    scale *= 1.0 if settings.algorithm == "cql" else settings.beta
+    dials = log.dials
+    if settings.algorithm in _NUMBERS_ONLY:
+        dials = np.clip(dials / _STRETCH, -_EDGE, _EDGE)
     order = rng.permutation(int(inside.sum()))
-    last = np.arange(steps) == log.length[:, None] - 1
     columns = {
         "obs": features,
-        "new_obs": following,
+        "new_obs": np.concatenate([features[:, 1:], features[:, -1:]], axis=1),
         "actions": dials if dials.ndim == 2 else dials.astype(np.float32),
-        "rewards": (scale * log.reward).astype(np.float32),
-        "value_targets": (scale * returns).astype(np.float32),
-        "terminateds": last,
+        "rewards": (scale * reward).astype(np.float32),
+        "value_targets": (scale * advantage).astype(np.float32),
+        "terminateds": np.arange(steps) == log.length[:, None] - 1,
     }
     arrays = {name: value[inside][order] for name, value in columns.items()}
     pq.write_table(pa.table({name: _column(value) for name, value in arrays.items()}), path)
@@ -225,20 +239,3 @@ def _column(values: Any) -> pa.Array:
     if values.ndim == 1:
         return pa.array(values)
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-
-
-def _returns(reward: Floats, discount: float) -> Floats:
-    """`[n, T]` discounted sums to the end."""
-    found, total = np.zeros_like(reward), np.zeros(len(reward))
-    for step in reversed(range(reward.shape[1])):
-        total = reward[:, step] + discount * total
-        found[:, step] = total
-    return found
-
-
-def _spread(values: Floats, inside: Any) -> float:
-    """Standard deviation within a day, over all days."""
-    weight = np.maximum(inside.sum(axis=0), 1)
-    mean = (values * inside).sum(axis=0) / weight
-    found = float(np.sqrt((np.square(values - mean) * inside).sum() / inside.sum()))
-    return found if found > 0 else 1.0

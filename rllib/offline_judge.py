@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -15,11 +15,10 @@ from qiance.evaluate.ope_trajectory import TrajectoryLog, density_pair, trajecto
 from rllib.explore import Exploring
 from rllib.lockstep import Floats
 from rllib.plan_log import PlanningLog
-from rllib.plan_start import expanded
+from rllib.quadratic import Quadratic
 
 ESTIMATORS = ("dr", "pdis", "dm")
 _DRAWS = 4  # dials of the policy per state, for the value model
-_RIDGE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +30,6 @@ class Judged:
 
     improvements: Mapping[str, Estimate]
     gate: GateResult
-
-
-class Quadratic:
-    """Ridge regression on features, squares and products, standardised; scikit-learn's form."""
-
-    def fit(self, x: Floats, y: Floats, /) -> Self:
-        """Learn `[m, d]` → `[m]`."""
-        self._mean, self._spread = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
-        wide = self._wide(x)
-        penalty = _RIDGE * np.diag(np.arange(wide.shape[1]) > 0)
-        self._weights = np.linalg.solve(wide.T @ wide + penalty, wide.T @ y)
-        return self
-
-    def predict(self, x: Floats, /) -> Floats:
-        """`[m, d]` → `[m]`."""
-        return np.asarray(self._wide(x) @ self._weights)
-
-    def _wide(self, x: Floats) -> Floats:
-        return expanded(np.clip((x - self._mean) / self._spread, -5.0, 5.0))
 
 
 def judge(log: PlanningLog, policy: Exploring, discount: float = 1.0, confidence: float = 0.9) -> Judged:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rllib.explore import Exploring
 from rllib.lockstep import Floats, Floats32
 from rllib.policies import Network
+from rllib.quadratic import expanded
 from rllib.start import least_squares
 from rllib.tasks import Constant, Task, TrainingEnv
 
@@ -148,13 +149,6 @@ def _hold(task: Task, few: Ints, trials: int, seed: int) -> tuple[Floats32, Ints
     for _ in range(env.env.horizon):
         returns += env.step(choices)[1]
     return first, choices, returns
-
-
-def expanded(features: NDArray[Any]) -> Floats:
-    """`[n, m]` 1, features `[n, d]`, their squares and products."""
-    x = np.asarray(features, dtype=np.float64)
-    left, right = np.triu_indices(x.shape[1])
-    return np.hstack([np.ones((len(x), 1)), x, x[:, left] * x[:, right]])
 
 
 def _days(env: TrainingEnv, seed: int, act: Any) -> tuple[Floats32, Floats32]:
