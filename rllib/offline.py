@@ -118,7 +118,7 @@ def fingerprint(log: PlanningLog) -> str:
 
 
 def _explore(log: PlanningLog, settings: OfflineSettings) -> float:
-    explore = settings.explore or log.explore
+    explore = log.explore if settings.explore is None else settings.explore
     if explore is None:
         raise ValueError(
             "explore: the log does not say how widely its policy explored; say how widely the new one will"

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from rllib.advantage import shaped
 from rllib.plan_log import PlanningLog
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 IMITATION = "bc"
 ALGORITHMS = (IMITATION, "marwil", "iql", "cql")
 _NUMBERS_ONLY = ("iql", "cql")
-_ROWS = "rows.parquet"
+_ROWS = "rows.npz"
 # Dials of squashed policies, whose middle lies elsewhere near the ends, are divided by so much; what a log
 # has beyond is cut, short of where densities are infinite.
 _STRETCH, _EDGE = 2.0, 0.99
@@ -128,7 +126,8 @@ def offline_algorithm(
         .env_runners(num_env_runners=0, create_local_env_runner=False)
         .learners(num_learners=0)
         .offline_data(
-            input_=str(storage / _ROWS),
+            input_=[str(storage / _ROWS)],
+            input_read_method="from_items",
             offline_data_class=Rows,
             materialize_data=False,
             dataset_num_iters_per_learner=settings.updates,
@@ -202,7 +201,7 @@ def _cql(settings: OfflineSettings, task: Task, storage: Path) -> AlgorithmConfi
     config._is_online = False  # RLlib (2.60) says so of MARWIL only, and would ask for an environment
     return config.training(
         alpha_lr=settings.learning_rate,
-        bc_iters=settings.updates * settings.iterations // 4,
+        bc_iters=0,  # RLlib (2.60) counts them anew in each iteration
         min_q_weight=settings.conservatism,
         **_squashed(settings),
     )
@@ -225,17 +224,10 @@ def _write_rows(
     columns = {
         "obs": features,
         "new_obs": np.concatenate([features[:, 1:], features[:, -1:]], axis=1),
-        "actions": dials if dials.ndim == 2 else dials.astype(np.float32),
+        "actions": dials.astype(np.float32 if task.dials.shape else np.int64),
         "rewards": (scale * reward).astype(np.float32),
         "value_targets": (scale * advantage).astype(np.float32),
         "terminateds": np.arange(steps) == log.length[:, None] - 1,
     }
-    arrays = {name: value[inside][order] for name, value in columns.items()}
-    pq.write_table(pa.table({name: _column(value) for name, value in arrays.items()}), path)
+    np.savez(path, **{name: value[inside][order] for name, value in columns.items()})
     return int(features.shape[-1])
-
-
-def _column(values: Any) -> pa.Array:
-    if values.ndim == 1:
-        return pa.array(values)
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])

@@ -5,24 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.data.extensions import ArrowTensorArray
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.offline.offline_data import OfflineData
 
 
 class Rows(OfflineData):
-    """Columns as they are written, as batches of the module, kept in Ray's object store.
+    """Columns of the npz files `config.input_` as batches of the module, kept in Ray's object store.
 
     RLlib's own way makes an episode object of each row, and a pass of the network over it. What that adds for
-    MARWIL, returns from single days and an untrained critic, is not what the algorithm is: returns to the end
-    are known from the log, and are written beside each day.
+    MARWIL, returns from single days and an untrained critic, is not what the algorithm is: advantages from
+    whole episodes are known from the log, and are written beside each day.
     """
 
     def __init__(self, config: Any) -> None:
-        super().__init__(config)
-        self.data = self.data.map_batches(_batch, zero_copy_batch=True).materialize()
+        super().__init__(config)  # holds the names of the files
+        self.data = ray.data.from_arrow([_table(path) for path in config.input_]).materialize()
         self.data_is_mapped = True
 
 
-def _batch(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`module/column` → values; lists become the rows of a matrix."""
-    return {f"{DEFAULT_MODULE_ID}/{name}": np.stack(list(values)) for name, values in columns.items()}
+def _table(path: str) -> pa.Table:
+    with np.load(path, allow_pickle=False) as stored:
+        columns = {f"{DEFAULT_MODULE_ID}/{name}": stored[name] for name in stored.files}
+    return pa.table(
+        {name: x if x.ndim == 1 else ArrowTensorArray.from_numpy(x) for name, x in columns.items()}
+    )

@@ -258,15 +258,16 @@ def looked_up(table: Mapping[str, _T], name: str) -> _T:
 
 
 def density_pair(logged: ArrayLike, policy: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """(propensity, policy_probs) in (0, 1] with the ratios of two log-densities, `[n, T]` each.
+    """(propensity, policy_probs) in (0, 1] and [0, 1] with the ratios of two log-densities, `[n, T]` each.
 
-    Both are divided by the larger one. Where the weight up to a step is beyond e^±150, it counts as that: no
-    log supports such a policy, and the estimate remains a number.
+    Both are divided by the larger one. Weights that no log supports are kept within what can be computed
+    with: those beyond e^150 count as that, and where all first ones would be 0, they are raised alike.
     """
-    found = [finite_matrix(name, x) for name, x in (("logged", logged), ("policy", policy))]
-    weight = np.clip(np.cumsum(found[1] - found[0], axis=1), -_FAR, _FAR)
+    log_p, log_pi = (finite_matrix(name, x) for name, x in (("logged", logged), ("policy", policy)))
+    weight = np.cumsum(log_pi - log_p, axis=1)
+    weight = np.minimum(weight + max(0.0, -_FAR - float(weight[:, 0].max())), _FAR)
     ratio = np.diff(weight, axis=1, prepend=0.0)
-    return np.exp(-np.maximum(ratio, 0.0)), np.exp(np.minimum(ratio, 0.0))
+    return np.exp(-np.clip(ratio, 0.0, 2 * _FAR)), np.exp(np.minimum(ratio, 0.0))
 
 
 def _normalised(weight: FloatArray, outcome: FloatArray) -> RowEstimate:

@@ -232,4 +232,6 @@ def test_the_command_names_what_is_wrong(tmp_path: Path, log: PlanningLog) -> No
     assert result.exit_code == 2
     assert "--data" in result.output
     result = CliRunner().invoke(app, [*arguments, "promotion", "--out", str(tmp_path / "x")])
-    assert "observation: row 0 is 9; numbers; the environment has 15" in str(result.exception)
+    assert "observation: row 0 is 9 (and 5999 more rows); numbers; the environment has 15" in str(
+        result.exception
+    )
