@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,18 +12,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qiance.artifacts import Artifact
+from qiance.artifacts import Artifact, load_manifest
 from qiance.domain import Interval
+from rllib.checkpoints import history_of, latest, save_checkpoint
 from rllib.evaluate import mean_interval
 from rllib.plan_algorithms import DEFAULTS, PlanningSettings, algorithm
 from rllib.plan_evaluate import best_constant, compare, verdict
 from rllib.plan_start import start_from
-from rllib.policies import network_of, save_policy
+from rllib.policies import Network, load_policy, network_of, save_policy
 from rllib.tasks import Constant, Policy, Task, task_of
 from rllib.world import fingerprint
 
 Tell = Callable[[float, str], None]
-CHECKPOINT, STATE = "checkpoint", "training.json"
 # Apart from each other, and from the seeds that training draws its episodes from.
 _TUNING_SEED, _HELD_OUT_SEED = 1_000_000, 2_000_000
 
@@ -55,6 +54,7 @@ def train_planning(
     out: Path,
     settings: PlanningSettings | None = None,
     resume: bool = False,
+    start: Path | None = None,
     parents: Sequence[str] = (),
     progress: Tell | None = None,
 ) -> PlanningTrained:
@@ -63,18 +63,24 @@ def train_planning(
     environment: `{"environment": "sales" | "promotion", ...}` with the task's arguments. settings: default by
     environment, `DEFAULTS`. out: folder for the artifact and for the checkpoint, which is written as training
     goes. resume: go on from that checkpoint; the environment and the settings must be those that it was made
-    with, but for `iterations`.
+    with, but for `iterations`. start: artifact of a network that PPO goes on from, such as an imitation
+    (`rllib.offline`), instead of the best constant.
     Ray must be running. Raises ValueError for bad settings, and where there is something to go on with but
     `resume` is not set, or the other way round; RuntimeError without Ray.
     """
     task, started = task_of(environment), time.monotonic()
     settings, tell = settings or DEFAULTS[task.name], progress or (lambda share, text: None)
-    said = {"environment": dict(environment), "settings": asdict(settings) | {"iterations": None}}
-    history = _history(out, said, resume)
+    given = None if start is None else _network(start, task, settings)
+    said = {
+        "environment": dict(environment),
+        "settings": asdict(settings) | {"iterations": None},
+        "start": {"version": None if start is None else load_manifest(start).version},
+    }
+    history = history_of(out, said, resume)
     out.mkdir(parents=True, exist_ok=True)
     tell(0.0, "tuning the rules that a trained policy must beat")
     constant = best_constant(task, settings.episodes, _TUNING_SEED)
-    network = _learn(task, constant, settings, out, said, history, tell)
+    network = _learn(task, given or constant, settings, out, said, history, tell)
     policies: dict[str, Policy] = {"constant": constant, **task.rules(), "learned": network}
     tell(0.9, f"comparing on {settings.episodes * settings.rounds:,} held-out episodes")
     seeds = range(_HELD_OUT_SEED, _HELD_OUT_SEED + settings.rounds)
@@ -87,12 +93,21 @@ def train_planning(
         "network" if chosen == "learned" else chosen,
         policies[chosen],
         metrics=_metrics(means, gain, len(history)),
-        data_fingerprint=_digest(environment, settings),
+        data_fingerprint=digest(environment, settings),
         parents=parents,
     )
     tell(1.0, f"policy {artifact.version} written: {chosen}")
     seconds = time.monotonic() - started
     return PlanningTrained(artifact, policies, chosen, best_rule, means, gain, tuple(history), seconds)
+
+
+def _network(start: Path, task: Task, settings: PlanningSettings) -> Network:
+    found = load_policy(start, task)
+    if not isinstance(found, Network):
+        raise ValueError(f"start: {start} holds a rule; PPO goes on from a network")
+    if settings.algorithm != "ppo":
+        raise ValueError(f"start: {settings.algorithm!r} starts from nothing; ppo goes on from a network")
+    return found
 
 
 def _metrics(means: Mapping[str, Interval], gain: Interval, iterations: int) -> dict[str, float]:
@@ -107,7 +122,7 @@ def _metrics(means: Mapping[str, Interval], gain: Interval, iterations: int) -> 
 
 def _learn(
     task: Task,
-    start: Constant,
+    start: Constant | Network,
     settings: PlanningSettings,
     out: Path,
     said: Mapping[str, Any],
@@ -132,52 +147,13 @@ def _learn(
                     f"iteration {number} of {settings.iterations}: {mean:.4g}",
                 )
                 if number % settings.checkpoint_every == 0 or number == settings.iterations:
-                    _checkpoint(found, out, {**said, "history": history})
+                    save_checkpoint(found, out, {**said, "history": history})
             return network_of(found.get_module(), task)
         finally:
             found.stop()
 
 
-def latest(out: Path) -> Path | None:
-    """The checkpoint to go on from."""
-    found = {int(path.name.partition("-")[2]): path for path in out.glob(f"{CHECKPOINT}-*")}
-    return found[max(found)].resolve() if found else None
-
-
-def _checkpoint(found: Any, out: Path, state: Mapping[str, Any]) -> None:
-    """Write the new one, name it when it is whole, then drop the old one: a stop at any point leaves one."""
-    before, fresh = latest(out), out / f".{CHECKPOINT}"
-    shutil.rmtree(fresh, ignore_errors=True)
-    found.save_to_path(str(fresh.resolve()))
-    (fresh / STATE).write_text(json.dumps(state), encoding="utf-8")
-    fresh.rename(out / f"{CHECKPOINT}-{len(state['history'])}")
-    if before is not None:
-        shutil.rmtree(before)
-
-
-def _history(out: Path, said: Mapping[str, Any], resume: bool) -> list[float]:
-    """Returns of the iterations that are done: empty for a new run."""
-    checkpoint = latest(out)
-    if not resume:
-        if checkpoint is not None:
-            raise ValueError(f"out: {out} holds a checkpoint; resume it, or name another folder")
-        return []
-    if checkpoint is None:
-        raise ValueError(f"out: {out} holds no checkpoint to resume; leave resume off for a new run")
-    found = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    for part in ("environment", "settings"):
-        now = json.loads(json.dumps(said[part]))
-        differing = [name for name in now if now[name] != found[part].get(name)]
-        if differing:
-            name = differing[0]
-            raise ValueError(
-                f"{part}.{name}: the checkpoint in {out} was made with {found[part].get(name)!r}, now it is "
-                f"{now[name]!r}; use the same, or start in another folder"
-            )
-    return [float(x) for x in found["history"]]
-
-
-def _digest(environment: Mapping[str, Any], settings: PlanningSettings) -> str:
+def digest(environment: Mapping[str, Any], settings: Any) -> str:
     """SHA-256 (hex) of what was trained on and how: of files their content, not their place."""
     said = [{name: _content(value) for name, value in environment.items()}, asdict(settings)]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

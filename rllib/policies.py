@@ -15,7 +15,7 @@ import torch
 
 from qiance.artifacts import Artifact, ArtifactError, load_manifest, write_artifact
 from rllib.lockstep import Floats32
-from rllib.tasks import Constant, Policy, Task
+from rllib.tasks import Constant, Dials, Policy, Task
 
 KIND = "planning-policy"
 POLICY, WEIGHTS = "policy.json", "weights.npz"
@@ -25,27 +25,36 @@ POLICY, WEIGHTS = "policy.json", "weights.npz"
 class Network:
     """An MLP with tanh between its layers, from the task's features to its dials.
 
-    weights `[in, out]` and biases `[out]`, float32. squash: tanh of the outputs too, as SAC has it.
+    weights `[in, out]` and biases `[out]`, float32. squash: tanh of the outputs too, as SAC has it. stretch:
+    dials are the outputs times it.
     """
 
     task: Task
     weights: tuple[Floats32, ...]
     biases: tuple[Floats32, ...]
     squash: bool
+    stretch: float = 1.0
 
-    def act(self, observations: Floats32) -> Floats32:
-        """Actions `[n, k]` for observations `[n, d]`: the mean of the dials, or the likeliest choice."""
+    def choose(self, observations: Floats32) -> Dials:
+        """Dials `[n, k]` for observations `[n, d]`, their mean; or the likeliest choice, `[n]`."""
         x = self.task.features(np.asarray(observations, dtype=np.float32))
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = x @ weight + bias
             x = np.tanh(x) if layer < last or self.squash else x
         choice = isinstance(self.task.dials, gymnasium.spaces.Discrete)
-        return self.task.act(observations, x.argmax(axis=1) if choice else x)
+        return x.argmax(axis=1) if choice else np.float32(self.stretch) * x
+
+    def act(self, observations: Floats32) -> Floats32:
+        """Actions `[n, k]` for observations `[n, d]`."""
+        return self.task.act(observations, self.choose(observations))
 
 
-def network_of(module: Any, task: Task) -> Network:
-    """The deterministic policy of an RLlib module of PPO (separate value layers) or SAC."""
+def network_of(module: Any, task: Task, stretch: float = 1.0) -> Network:
+    """The deterministic policy of an RLlib module of PPO (separate value layers) or SAC.
+
+    stretch: of dials that the module's actions are, where it was trained on smaller ones.
+    """
     ppo = hasattr(module, "encoder")
     parts = [module.encoder.actor_encoder, module.pi] if ppo else [module.pi_encoder, module.pi]
     linear = [layer for part in parts for layer in part.modules() if isinstance(layer, torch.nn.Linear)]
@@ -55,7 +64,7 @@ def network_of(module: Any, task: Task) -> Network:
         return Network(task, tuple(weights), tuple(biases), squash=False)
     size = task.dials.shape[0]  # the rest are standard deviations
     weights[-1], biases[-1] = weights[-1][:, :size].copy(), biases[-1][:size].copy()
-    return Network(task, tuple(weights), tuple(biases), squash=not ppo)
+    return Network(task, tuple(weights), tuple(biases), squash=not ppo, stretch=stretch)
 
 
 def save_policy(
@@ -72,7 +81,11 @@ def save_policy(
     settings: dict[str, Any] = {"environment": task.name, "rule": rule}
     files: dict[str, Callable[[Path], None]] = {}
     if isinstance(policy, Network):
-        settings |= {"squash": policy.squash, "layers": len(policy.weights)}
+        settings |= {
+            "squash": policy.squash,
+            "stretch": policy.stretch,
+            "layers": len(policy.weights),
+        }
         files[WEIGHTS] = _weights_writer(policy)
     elif isinstance(policy, Constant):
         settings["dials"] = np.asarray(policy.dials).tolist()
@@ -125,7 +138,8 @@ def _policy(path: Path, settings: Mapping[str, Any], task: Task) -> Policy:
         with np.load(path / WEIGHTS, allow_pickle=False) as stored:
             layers = range(settings["layers"])
             weights, biases = (tuple(stored[f"{name}{n}"] for n in layers) for name in ("weight", "bias"))
-        network = Network(task, weights, biases, bool(settings["squash"]))
+        stretch = float(settings.get("stretch", 1.0))
+        network = Network(task, weights, biases, bool(settings["squash"]), stretch)
         network.act(np.zeros((1, *task.make(1).single_observation_space.shape), dtype=np.float32))
         return network
     if rule == "constant":

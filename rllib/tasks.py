@@ -70,6 +70,10 @@ class Task(Protocol):
         """Dials to try as constants, `[m, k]` or `[m]`."""
         ...
 
+    def cautious(self) -> Constant:
+        """What a shop may run that has not tried much: good for nothing but to learn from its log."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Constant:
@@ -78,9 +82,13 @@ class Constant:
     task: Task
     dials: Dials
 
+    def choose(self, observations: Floats32) -> Dials:
+        """The dials, once per observation."""
+        return np.repeat(self.dials[None], len(observations), axis=0)
+
     def act(self, observations: Floats32) -> Floats32:
         """The task's actions for them."""
-        return self.task.act(observations, np.repeat(self.dials[None], len(observations), axis=0))
+        return self.task.act(observations, self.choose(observations))
 
 
 class SalesTask:
@@ -120,6 +128,10 @@ class SalesTask:
     def constants(self) -> Dials:
         """Each of the offers."""
         return np.arange(len(OFFERS))
+
+    def cautious(self) -> Constant:
+        """One coupon of the smallest discount."""
+        return Constant(self, np.array(len(_FACTORS)))
 
 
 class PromotionTask:
@@ -175,6 +187,11 @@ class PromotionTask:
         ]
         return np.array(grid, dtype=np.float32)
 
+    def cautious(self) -> Constant:
+        """The myopic allocator, which may contact 7 of 10 users of a segment in a day."""
+        size = len(self._segments)
+        return Constant(self, np.array([2 * 0.7 - 1] * size + [0.0] * (size + 1), dtype=np.float32))
+
 
 class TrainingEnv(VectorEnv[Floats32, Any, Floats]):
     """A task as a network meets it: its features, its dials as actions, rewards scaled.
@@ -195,13 +212,13 @@ class TrainingEnv(VectorEnv[Floats32, Any, Floats]):
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Floats32, Info]:
         """As the environment's."""
-        self._seen, info = self.env.reset(seed=seed, options=options)
-        return self.task.features(self._seen), info
+        self.seen, info = self.env.reset(seed=seed, options=options)
+        return self.task.features(self.seen), info
 
     def step(self, actions: Dials) -> tuple[Floats32, Floats, NDArray[np.bool_], NDArray[np.bool_], Info]:
         """As the environment's, for dials."""
-        self._seen, rewards, ended, cut, info = self.env.step(self.task.act(self._seen, actions))
-        return self.task.features(self._seen), self.task.scale * rewards, ended, cut, info
+        self.seen, rewards, ended, cut, info = self.env.step(self.task.act(self.seen, actions))
+        return self.task.features(self.seen), self.task.scale * rewards, ended, cut, info
 
 
 def task_of(settings: Mapping[str, Any]) -> Task:

@@ -18,6 +18,7 @@ from qiance.cli.train_bandit import bandit
 from qiance.cli.train_copy import copy
 from qiance.cli.train_customers import customers
 from qiance.cli.train_planning import planning
+from qiance.cli.train_planning_offline import planning_log, planning_offline
 from qiance.cli.train_proposer import proposer
 from qiance.cli.train_uplift import uplift
 from qiance.data.errors import DataError
@@ -32,6 +33,8 @@ app.command("bandit")(bandit)
 app.command("copy")(copy)
 app.command("customers")(customers)
 app.command("planning")(planning)
+app.command("planning-log")(planning_log)
+app.command("planning-offline")(planning_offline)
 app.command("proposer")(proposer)
 
 

@@ -29,27 +29,35 @@ class Algorithm(StrEnum):
     SAC = "sac"
 
 
+EnvironmentOption = Annotated[
+    Environment,
+    typer.Option(
+        help="promotion: segments of the simulated market; sales: the users of NeoRL's SalesPromotion."
+    ),
+]
+DataOption = Annotated[
+    Path | None, typer.Option(help="sales: folder with user_model.npz and initial_states.npz.")
+]
+WorldOption = Annotated[
+    Path | None, typer.Option(help="promotion: rl/world.npz of a run; default: a made-up population.")
+]
+
+
 def planning(
-    environment: Annotated[
-        Environment,
-        typer.Option(
-            help="promotion: segments of the simulated market; sales: the users of NeoRL's SalesPromotion."
-        ),
-    ],
+    environment: EnvironmentOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the policy and the checkpoint.")],
-    data: Annotated[
-        Path | None, typer.Option(help="sales: folder with user_model.npz and initial_states.npz.")
-    ] = None,
-    world: Annotated[
-        Path | None,
-        typer.Option(help="promotion: rl/world.npz of a run; default: a made-up population."),
-    ] = None,
+    data: DataOption = None,
+    world: WorldOption = None,
     algorithm: Annotated[Algorithm, typer.Option(help="ppo starts from the best constant.")] = Algorithm.PPO,
     iterations: Annotated[
         int | None, typer.Option(min=1, help="Each lives ENVS episodes; default: 100, for sales 60.")
     ] = None,
     envs: Annotated[
         int | None, typer.Option(min=1, help="Episodes side by side; default: 256, for sales 2,000.")
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="Artifact of a network that ppo goes on from, e.g. of planning-offline -a bc."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of training; what is held out does not depend on it.")] = 0,
     resume: Annotated[
@@ -66,7 +74,7 @@ def planning(
     from serve.launch import LocalCluster
 
     console = Console()
-    arguments = _arguments(environment, data, world)
+    arguments = task_arguments(environment, data, world)
     with (
         Stages(console).stage(f"training {algorithm} in {environment}") as stage,
         LocalCluster(proxy="plain"),
@@ -82,13 +90,16 @@ def planning(
             iterations=iterations or usual.iterations,
             num_envs=envs or usual.num_envs,
         )
-        trained = train_planning(arguments, out=out, settings=settings, resume=resume, progress=stage.tell)
+        trained = train_planning(
+            arguments, out=out, settings=settings, resume=resume, start=start, progress=stage.tell
+        )
     console.print(_table(trained))
     console.print(_sentence(trained), highlight=False)
     console.print(f"Policy: [bold]{trained.artifact.path}[/]", highlight=False)
 
 
-def _arguments(environment: Environment, data: Path | None, world: Path | None) -> dict[str, str]:
+def task_arguments(environment: Environment, data: Path | None, world: Path | None) -> dict[str, str]:
+    """What `rllib.tasks.task_of` takes; BadParameter where an option lacks or belongs to another one."""
     if environment is Environment.SALES:
         if data is None:
             raise typer.BadParameter("missing: --environment sales needs it", param_hint="--data")

@@ -2,13 +2,14 @@
 
 Notation: trajectory i has rewards r_it, propensities p_it of the logged actions and the policy's
 probabilities π_it of them; ρ_it = Π_{s ≤ t} π_is / p_is is the weight up to step t, ρ_i,−1 = 1; γ is the
-discount; the value model says q_it = Q(s_it, a_it) and v_it = Σ_a π(a|s_it) Q(s_it, a).
+discount; the value model says q_it = Q(s_it, a_it) and v_it = Σ_a π(a|s_it) Q(s_it, a). Where actions are
+numbers, densities take the place of probabilities: only their ratio counts, see `density_pair`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from qiance.evaluate.ope_result import Estimate
 from qiance.evaluate.ope_tuning import RowEstimate, mean_rows
 
 _T = TypeVar("_T")
+_FAR = 150.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,13 +173,46 @@ def estimate_trajectories(
     `log.cluster`; that of dm leaves out the error of the model. Diagnostics are of the whole trajectories'
     weights: long trajectories leave few that count. ValueError names the array, row and value that is wrong.
     """
-    found, needs_model = looked_up(SEQUENTIAL, estimator)
     fraction("confidence", confidence, open_ends=True)
+    steps, rows = _estimated(log, policy_probs, logged_model, policy_model, estimator, discount)
+    return judged(rows, estimator, steps.weight[:, -1], log.units(), confidence)
+
+
+def trajectory_improvement(
+    log: TrajectoryLog,
+    policy_probs: ArrayLike,
+    logged_model: ArrayLike | None = None,
+    policy_model: ArrayLike | None = None,
+    estimator: str = "dr",
+    discount: float = 1.0,
+    confidence: float = 0.95,
+) -> Estimate:
+    """What a policy returns more per trajectory than the one that was logged; for `clears_gate`.
+
+    Arguments as of `estimate_trajectories`. The logged policy's value is the mean return of the same
+    trajectories, so that the luck which both had cancels: rows are paired.
+    """
+    fraction("confidence", confidence, open_ends=True)
+    steps, rows = _estimated(log, policy_probs, logged_model, policy_model, estimator, discount)
+    logged = mean_rows(steps.reward.sum(axis=1))
+    found = judged(rows - logged, estimator, steps.weight[:, -1], log.units(), confidence)
+    return replace(found, baseline_value=logged.value)
+
+
+def _estimated(
+    log: TrajectoryLog,
+    policy_probs: ArrayLike,
+    logged_model: ArrayLike | None,
+    policy_model: ArrayLike | None,
+    estimator: str,
+    discount: float,
+) -> tuple[Steps, RowEstimate]:
+    found, needs_model = looked_up(SEQUENTIAL, estimator)
     fraction("discount", discount)
     if needs_model and (logged_model is None or policy_model is None):
         raise ValueError(f"estimator: {estimator!r} needs logged_model and policy_model [n, T]; see fitted_q")
     steps = steps_of(log, policy_probs, logged_model, policy_model, discount)
-    return judged(found(steps), estimator, steps.weight[:, -1], log.units(), confidence)
+    return steps, found(steps)
 
 
 def steps_of(
@@ -220,6 +255,19 @@ def looked_up(table: Mapping[str, _T], name: str) -> _T:
     if name not in table:
         raise ValueError(f"estimator: {name!r} is not known; choose one of {', '.join(table)}")
     return table[name]
+
+
+def density_pair(logged: ArrayLike, policy: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """(propensity, policy_probs) in (0, 1] and [0, 1] with the ratios of two log-densities, `[n, T]` each.
+
+    Both are divided by the larger one. Weights that no log supports are kept within what can be computed
+    with: those beyond e^150 count as that, and where all first ones would be 0, they are raised alike.
+    """
+    log_p, log_pi = (finite_matrix(name, x) for name, x in (("logged", logged), ("policy", policy)))
+    weight = np.cumsum(log_pi - log_p, axis=1)
+    weight = np.minimum(weight + max(0.0, -_FAR - float(weight[:, 0].max())), _FAR)
+    ratio = np.diff(weight, axis=1, prepend=0.0)
+    return np.exp(-np.clip(ratio, 0.0, 2 * _FAR)), np.exp(np.minimum(ratio, 0.0))
 
 
 def _normalised(weight: FloatArray, outcome: FloatArray) -> RowEstimate:

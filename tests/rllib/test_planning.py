@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 
 from qiance.artifacts import ArtifactError, load_manifest
 from rllib.array_runner import middle
+from rllib.checkpoints import CHECKPOINT
 from rllib.lockstep import LockstepEnv
 from rllib.plan_algorithms import PlanningSettings, algorithm
 from rllib.plan_evaluate import best_constant, compare, returns_of, verdict
 from rllib.plan_start import held_choice, start_from
-from rllib.planning import CHECKPOINT, PlanningTrained, train_planning
+from rllib.planning import PlanningTrained, train_planning
 from rllib.policies import load_policy, network_of, save_policy
 from rllib.tasks import Constant, PromotionTask, SalesTask, TrainingEnv, task_of
 
