@@ -136,13 +136,16 @@ def _learn(
     tell: Tell,
 ) -> Network:
     """Train until `settings.iterations` are in `history`, with checkpoints, and return the network."""
+    from ray.rllib.core import COMPONENT_LEARNER_GROUP
+
     tell(0.0, f"starting {settings.algorithm.upper()} on {len(log):,} episodes")
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix=".rllib-", dir=out.resolve()) as storage:
         found = offline_algorithm(log, task, settings, Path(storage), len(history))
         try:
-            if history:
-                found.restore_from_path(str(latest(out)))
+            if history and (checkpoint := latest(out)):
+                # Only what learned: RLlib's (2.60) own way asks for a runner of environments.
+                found.learner_group.restore_from_path(str(checkpoint / COMPONENT_LEARNER_GROUP))
             for number in range(len(history) + 1, settings.iterations + 1):
                 loss = float(found.train()["learners"]["default_policy"]["policy_loss"])
                 if not np.isfinite(loss):
