@@ -10,7 +10,7 @@ from serve.service_time import ServiceTime
 # Batches are counted upon to be no smaller than this share of the largest, however late that makes them. Most
 # of a small batch's time is fixed, so batches that shrink further help hardly anybody, and leave most of a
 # slowed machine's capacity unused.
-LEAST_SHARE = 0.125
+LEAST_SHARE = 0.25
 RATE_S = 0.3  # over which what comes is averaged; a stall that makes many come at once is shorter
 
 

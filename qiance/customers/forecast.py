@@ -20,7 +20,7 @@ _GOLDEN = (5**0.5 - 1) / 2
 _TURNS = 40
 _CLOSE = 1e-7
 _NEVER = 1e-12
-_STEEPEST = 20.0
+_STEEPEST = 40.0
 _CHUNK = 2_048
 
 

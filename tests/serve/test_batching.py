@@ -164,12 +164,12 @@ def test_beyond_what_it_can_do_the_accepted_are_in_time_and_the_work_goes_on_at_
         assert (refused, max(seconds for _, seconds in easy) <= target) == (0, True)
         took, _ = await open_loop(service, times * limit, 1.5, clock)
         # What comes in the first moment may be a stall: nobody is refused, and some are late.
-        latest = max(target, 2 * (fixed_ms + each_ms * most / 8) / 1e3)
+        latest = max(target, 2 * (fixed_ms + each_ms * most / 4) / 1e3)
         assert max(seconds for came, seconds in took if came > 0.5) <= 1.2 * latest
         # Two batches one after the other must fit into the target; where only very small ones would, they are
-        # an eighth of the largest.
+        # a quarter of the largest.
         within = int((target * 1e3 / 2 - fixed_ms) / each_ms)
-        held = min(most, max(within, most // 8))
+        held = min(most, max(within, most // 4))
         assert len(took) / 1.5 >= 0.8 * workers * held / (fixed_ms + each_ms * held) * 1e3
         _, refused = await open_loop(service, 0.25 * limit, 0.5, clock)
         assert refused == 0
@@ -242,13 +242,13 @@ def test_a_machine_slowed_down_still_does_most_of_what_it_can() -> None:
         took, refused = await open_loop(service, 220.0, 10.0, clock)
         most_a_second = 32 / 0.18
         assert refused > 0
-        assert len(took) >= 0.55 * most_a_second * 10.0
-        assert max(seconds for came, seconds in took if came > 0.5) <= 0.1
+        assert len(took) >= 0.7 * most_a_second * 10.0
+        assert max(seconds for came, seconds in took if came > 0.5) <= 0.15
 
     simulated(run())
 
 
-def test_slow_work_is_done_one_at_a_time_and_not_refused_altogether() -> None:
+def test_slow_work_is_not_refused_altogether() -> None:
     async def run() -> None:
         clock = asyncio.get_running_loop().time
 
@@ -260,8 +260,8 @@ def test_slow_work_is_done_one_at_a_time_and_not_refused_altogether() -> None:
             work, max_batch=32, max_waiting=64, target_s=0.05, workers=1, clock=clock
         )
         took, refused = await open_loop(service, 10.0, 20.0, clock)
-        assert len(took) >= 19
-        assert refused >= 110
+        assert len(took) >= 8 * 19
+        assert refused >= 30
 
     simulated(run())
 
