@@ -65,7 +65,7 @@ class MicroBatcher(Generic[T, R]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._work, self._clock = work, clock
-        self._max_batch, self._max_waiting, self._workers = max_batch, max_waiting, workers
+        self._max_waiting, self._workers = max_waiting, workers
         self._admittance = Admittance(max_batch=max_batch, workers=workers, target_s=target_s)
         self._running: set[_Running] = set()
         self._queue: deque[_Waiting[T, R]] = deque()
@@ -115,7 +115,8 @@ class MicroBatcher(Generic[T, R]):
     def _take(self) -> list[_Waiting[T, R]]:
         """The next batch, without those that nobody waits for any more."""
         batch: list[_Waiting[T, R]] = []
-        while self._queue and len(batch) < self._max_batch:
+        most = self._admittance.max_batch
+        while self._queue and len(batch) < most:
             waiting = self._queue.popleft()
             if not waiting.future.done() and waiting.deadline > self._clock():
                 batch.append(waiting)

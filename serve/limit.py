@@ -16,8 +16,9 @@ RATE_S = 0.3  # over which what comes is averaged; a stall that makes many come 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What can be answered in time: at_once requests in hand, and a_second of them."""
+    """What can be answered in time: batches of `batch`, at_once requests in hand, and a_second of them."""
 
+    batch: int
     at_once: int
     a_second: float
 
@@ -44,7 +45,15 @@ class Admittance:
 
     def admits(self, in_hand: int) -> bool:
         """Whether one more is taken beside those that wait and are worked on."""
-        return in_hand < self.pace.at_once or self._rate <= self.pace.a_second
+        return in_hand < self.pace.at_once or not self._is_too_much()
+
+    @property
+    def max_batch(self) -> int:
+        """Most requests of a batch: uneven ones, of different workers, would make some of the admitted late."""
+        return self.pace.batch if self._is_too_much() else self._max_batch
+
+    def _is_too_much(self) -> bool:
+        return self._rate > self.pace.a_second
 
     def ended(self, size: int, seconds: float) -> None:
         """A batch of `size` took so long."""
@@ -57,4 +66,4 @@ class Admittance:
         while size > self._least and 2 * expected(size) > self._target_s:
             size -= 1
         seconds = expected(size)
-        return Pace((self._workers + 1) * size, self._workers * size / seconds if seconds else math.inf)
+        return Pace(size, (self._workers + 1) * size, self._workers * size / seconds if seconds else math.inf)
