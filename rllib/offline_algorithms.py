@@ -26,6 +26,7 @@ _ROWS = "rows.npz"
 # Dials of squashed policies, whose middle lies elsewhere near the ends, are divided by so much; what a log
 # has beyond is cut, short of where densities are infinite.
 _STRETCH, _EDGE = 2.0, 0.99
+_CQL_ACTIONS = 4  # of each kind that the penalty looks at, per day: they take most of the time
 _BETA = {"iql": 2.0}  # where it is not 1
 _SEED_STEP = 7_919
 
@@ -206,6 +207,7 @@ def _cql(settings: OfflineSettings, task: Task, storage: Path) -> AlgorithmConfi
         alpha_lr=settings.learning_rate,
         bc_iters=0,  # RLlib (2.60) counts them anew in each iteration
         min_q_weight=settings.conservatism,
+        num_actions=_CQL_ACTIONS,
         **_squashed(settings),
     )
 
