@@ -137,12 +137,15 @@ def _learn(
 ) -> Network:
     """Train until `settings.iterations` are in `history`, with checkpoints, and return the network."""
     tell(0.0, f"starting {settings.algorithm.upper()} on {len(log):,} episodes")
+    from ray.rllib.utils.checkpoints import Checkpointable
+
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix=".rllib-", dir=out.resolve()) as storage:
         found = offline_algorithm(log, task, settings, Path(storage), len(history))
         try:
             if history:
-                found.restore_from_path(str(latest(out)))
+                # Not by the algorithm's own (RLlib 2.60), which then looks for runners of an environment.
+                Checkpointable.restore_from_path(found, str(latest(out)))
             for number in range(len(history) + 1, settings.iterations + 1):
                 loss = float(found.train()["learners"]["default_policy"]["policy_loss"])
                 if not np.isfinite(loss):
