@@ -26,6 +26,8 @@ _ROWS = "rows.npz"
 # Dials of squashed policies, whose middle lies elsewhere near the ends, are divided by so much; what a log
 # has beyond is cut, short of where densities are infinite.
 _STRETCH, _EDGE = 2.0, 0.99
+_CQL_ACTIONS = 4  # of each kind that the penalty looks at, per day: they take most of the time
+_BETA = {"iql": 2.0}  # where it is not 1
 _SEED_STEP = 7_919
 
 
@@ -36,8 +38,9 @@ class OfflineSettings:
     algorithm: `bc`, imitation of the running policy; `marwil`, which imitates what turned out better more;
     `iql` or `cql`, which learn what a day's dials are worth, where dials are numbers. iterations: each of
     `updates` steps on `batch` days. beta: how much more what was better counts, for `marwil` and `iql`, per
-    standard deviation of advantages; 0 would be imitation. conservatism: of `cql`, weight of the penalty on
-    dials that were not logged. expectile: of `iql`, how near the best of the logged dials values are.
+    standard deviation of advantages; None is 1, and 2 for `iql`. conservatism: of `cql`, weight of the
+    penalty on dials that were not logged. expectile: of `iql`, how near the best of the logged dials values
+    are.
     discount: per day. trace: λ of `rllib.advantage.shaped`, for `marwil`. hidden: widths of the network.
     held_out: share of episodes that judge and are not learned from. explore: with which the policy is judged,
     None: as the log was made. confidence: of the two-sided interval whose lower bound decides.
@@ -45,12 +48,12 @@ class OfflineSettings:
     """
 
     algorithm: str = "marwil"
-    iterations: int = 20
+    iterations: int = 10
     updates: int = 100
-    batch: int = 1_024
+    batch: int = 512
     seed: int = 0
     learning_rate: float = 1e-3
-    beta: float = 1.0
+    beta: float | None = None
     conservatism: float = 1.0
     expectile: float = 0.7
     discount: float = 1.0
@@ -71,8 +74,9 @@ class OfflineSettings:
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is outside (0, 1)")
         for name in ("beta", "conservatism"):
-            if not 0 < getattr(self, name) < np.inf:
-                raise ValueError(f"{name}: {getattr(self, name)} is not a positive number")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < np.inf:
+                raise ValueError(f"{name}: {value} is not a positive number")
         for name in ("discount", "trace"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is outside (0, 1]")
@@ -203,6 +207,7 @@ def _cql(settings: OfflineSettings, task: Task, storage: Path) -> AlgorithmConfi
         alpha_lr=settings.learning_rate,
         bc_iters=0,  # RLlib (2.60) counts them anew in each iteration
         min_q_weight=settings.conservatism,
+        num_actions=_CQL_ACTIONS,
         **_squashed(settings),
     )
 
@@ -216,7 +221,8 @@ def _write_rows(
     features = task.features(flat).reshape(len(log), steps, -1)
     reward, advantage = shaped(log.reward, features, inside, settings.discount, settings.trace)
     scale = 1.0 / max(float(advantage[inside].std()), 1e-9)
-    scale *= 1.0 if settings.algorithm == "cql" else settings.beta
+    if settings.algorithm != "cql":
+        scale *= settings.beta or _BETA.get(settings.algorithm, 1.0)
     dials = log.dials
     if settings.algorithm in _NUMBERS_ONLY:
         dials = np.clip(dials / _STRETCH, -_EDGE, _EDGE)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import ROOT, Args, emit, log, parse
+from benchmarks.harness import ROOT, Args, emit, log, median_of, parse
 from benchmarks.rling.learning import over_seeds
 from rllib.explore import EXPLORE, Exploring, record
 from rllib.offline import OfflineTrained, train_offline
@@ -99,6 +99,7 @@ def _summary(runs: Sequence[Run]) -> dict[str, Any]:
         "effective_episodes": float(np.median(sizes)),
         "let_through": sum(run.trained.judged.gate.passed for run in runs),
         "covered": sum(covered),
+        "seconds": median_of([run.trained.seconds for run in runs]),
     }
 
 

@@ -88,9 +88,9 @@ def planning_offline(
         ),
     ] = OfflineAlgorithm.MARWIL,
     beta: Annotated[
-        float | None, typer.Option(help="marwil, iql: how far to go from what ran; default: 1.")
+        float | None, typer.Option(help="marwil, iql: how far to go from what ran; default: 1, iql 2.")
     ] = None,
-    iterations: Annotated[int | None, typer.Option(min=1, help="Of 100 steps each; default: 20.")] = None,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Of 100 steps each; default: 10.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of the episodes that judge only.")] = 0.5,
     explore: Annotated[
         float | None,
@@ -122,8 +122,10 @@ def planning_offline(
         from rllib.offline import train_offline
         from rllib.offline_algorithms import OfflineSettings
 
-        usual = OfflineSettings(algorithm=str(algorithm), seed=seed, held_out=held_out, explore=explore)
-        settings = replace(usual, iterations=iterations or usual.iterations, beta=beta or usual.beta)
+        settings = OfflineSettings(
+            algorithm=str(algorithm), seed=seed, beta=beta, held_out=held_out, explore=explore
+        )
+        settings = replace(settings, iterations=iterations or settings.iterations)
         trained = train_offline(read, task, out=out, settings=settings, resume=resume, progress=stage.tell)
     console.print(_table(trained))
     console.print(_sentence(trained), highlight=False)
