@@ -49,7 +49,7 @@ class Admittance:
 
     @property
     def max_batch(self) -> int:
-        """Most requests of a batch: uneven ones, of different workers, would make some of the admitted late."""
+        """Most requests of a batch; of uneven ones the last of the admitted would be late."""
         return self.pace.batch if self._is_too_much() else self._max_batch
 
     def _is_too_much(self) -> bool:

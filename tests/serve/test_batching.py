@@ -143,7 +143,7 @@ async def open_loop(
 
 
 @given(fixed_ms=st.floats(1, 12), each_ms=st.floats(1, 3), workers=st.integers(1, 2), times=st.floats(1.5, 4))
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_beyond_what_it_can_do_the_accepted_are_in_time_and_the_work_goes_on_at_full_rate(
     fixed_ms: float, each_ms: float, workers: int, times: float
 ) -> None:
@@ -163,8 +163,8 @@ def test_beyond_what_it_can_do_the_accepted_are_in_time_and_the_work_goes_on_at_
         easy, refused = await open_loop(service, 0.25 * limit, 0.5, clock)
         assert (refused, max(seconds for _, seconds in easy) <= target) == (0, True)
         took, _ = await open_loop(service, times * limit, 1.5, clock)
-        # What comes in the first moment may be a stall: nobody is refused, and some are late. Afterwards what a
-        # batch takes is estimated, by one or two more or less than would be in time.
+        # What comes in the first moment may be a stall: nobody is refused, and some are late. Afterwards the
+        # largest batch that is in time is estimated, sometimes one or two too large.
         latest = max(target, 2 * (fixed_ms + each_ms * most / 4) / 1e3)
         assert max(seconds for came, seconds in took if came > 0.8) <= 1.4 * latest
         # Two batches one after the other must fit into the target; where only very small ones would, they are

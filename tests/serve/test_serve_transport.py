@@ -46,23 +46,22 @@ class Served:
     """A cluster with the small application, in a process of its own."""
 
     process: subprocess.Popen[str]
-    url: str = ""
-    port: int = 0
-    folder: str = ""
+    url: str
+    port: int
+    folder: str
 
     @classmethod
     def start(cls, proxy: str, host: str, **front: Any) -> Served:
-        """Returns at once; `wait` before anything else. front: options of the ingress."""
+        """Waits until it serves. front: options of the ingress."""
         command = [sys.executable, "-m", "tests.serve.transport_cluster", proxy, host, json.dumps(front)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        return cls(subprocess.Popen(command, cwd=ROOT, text=True, **pipes))  # type: ignore[call-overload]
-
-    def wait(self) -> Served:
-        assert self.process.stdout is not None
-        said = self.process.stdout.readline()
-        assert said, "the cluster did not start"
-        self.url, self.port, self.folder = (json.loads(said)[key] for key in ("url", "port", "folder"))
-        return self
+        with tempfile.TemporaryFile("w+") as said:
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": said}
+            process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+            line = process.stdout.readline()
+            if not line:
+                said.seek(0)
+                pytest.fail(f"the cluster did not start: {said.read()[-4_000:]}")
+        return cls(process, **json.loads(line))
 
     def processes(self) -> list[psutil.Process]:
         return processes_of(self.folder, psutil.Process(self.process.pid))
@@ -172,9 +171,12 @@ def test_blocks_of_ports_never_overlap_and_are_given_back() -> None:
 @pytest.fixture(scope="module")
 def pair() -> Iterator[tuple[Served, Served]]:
     """One at loopback, the other at every address of the machine; afterwards nothing of them is left."""
-    started = [Served.start("haproxy", host) for host in ("127.0.0.1", "0.0.0.0")]
+    # One after the other: two at once are too much for Ray's own limits where the machine is slow.
+    started: list[Served] = []
     try:
-        ours, open_one = (served.wait() for served in started)
+        for host in ("127.0.0.1", "0.0.0.0"):
+            started.append(Served.start("haproxy", host))
+        ours, open_one = started
         yield ours, open_one
         ours.end()
         open_one.end()
@@ -312,7 +314,7 @@ def test_a_replica_that_dies_at_work_is_no_secret_and_is_replaced(pair: tuple[Se
 @pytest.mark.slow
 @pytest.mark.parametrize("proxy", ["haproxy", "plain"])
 def test_nothing_outlives_a_driver_that_is_killed(proxy: str) -> None:
-    served = Served.start(proxy, "127.0.0.1").wait()
+    served = Served.start(proxy, "127.0.0.1")
     processes = served.processes()
     assert any(p.name() == "haproxy" for p in processes) == (proxy == "haproxy")
     assert [found for found in served.bound() if not found.is_loopback] == []
@@ -328,7 +330,7 @@ def test_nothing_outlives_a_driver_that_is_killed(proxy: str) -> None:
 
 @pytest.mark.slow
 def test_a_proxy_that_dies_comes_back() -> None:
-    served = Served.start("haproxy", "127.0.0.1").wait()
+    served = Served.start("haproxy", "127.0.0.1")
 
     def answers() -> bool:
         try:
@@ -354,7 +356,7 @@ def test_replicas_come_and_go_with_the_load_and_no_request_is_lost(monkeypatch: 
     }  # fmt: skip
     # Every request counts as waiting for a moment, so few places refuse what comes at the same instant.
     places = {"max_ongoing_requests": 64, "max_queued_requests": 64}
-    served = Served.start("haproxy", "127.0.0.1", autoscaling_config=scaling, **places).wait()
+    served = Served.start("haproxy", "127.0.0.1", autoscaling_config=scaling, **places)
     codes: set[int] = set()
     stop = threading.Event()
 
