@@ -130,10 +130,11 @@ class GeneratorDeployment:
     """Works in the background: on briefs, and on the evaluation of policies; one of each at a time."""
 
     def __init__(self, args: AppArgs, predictor: DeploymentHandle) -> None:
+        from serve.generator.loop import BriefLoop
         from serve.generator.worker import BriefWorker
 
         ledger = open_ledger(args)
-        self._worker = BriefWorker(
+        worker = BriefWorker(
             Workspace(args.workspace).snapshot,
             ledger,
             _RemotePredictor(predictor),
@@ -143,13 +144,21 @@ class GeneratorDeployment:
             args.seed,
             open_guard(args),
         )
-        self._turn, self._judging = asyncio.Lock(), asyncio.Lock()
+        self._briefs, self._judging = BriefLoop(worker.work), asyncio.Lock()
         self._judge = PolicyJudge(open_policy_desk(args, ledger), ledger, args.gate.timeout_s)
 
-    async def run(self, brief_id: str) -> None:
-        """Take a brief to its end."""
-        async with self._turn:
-            await asyncio.to_thread(self._worker.run, brief_id)
+    def check_health(self) -> None:
+        """Ray replaces the replica when its thread has died."""
+        if not self._briefs.is_alive:
+            raise RuntimeError("the thread that works on briefs has ended")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_briefs"):
+            self._briefs.stop()
+
+    def wake(self) -> None:
+        """A brief came; it would be found before long without being told."""
+        self._briefs.wake()
 
     async def evaluate_policy(self, version: str) -> Evaluation:
         """What a policy would have earned; one at a time."""
@@ -269,7 +278,7 @@ class GatewayDeployment:
             self._watcher,
             self._desk,
             effects,
-            lambda brief_id: generator.run.remote(brief_id) and None,
+            lambda: generator.wake.remote() and None,
             GatewayMetrics(),
             people,
             PolicyService(_RemoteJudges(generator)),

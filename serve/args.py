@@ -21,6 +21,7 @@ class LlmArgs(BaseModel):
     cache_dir: Path = Path(".cache")
     samples: int = Field(3, ge=1, le=8, description="Texts tried per creative; the best is kept")
     max_seconds: float = Field(120.0, gt=0, description="After that, templates write what is left")
+    max_waiting: int = Field(50, ge=1, description="Briefs that may wait; further ones are refused with 429")
     threads: int = Field(1, ge=1, description="More than one pays only on idle cores")
 
 

@@ -16,7 +16,7 @@ from qiance.ledger import NO_VERSION, Ledger, LedgerUnavailableError, Scope
 from serve import problems
 from serve.admission import Admission
 from serve.args import AppArgs
-from serve.briefs import new_brief
+from serve.briefs import BriefService, add_briefs
 from serve.creatives import CreativeService, add_creatives
 from serve.decisions import DecisionService, lost
 from serve.desk import Desk, DeskLostError
@@ -28,10 +28,8 @@ from serve.metrics import GatewayMetrics
 from serve.outage import record_and_settle
 from serve.people import PeopleService, add_people
 from serve.policies import LOOPBACK, PolicyService, add_policies
-from serve.problems import Problem, echo, invalid
+from serve.problems import Problem, invalid
 from serve.schemas import (
-    BriefRequest,
-    BriefResponse,
     DecisionRequest,
     DecisionResponse,
     DecisionsRequest,
@@ -61,7 +59,7 @@ class Gateway:
         watcher: Watcher,
         desk: Desk,
         effects: Callable[[list[str] | None, str | None, list[str], Method | None], Awaitable[Effects]],
-        start_brief: Callable[[str], None],
+        wake: Callable[[], None],
         metrics: GatewayMetrics,
         people: PeopleService | None = None,
         policies: PolicyService | None = None,
@@ -69,8 +67,11 @@ class Gateway:
         self.args, self.ledger, self.watcher, self.metrics = args, ledger, watcher, metrics
         self.decisions = DecisionService(desk, watcher, args)
         self._keys, self.desk = KeyCache(ledger), desk
-        self.effects, self.start_brief = effects, start_brief
+        self.effects = effects
         self._people, self._policies = people, policies
+        self.briefs = BriefService(
+            ledger, args.currency, lambda: self.watcher.catalogue, wake, args.llm.max_waiting
+        )
         self.creatives = CreativeService(ledger, watcher.guard, watcher.catalogue)
 
     @property
@@ -175,25 +176,6 @@ class Gateway:
             raise Problem(503, "predictor: does not answer; try again", retry_after=RETRY_AFTER_S) from error
         return effects_out(body, found)
 
-    async def accept_brief(self, body: BriefRequest) -> BriefResponse:
-        brief = new_brief(body, self.args.currency, self.watcher.catalogue)
-        await asyncio.to_thread(self.ledger.put_brief, brief)
-        self.start_brief(brief.brief_id)
-        return BriefResponse(brief_id=brief.brief_id, state="queued", progress=0.0, message="queued")
-
-    async def show_brief(self, brief_id: str) -> BriefResponse:
-        record = await asyncio.to_thread(self.ledger.brief, brief_id)
-        if record is None:
-            raise Problem(404, f"brief_id: {echo(brief_id)} is not known")
-        found = await asyncio.to_thread(self.ledger.strategies, None, brief_id)
-        return BriefResponse(
-            brief_id=brief_id,
-            state=record.state.value,
-            progress=record.progress,
-            message=record.message,
-            strategies=[strategy_out(s) for s in found],
-        )
-
     async def health(self) -> Health:
         versions = self.watcher.state.versions
         missing = [n for n, v in (("model", versions.model), ("policy", versions.policy)) if v == NO_VERSION]
@@ -271,16 +253,6 @@ def build_api(gateway_of: Callable[[], Gateway], max_body_bytes: int) -> FastAPI
         """Predicted effects of live actions, per user or over a segment."""
         return await gateway_of().predict(body, explain)
 
-    @app.post("/v1/briefs", status_code=202, dependencies=[allow(Scope.WRITE)], tags=["planning"])
-    async def briefs(body: BriefRequest) -> BriefResponse:
-        """Ask for strategies; the work goes on after the answer."""
-        return await gateway_of().accept_brief(body)
-
-    @app.get("/v1/briefs/{brief_id}", dependencies=[allow(Scope.READ)], tags=["planning"])
-    async def brief(brief_id: str) -> BriefResponse:
-        """State, progress and strategies of a brief."""
-        return await gateway_of().show_brief(brief_id)
-
     @app.get("/v1/strategies", dependencies=[allow(Scope.READ)], tags=["planning"])
     async def strategies(
         state: Annotated[StrategyState | None, Query()] = None,
@@ -290,6 +262,7 @@ def build_api(gateway_of: Callable[[], Gateway], max_body_bytes: int) -> FastAPI
         found = await asyncio.to_thread(gateway_of().ledger.strategies, state, brief_id)
         return [strategy_out(s) for s in found]
 
+    add_briefs(app, lambda: gateway_of().briefs, allow)
     add_creatives(app, lambda: gateway_of().creatives, allow)
     add_people(app, lambda: gateway_of().people, allow)
     add_policies(app, lambda: gateway_of().policies, allow)

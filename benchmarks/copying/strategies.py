@@ -22,7 +22,7 @@ from qiance.guard import Guard
 from qiance.ledger import Ledger
 from qiance.market import CONTACT_COST
 from qiance.settings import Settings, load_settings
-from qiance.strategy.content import TextEngine
+from qiance.strategy.content_ports import TextEngine
 from qiance.strategy.propose import propose
 from qiance.strategy.propose_words import offer_words
 from qiance.strategy.slots import bind, facts_for

@@ -26,6 +26,12 @@ class BriefState(StrEnum):
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more comes of it."""
+        return self not in (BriefState.QUEUED, BriefState.RUNNING)
 
 
 @dataclass(frozen=True, slots=True)

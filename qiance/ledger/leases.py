@@ -47,7 +47,7 @@ class Leases(Budgets):
         checked("budget_id", budget_id)
         checked("holder", holder)
         check_amount("amount", amount)
-        expires_at = self._system_now() + _term(term_s)
+        expires_at = self._system_now() + term_of(term_s)
         lease = Lease(secrets.token_hex(16), budget_id, holder, amount, expires_at)
         with self.write() as connection:
             wanted = {"tenant": self.tenant, "budget": budget_id, "amount": amount}
@@ -60,7 +60,7 @@ class Leases(Budgets):
     def renew(self, lease_ids: Iterable[str], term_s: float) -> set[str]:
         """Those of the leases that are still alive; they now end `term_s` seconds from now."""
         wanted, now = sorted(set(lease_ids)), self._system_now()
-        later = now + _term(term_s)
+        later = now + term_of(term_s)
         if not wanted:
             return set()
         with self.write() as connection:
@@ -114,7 +114,8 @@ class Leases(Budgets):
         }
 
 
-def _term(term_s: float) -> timedelta:
+def term_of(term_s: float) -> timedelta:
+    """The term of a lease; ValueError unless it is positive and at most a day."""
     if not 0 < term_s <= MOST_TERM_S:
         raise ValueError(f"term_s: {term_s!r} is outside (0, {MOST_TERM_S:g}] seconds")
     return timedelta(seconds=term_s)

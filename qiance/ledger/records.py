@@ -193,12 +193,16 @@ class OutcomeReceipt:
 
 @dataclass(frozen=True, slots=True)
 class BriefRecord:
-    """A brief and how far the work on it is; progress is a fraction."""
+    """A brief and how far the work on it is.
+
+    progress: a fraction; attempts: how often a worker began, more than once where one had ended before.
+    """
 
     brief: Brief
     state: BriefState
     progress: float
     message: str
+    attempts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

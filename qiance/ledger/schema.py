@@ -205,6 +205,7 @@ leases = Table(
     ForeignKeyConstraint(["tenant_id", "budget_id"], ["budgets.tenant_id", "budgets.budget_id"]),
 )
 
+# holder: the worker that has it until held_until; attempts: how often one began.
 briefs = Table(
     "briefs",
     metadata,
@@ -216,6 +217,9 @@ briefs = Table(
     Column("message", Text, nullable=False),
     _when("created_at"),
     _when("updated_at"),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("holder", String(200), nullable=False, server_default=text("''")),
+    _when("held_until", null=True),
     Index("ix_briefs_state", "tenant_id", "state", "created_at"),
 )
 

@@ -1,22 +1,20 @@
-"""Briefs and the strategies made from them."""
+"""Strategies and their states."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, select, update
 
-from qiance.domain import Brief, BriefState, CreativeState, Strategy, StrategyState
+from qiance.domain import CreativeState, Strategy, StrategyState
 from qiance.guard import Linted, creative_id_of, is_sealed, subjects_of
-from qiance.ledger.codec import brief_from_dict, brief_to_dict, strategy_from_dict, strategy_to_dict
-from qiance.ledger.creatives import Creatives
+from qiance.ledger.briefs import Briefs
+from qiance.ledger.codec import strategy_from_dict, strategy_to_dict
 from qiance.ledger.database import checked, chunks, inserted, text_problem
-from qiance.ledger.records import BriefRecord
-from qiance.ledger.schema import briefs, strategies
+from qiance.ledger.schema import strategies
 
 _NEXT = {
     StrategyState.DRAFT: {StrategyState.APPROVED},
@@ -31,57 +29,8 @@ _GATED = (StrategyState.APPROVED, StrategyState.LIVE)
 _REFRESHABLE = ("state", "effect", "reach")
 
 
-class Strategies(Creatives):
-    """Briefs, strategies and their states."""
-
-    def put_brief(self, brief: Brief) -> None:
-        """Stores a new brief, queued; ValueError if its id is taken."""
-        now = self._now()
-        row = {
-            "tenant_id": self.tenant,
-            "brief_id": checked("brief_id", brief.brief_id),
-            "payload": _to_json(brief_to_dict(brief)),
-            "state": BriefState.QUEUED.value,
-            "progress": 0.0,
-            "message": "",
-            "created_at": now,
-            "updated_at": now,
-        }
-        with self.write() as connection:
-            if not inserted(connection, briefs, row):
-                raise ValueError(f"brief_id: {brief.brief_id!r} is taken; choose another")
-
-    def brief(self, brief_id: str) -> BriefRecord | None:
-        """A brief and how far it is, or None."""
-        if text_problem(brief_id) is not None:
-            return None  # what cannot be stored is not there
-        statement = select(briefs).where(briefs.c.tenant_id == self.tenant, briefs.c.brief_id == brief_id)
-        with self.read() as connection:
-            row = connection.execute(statement).one_or_none()
-        return None if row is None else _brief_record(row)
-
-    def briefs(self, state: BriefState | None = None) -> list[BriefRecord]:
-        """All briefs, oldest first; only those in `state` if given."""
-        statement = select(briefs).where(briefs.c.tenant_id == self.tenant)
-        if state is not None:
-            statement = statement.where(briefs.c.state == state.value)
-        with self.read() as connection:
-            rows = connection.execute(statement.order_by(briefs.c.created_at, briefs.c.brief_id)).all()
-        return [_brief_record(row) for row in rows]
-
-    def set_brief_state(self, brief_id: str, state: BriefState, progress: float, message: str) -> None:
-        """Notes how far the work on a brief is; progress in [0, 1]."""
-        if not (math.isfinite(progress) and 0.0 <= progress <= 1.0):
-            raise ValueError(f"progress: {progress!r} is not a fraction in [0, 1]")
-        checked("brief_id", brief_id)
-        statement = (
-            update(briefs)
-            .where(briefs.c.tenant_id == self.tenant, briefs.c.brief_id == brief_id)
-            .values(state=state.value, progress=progress, message=message, updated_at=self._now())
-        )
-        with self.write() as connection:
-            if connection.execute(statement).rowcount == 0:
-                raise ValueError(f"brief_id: {brief_id!r} is not known; put_brief first")
+class Strategies(Briefs):
+    """Strategies and their states."""
 
     def put_strategies(self, batch: Sequence[Strategy], by: str = "system") -> None:
         """Stores strategies, new or again.
@@ -253,11 +202,6 @@ def _changed(old: Strategy, new: Strategy) -> list[str]:
 
 def _strategy(row: Any) -> Strategy:
     return replace(strategy_from_dict(json.loads(row.payload)), state=StrategyState(row.state))
-
-
-def _brief_record(row: Any) -> BriefRecord:
-    brief = brief_from_dict(json.loads(row.payload))
-    return BriefRecord(brief, BriefState(row.state), row.progress, row.message)
 
 
 def _to_json(data: dict[str, Any]) -> str:

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qiance.domain import Audience, UserTable
+from qiance.strategy.segments import EVERYBODY, segment_words
 
 Condition = tuple[str, str, float]
 Mask = NDArray[np.bool_]
 
-EVERYBODY = Audience("everybody")
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -36,39 +36,6 @@ _SEGMENTS: tuple[tuple[str, str, str, float | None], ...] = (
     ("big-baskets", "avg_basket", ">", 0.75),
     ("coupon-users", "coupon_redemption_rate", ">", None),
 )
-# What many and what little of a feature make of users, by language: nouns, for they are put into sentences.
-_COUPONS = ("coupon users", "shoppers who rarely use coupons")
-_COUPONS_ZH = ("常用优惠券的顾客", "少用优惠券的顾客")
-_WORDS = {
-    "en": {
-        "recency_days": ("lapsed shoppers", "recent shoppers"),
-        "baskets_90d": ("frequent shoppers", "occasional shoppers"),
-        "spend_90d": ("high spenders", "low spenders"),
-        "discount_share": ("deal seekers", "full-price buyers"),
-        "discounted_line_share": ("deal seekers", "full-price buyers"),
-        "avg_discount_depth": ("deep-discount buyers", "small-discount buyers"),
-        "avg_basket": ("shoppers with big baskets", "shoppers with small baskets"),
-        "coupon_redemption_rate": _COUPONS,
-        "coupon_share": _COUPONS,
-        "coupon_baskets_90d": _COUPONS,
-        "tenure_days": ("long-standing customers", "newer customers"),
-        "categories_90d": ("shoppers of many categories", "shoppers of few categories"),
-    },
-    "zh": {
-        "recency_days": ("许久未光顾的顾客", "最近来过的顾客"),
-        "baskets_90d": ("常来的顾客", "偶尔光顾的顾客"),
-        "spend_90d": ("消费较多的顾客", "消费较少的顾客"),
-        "discount_share": ("喜欢优惠的顾客", "按原价购买的顾客"),
-        "discounted_line_share": ("喜欢优惠的顾客", "按原价购买的顾客"),
-        "avg_discount_depth": ("偏爱大额优惠的顾客", "偏爱小额优惠的顾客"),
-        "avg_basket": ("一次买很多的顾客", "一次买得少的顾客"),
-        "coupon_redemption_rate": _COUPONS_ZH,
-        "coupon_share": _COUPONS_ZH,
-        "coupon_baskets_90d": _COUPONS_ZH,
-        "tenure_days": ("老顾客", "新顾客"),
-        "categories_90d": ("什么都买的顾客", "只买几类商品的顾客"),
-    },
-}
 
 
 def audience_mask(audience: Audience, users: UserTable) -> Mask:
@@ -182,17 +149,6 @@ def round_threshold(value: float, column: NDArray[np.float64], tolerance: float 
         if not finite.size or abs(float(np.mean(finite <= short)) - below) <= tolerance:
             return short
     return base
-
-
-def segment_words(audience: Audience, language: str = "en") -> tuple[str, ...]:
-    """What the users of `audience` are like, e.g. ("lapsed shoppers", "deal seekers"), or ("everybody",)."""
-    words, known = [], _WORDS.get(language, _WORDS["en"])
-    for feature, symbol, value in audience.conditions:
-        plain = feature.replace("_", " ")
-        high, low = known.get(feature, (f"shoppers with high {plain}", f"shoppers with low {plain}"))
-        exact = f"{feature} {value:g}"
-        words.append(exact if symbol == "==" else high if symbol.startswith(">") else low)
-    return tuple(dict.fromkeys(words)) or (EVERYBODY.name,)
 
 
 @dataclass(frozen=True, slots=True)

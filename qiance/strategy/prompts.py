@@ -96,6 +96,8 @@ _ASK: Final[Mapping[str, str]] = {
     "en": "Write an advertisement for {name}{readers}: one sentence, a headline, and a call to action.",
     "zh": "为{name}写一则广告{readers}：一句正文、一个标题、一个行动号召。",
 }
+# In the place of a product's name: what could be said of any.
+ANYTHING: Final[Mapping[str, str]] = {"en": "groceries", "zh": "商品"}
 _READERS: Final[Mapping[str, str]] = {"en": " for {segment}", "zh": "，写给{segment}"}
 
 

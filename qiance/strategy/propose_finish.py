@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from qiance.domain import Action, Effect, EffectPredictor, GridPrediction, Objective, Strategy, StrategyKind
-from qiance.strategy.audience import segment_words
 from qiance.strategy.promotion import Schedule, promotion_schedule
 from qiance.strategy.propose_grid import EFFECT_STAGE, MAX_USERS, checked_prediction, objective_draws
 from qiance.strategy.propose_kinds import Candidate
 from qiance.strategy.propose_ports import ContentWriter, Draft, WrittenText
 from qiance.strategy.propose_request import Request
 from qiance.strategy.propose_words import effect_words, readable_id, title_words
+from qiance.strategy.segments import reader_words, segment_words
 
 MAX_ACTIONS = 2
 CONFIDENCE = 0.9
@@ -43,6 +43,7 @@ def plan(request: Request, candidate: Candidate) -> Plan:
             channel=channel,
             language=language,
             segment=segment_words(candidate.audience, language),
+            readers=reader_words(candidate.audience, language),
             objective=request.brief.objective,
         )
         for number, (channel, language) in enumerate(places[:MAX_ACTIONS])

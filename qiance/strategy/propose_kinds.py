@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from qiance.decide.floors import discounted_price
 from qiance.domain import Audience, Channel, Item, Money, Offer, StrategyKind
 from qiance.strategy.audience import (
-    EVERYBODY,
     UpliftAudience,
     named_segments,
     uplift_audiences,
@@ -21,6 +20,7 @@ from qiance.strategy.propose_grid import Grid
 from qiance.strategy.propose_request import Request
 from qiance.strategy.propose_words import money, percent, value_words
 from qiance.strategy.recommend import suited_items
+from qiance.strategy.segments import EVERYBODY
 
 _ITEMS_PER_SEGMENT = 4
 _LEAVES_PER_ITEM = 2

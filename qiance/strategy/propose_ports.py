@@ -14,8 +14,8 @@ class Draft:
     """An action that still lacks its words.
 
     key: the action id that the text is for; unique within one call of `write`.
-    language: BCP 47 tag; segment: what the audience is like, in words, e.g. ("deal seekers",).
-    objective: what the brief wants more of.
+    language: BCP 47 tag; segment: what the audience is like, in words, e.g. ("deal seekers",); readers: whom
+    the writer should have in mind, may be empty. objective: what the brief wants more of.
     """
 
     key: str
@@ -24,6 +24,7 @@ class Draft:
     channel: Channel
     language: str
     segment: tuple[str, ...]
+    readers: str
     objective: Objective
 
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from qiance.strategy.content import EngineUnavailable
+from qiance.strategy.content_ports import EngineUnavailable
 
 _MANIFEST = "conversion.json"
 _CHUNK = 1 << 20

@@ -20,9 +20,10 @@ import xgrammar
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from qiance.strategy.content import Generated
+from qiance.strategy.content_ports import Generated
 from qiance.strategy.prompts import Prompt
 from serve.generator.carried import ModelUnavailable, quiet_progress
+from serve.generator.likelihood import common_prefix, log_likelihoods
 from serve.generator.weights import Weights, resolve
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -133,6 +134,12 @@ class TransformersEngine:
             run = _Decoding(self, [rows[i] for i in batch], batch, grammar, temperature, generator, avoided)
             run.write(max_new_tokens, finish, cancelled or _never)
         return [a for a in answers if a is not None]
+
+    def log_likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+        """Natural log probability of each answer, or of its beginning, after its prompt."""
+        rows = [self._encode(prompt) for prompt in prompts]
+        said = [list(self._tokenizer.encode(answer, add_special_tokens=False)) for answer in answers]
+        return log_likelihoods(self._model, rows, said)
 
     def _compile(self, schema: Mapping[str, Any]) -> Any:
         try:
@@ -284,15 +291,6 @@ class _Decoding:
     def _abandon(self, reason: str, finish: Callable[[int, Generated], None]) -> None:
         for row in self._rows:
             finish(row.index, self._engine._answer(row, reason))
-
-
-def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """Number of leading tokens that all prompts share, leaving each at least one of its own."""
-    most = min(len(p) for p in prompts) - 1
-    for position in range(most):
-        if any(p[position] != prompts[0][position] for p in prompts):
-            return position
-    return max(most, 0)
 
 
 def _parse(text: str) -> tuple[dict[str, Any] | None, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from qiance.domain import Brief, BriefState, Channel, EffectPredictor
 from qiance.guard import Guard
 from qiance.guard.gate import bank_strategies
 from qiance.ledger import Ledger
-from qiance.strategy.content import ContentRequest, TextEngine, write_content
+from qiance.strategy.content import write_content
+from qiance.strategy.content_ports import ContentRequest, TextEngine
 from qiance.strategy.propose import propose
 from qiance.strategy.propose_ports import Draft, WrittenText
 from qiance.workspace import Snapshot
 from serve.args import LlmArgs
+from serve.generator.held import TERM_S, BriefLostError, HeldBrief
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[float, str], None]
@@ -27,10 +30,16 @@ class Writer:
     """The language model behind `propose`; templates where it is missing or fails its checks."""
 
     def __init__(
-        self, engine: TextEngine | None, llm: LlmArgs, seed: int, progress: Progress, guard: Guard
+        self,
+        engine: TextEngine | None,
+        llm: LlmArgs,
+        seed: int,
+        progress: Progress,
+        guard: Guard,
+        cancelled: Callable[[], bool] | None = None,
     ) -> None:
         self._engine, self._llm, self._seed, self._progress = engine, llm, seed, progress
-        self._guard = guard
+        self._guard, self._cancelled = guard, cancelled
 
     def write(self, drafts: Sequence[Draft]) -> list[WrittenText]:
         """One text per draft, in order."""
@@ -42,6 +51,7 @@ class Writer:
                 channel=d.channel,
                 language=d.language,
                 segment=(" " if d.language == "en" else "、").join(d.segment) or "everybody",
+                readers=d.readers,
                 objective=d.objective.value,
             )
             for d in drafts
@@ -54,12 +64,16 @@ class Writer:
             seed=self._seed,
             max_seconds=self._llm.max_seconds,
             on_progress=self._progress,
+            cancelled=self._cancelled,
         )
         return [WrittenText(w.creative, w.reasons, w.engine) for w in written]
 
 
 class BriefWorker:
-    """A plain class, wrapped by a deployment in app.py; one brief at a time."""
+    """A plain class, wrapped by a deployment in app.py; one brief at a time.
+
+    term_s: after which a brief whose worker ended is taken up anew; `serve.generator.held` renews it.
+    """
 
     def __init__(
         self,
@@ -71,34 +85,45 @@ class BriefWorker:
         contact_cost: Mapping[Channel, int],
         seed: int,
         guard: Guard,
+        term_s: float = TERM_S,
     ) -> None:
+        self._holder, self._term_s = f"generator-{secrets.token_hex(8)}", term_s
         self._folder, self._ledger, self._predictor = snapshot_folder, ledger, predictor
         self._llm, self._load_engine, self._contact_cost, self._seed = llm, load_engine, contact_cost, seed
         self._guard = guard
         self._engine: TextEngine | None = None
         self._without_engine = "" if llm.enabled else "the language model is switched off"
 
-    def run(self, brief_id: str) -> None:
-        """Take the brief from queued to done, or to failed with the reason."""
-        record = self._ledger.brief(brief_id)
-        if record is None:
-            raise ValueError(f"brief_id: {brief_id!r} is not known")
+    def work(self) -> None:
+        """Take briefs to their end, until none is left: done, or failed with the reason."""
+        while (taken := self._ledger.take_brief(self._holder, self._term_s)) is not None:
+            with HeldBrief(self._ledger, taken.brief.brief_id, self._holder, self._term_s) as held:
+                self._take_to_its_end(taken.brief, held)
+
+    def _take_to_its_end(self, brief: Brief, held: HeldBrief) -> None:
         try:
-            message = self._propose(record.brief)
+            message = self._propose(brief, held)
+        except BriefLostError as lost:
+            logger.info("%s", lost)
         except Exception as error:  # the brief must end in a clear state whatever broke
-            logger.exception("brief %s failed", brief_id)
+            logger.exception("brief %s failed", brief.brief_id)
             reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            self._ledger.set_brief_state(brief_id, BriefState.FAILED, 1.0, reason[:500])
-            return
-        self._ledger.set_brief_state(brief_id, BriefState.DONE, 1.0, message)
+            held.end(BriefState.FAILED, reason[:500])
+        else:
+            held.end(BriefState.DONE, message)
 
-    def _propose(self, brief: Brief) -> str:
-        def report(fraction: float, message: str) -> None:
-            self._ledger.set_brief_state(brief.brief_id, BriefState.RUNNING, fraction, message)
-
+    def _propose(self, brief: Brief, held: HeldBrief) -> str:
+        report = held.tell
         report(0.0, "loading the catalogue and the language model")
         snapshot = Snapshot.load(self._folder)
-        writer = Writer(self._text_engine(), self._llm, self._seed, _part(report, *WRITING), self._guard)
+        writer = Writer(
+            self._text_engine(),
+            self._llm,
+            self._seed,
+            _part(report, *WRITING),
+            self._guard,
+            lambda: held.is_lost,
+        )
         strategies = propose(
             brief,
             snapshot.catalogue,
@@ -112,6 +137,7 @@ class BriefWorker:
             seed=self._seed,
             on_progress=_part(report, 0.0, WRITING[0]),
         )
+        report(WRITING[1], "keeping the strategies")
         self._ledger.open_budget(brief.brief_id, brief.budget.minor)
         self._ledger.put_strategies(strategies)
         linted = bank_strategies(self._ledger, self._guard, snapshot.catalogue, strategies)

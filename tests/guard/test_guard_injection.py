@@ -15,7 +15,8 @@ from injections import ATTACKS, Attack
 
 from qiance.domain import Channel, Item, Money, Offer, OfferKind
 from qiance.guard import Guard, Subject
-from qiance.strategy.content import ContentRequest, Generated, TextEngine, Written, write_content
+from qiance.strategy.content import write_content
+from qiance.strategy.content_ports import ContentRequest, Generated, TextEngine, Written
 from qiance.strategy.prompts import CALLS, Prompt, copy_prompt, copy_schema
 from qiance.strategy.slots import FIGURES, Facts, bind
 
@@ -56,6 +57,10 @@ class Obedient:
         self.schemas.append(json.dumps(schema, sort_keys=True))
         return [self._answer(number) for number in range(len(prompts))]
 
+    def log_likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+        self.prompts += prompts
+        return [0.0 for _ in answers]
+
     def _answer(self, number: int) -> Generated:
         attack, call = self.attack, CALLS[self.attack.language][0]
         headline = {"en": "A glass for the morning", "zh": "早晨来一杯"}[attack.language]
@@ -83,7 +88,7 @@ def planted(attack: Attack) -> tuple[Item, str]:
 
 def request(attack: Attack, offer: Offer) -> ContentRequest:
     item, segment = planted(attack)
-    return ContentRequest("a1", item, offer, Channel.EMAIL, attack.language, segment)
+    return ContentRequest("a1", item, offer, Channel.EMAIL, attack.language, segment, segment)
 
 
 def subject(written: Written, wanted: ContentRequest) -> Subject:

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, create_engine, text
 
 import qiance.ledger
 from qiance.decide.rule import decide, replay
-from qiance.domain import CONTROL, Cap, Channel
+from qiance.domain import CONTROL, Brief, Cap, Channel, Money, Objective
 from qiance.ledger import Asker, ErasedDecisionError, Ledger
 from qiance.ledger.codec import action_to_dict
 from qiance.ledger.database import build_engine, parse_url
@@ -211,4 +211,22 @@ def test_a_large_log_is_converted_page_by_page(tmp_path: Path) -> None:
     with ledger.read() as connection:
         query = "SELECT count(*), count(DISTINCT candidate_set), min(length(admissible)) FROM decisions"
         assert connection.exec_driver_sql(query).one() == (1_203, 1, 1)
+    ledger.close()
+
+
+def test_a_brief_that_was_running_is_taken_up_anew(url: str) -> None:
+    """Before, a worker's end was not seen: such a brief ran for ever."""
+    brief = Brief("b1", Objective.MARGIN, Money.of("10.00"), NOW, NOW + timedelta(days=1))
+    ledger = Ledger.open(url, key=KEY)
+    ledger.put_brief(brief)
+    assert ledger.take_brief("w1", 60.0) is not None
+    migrate(ledger.engine, "0004")
+    migrate(ledger.engine, "0005")
+    taken = ledger.take_brief("w2", 60.0)
+    assert taken is not None
+    assert (taken.brief, taken.attempts) == (brief, 1)
+    assert ledger.cancel_brief("b1", "") is not None
+    migrate(ledger.engine, "0004")
+    with ledger.engine.connect() as connection:
+        assert connection.execute(text("SELECT state FROM briefs")).scalar() == "failed"
     ledger.close()

@@ -17,7 +17,6 @@ from qiance.domain import (
     Action,
     Audience,
     Brief,
-    BriefState,
     Catalogue,
     Channel,
     Creative,
@@ -77,38 +76,6 @@ BRIEF = Brief(
     languages=("zh", "en"),
     notes={"tone": "plain"},
 )
-
-
-def test_a_brief_is_followed_to_its_end(ledger: Ledger) -> None:
-    ledger.put_brief(BRIEF)
-    ledger.put_brief(replace(BRIEF, brief_id="b2"))
-    record = ledger.brief("b1")
-    assert record is not None
-    assert (record.brief, record.state, record.progress, record.message) == (
-        BRIEF,
-        BriefState.QUEUED,
-        0.0,
-        "",
-    )
-    ledger.set_brief_state("b1", BriefState.RUNNING, 0.5, "scoring 400 of 800")
-    record = ledger.brief("b1")
-    assert record is not None
-    assert (record.state, record.progress, record.message) == (BriefState.RUNNING, 0.5, "scoring 400 of 800")
-    assert [entry.brief.brief_id for entry in ledger.briefs(BriefState.QUEUED)] == ["b2"]
-    assert len(ledger.briefs()) == 2
-    assert ledger.brief("nobody") is None
-    assert ledger.brief("nul\x00") is None
-
-
-def test_brief_mistakes_are_named(ledger: Ledger) -> None:
-    ledger.put_brief(BRIEF)
-    with pytest.raises(ValueError, match="brief_id: 'b1' is taken"):
-        ledger.put_brief(BRIEF)
-    with pytest.raises(ValueError, match="brief_id: 'b9' is not known"):
-        ledger.set_brief_state("b9", BriefState.DONE, 1.0, "")
-    for progress in (1.5, -0.1, float("nan")):
-        with pytest.raises(ValueError, match=r"progress: .* is not a fraction"):
-            ledger.set_brief_state("b1", BriefState.RUNNING, progress, "")
 
 
 def test_strategies_are_kept_whole_and_found(ledger: Ledger) -> None:

@@ -345,7 +345,7 @@ class Shop:
     service: Service
     predictor: Predictor
     metrics: Counted
-    started: list[str]
+    woken: list[bool]
 
     def ask(self, method: str, path: str, *, client: str = "127.0.0.1", **request: Any) -> httpx.Response:
         """One request; an exception that nothing handled is raised here."""
@@ -425,7 +425,7 @@ def open_shop(built: Built, folder: Path, scorer: Scorer | None = None, **args: 
     outage = Outage(app_args, ledger, Spool(folder / "spool", app_args.spool_bytes))
     engine = Engine(app_args, ledger, watcher, scorer or predictor, leases, outage)
     service = Service(engine, watcher, outage, leases, Checkpointer(ledger), predictor)
-    metrics, started = Counted(), list[str]()
+    metrics, woken = Counted(), list[bool]()
 
     planner = Planner(predictor)
 
@@ -438,11 +438,11 @@ def open_shop(built: Built, folder: Path, scorer: Scorer | None = None, **args: 
         watcher,
         ThreadDesk(Clerk(app_args, service), app_args.batching.workers),
         effects,
-        started.append,
+        lambda: woken.append(True),
         metrics,  # type: ignore[arg-type]
     )
     try:
-        yield Shop(built, ledger, gateway, service, predictor, metrics, started)
+        yield Shop(built, ledger, gateway, service, predictor, metrics, woken)
     finally:
         gateway.desk.close()
         ledger.close()

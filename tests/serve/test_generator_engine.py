@@ -16,13 +16,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from qiance.domain import Channel, Item, Offer, OfferKind
-from qiance.strategy.content import ContentRequest, EngineUnavailable, write_content
+from qiance.strategy.content import write_content
+from qiance.strategy.content_ports import ContentRequest, EngineUnavailable
 from qiance.strategy.prompts import Prompt, copy_schema
 from serve.generator import weights as weights_module
 from serve.generator.carried import QWEN, ModelUnavailable, sha256_of
-from serve.generator.engine import TransformersEngine, common_prefix
+from serve.generator.engine import TransformersEngine
 from serve.generator.fetch import append_part
 from serve.generator.fetch import main as fetch_main
+from serve.generator.likelihood import common_prefix
 from serve.generator.weights import embedded_folder, resolve
 
 SCHEMA = {
@@ -161,6 +163,20 @@ def test_bad_numbers_and_schemas_are_refused(
 
 def test_no_prompts_no_answers(tiny: TransformersEngine) -> None:
     assert tiny.generate_json([], SCHEMA) == []
+    assert tiny.log_likelihoods([], []) == []
+
+
+def test_the_likelihood_of_an_answer_is_that_of_reading_it_alone(tiny: TransformersEngine) -> None:
+    asked = [Prompt("be brief", f"word {'x' * n}") for n in range(11)]
+    answers = [f"answer {'y' * (7 * n % 5)}" for n in range(11)]
+    found = tiny.log_likelihoods(asked, answers)
+    for prompt, answer, total in zip(asked, answers, found, strict=True):
+        before = tiny._encode(prompt)
+        said = tiny._tokenizer.encode(answer, add_special_tokens=False)
+        with torch.inference_mode():
+            logits = tiny._model(torch.tensor([[*before, *said]])).logits[0, len(before) - 1 : -1]
+        alone = torch.log_softmax(logits.float(), -1).gather(1, torch.tensor(said)[:, None]).sum()
+        assert total == pytest.approx(float(alone), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,8 @@ ROUTES = [
     ("POST", "/v1/effects", "read"),
     ("POST", "/v1/briefs", "write"),
     ("GET", "/v1/briefs/b", "read"),
+    ("GET", "/v1/briefs/b/events", "read"),
+    ("DELETE", "/v1/briefs/b", "write"),
     ("GET", "/v1/strategies", "read"),
 ]
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from serve_cases import BRIEF, DAYS, GUARD, RECENT, START, USERS, Shop
@@ -13,7 +17,9 @@ from qiance.ledger.codec import effect_to_dict
 from qiance.ledger.schema import to_micros
 from qiance.market import CONTACT_COST
 from qiance.strategy.audience import audience_mask
+from serve import briefs
 from serve.args import LlmArgs
+from serve.generator.loop import BriefLoop
 from serve.generator.worker import BriefWorker
 from serve.scoring import ScoreRequest
 
@@ -160,11 +166,25 @@ def test_a_predictor_that_fails_is_a_503(shop: Shop) -> None:
     assert "replica" not in response.text
 
 
+def worker_of(shop: Shop, predictor: Any = None, term_s: float = 60.0) -> BriefWorker:
+    return BriefWorker(
+        shop.built.workspace.snapshot,
+        shop.ledger,
+        predictor or shop.predictor,
+        LlmArgs(enabled=False),
+        lambda _: pytest.fail("the language model is switched off"),
+        CONTACT_COST,
+        seed=0,
+        guard=GUARD,
+        term_s=term_s,
+    )
+
+
 def test_a_brief_is_accepted_and_becomes_strategies(shop: Shop) -> None:
     response = shop.post("/v1/briefs", ASKED)
     assert response.status_code == 202
     brief_id = response.json()["brief_id"]
-    assert shop.started == [brief_id]
+    assert shop.woken == [True]
     shown = shop.ask("GET", f"/v1/briefs/{brief_id}").json()
     assert (shown["state"], shown["progress"], shown["strategies"]) == ("queued", 0.0, [])
     record = shop.ledger.brief(brief_id)
@@ -172,16 +192,7 @@ def test_a_brief_is_accepted_and_becomes_strategies(shop: Shop) -> None:
     assert record.brief.starts.isoformat() == "2025-04-30T22:00:00+00:00"
     assert record.brief.budget.minor == 25_000
 
-    BriefWorker(
-        shop.built.workspace.snapshot,
-        shop.ledger,
-        shop.predictor,
-        LlmArgs(enabled=False),
-        lambda _: pytest.fail("the language model is switched off"),
-        CONTACT_COST,
-        seed=0,
-        guard=GUARD,
-    ).run(brief_id)
+    worker_of(shop).work()
     shown = shop.ask("GET", f"/v1/briefs/{brief_id}").json()
     assert (shown["state"], shown["progress"]) == ("done", 1.0), shown["message"]
     assert 1 <= len(shown["strategies"]) <= 4
@@ -200,14 +211,115 @@ def test_a_brief_is_accepted_and_becomes_strategies(shop: Shop) -> None:
 
 def test_a_brief_that_cannot_be_met_ends_with_the_reason(shop: Shop) -> None:
     brief_id = shop.post("/v1/briefs", {**ASKED, "audience": "millionaires"}).json()["brief_id"]
-    worker = BriefWorker(
-        shop.built.workspace.snapshot, shop.ledger, shop.predictor, LlmArgs(enabled=False), lambda _: None,  # type: ignore[arg-type,return-value]
-        CONTACT_COST, seed=0, guard=GUARD,
-    )  # fmt: skip
-    worker.run(brief_id)
+    worker_of(shop).work()
     shown = shop.ask("GET", f"/v1/briefs/{brief_id}").json()
     assert shown["state"] == "failed"
     assert shown["message"].startswith("brief.audience: 'millionaires'")
+
+
+class Interrupted:
+    """A predictor during whose first call something happens."""
+
+    def __init__(self, predictor: Any, happens: Callable[[], object]) -> None:
+        self._predictor, self._happens, self.calls = predictor, happens, 0
+
+    def predict(self, *asked: Any) -> Any:
+        self.calls += 1
+        if self.calls == 1:
+            self._happens()
+        return self._predictor.predict(*asked)
+
+
+def test_a_brief_that_is_cancelled_while_it_is_worked_on_proposes_nothing(shop: Shop) -> None:
+    brief_id = shop.post("/v1/briefs", ASKED).json()["brief_id"]
+    answers = list[httpx.Response]()
+    path = f"/v1/briefs/{brief_id}"
+    worker_of(shop, Interrupted(shop.predictor, lambda: answers.append(shop.ask("DELETE", path)))).work()
+    assert answers[0].json().get("state") == "cancelled", answers[0].text
+    shown = shop.ask("GET", f"/v1/briefs/{brief_id}").json()
+    assert (shown["state"], shown["strategies"]) == ("cancelled", [])
+    assert shop.ask("DELETE", path).status_code == 200, "asked again, it is as it was"
+
+
+def test_a_worker_that_paused_for_longer_than_its_term_changes_nothing(shop: Shop) -> None:
+    """Another has begun anew: the late one's strategies and its end do not count."""
+    brief_id = shop.post("/v1/briefs", ASKED).json()["brief_id"]
+    taken = []
+
+    def overtaken() -> None:
+        with shop.ledger.write() as connection:
+            connection.exec_driver_sql("UPDATE briefs SET held_until = 0")
+        taken.append(shop.ledger.take_brief("another", 60.0))
+
+    worker_of(shop, Interrupted(shop.predictor, overtaken)).work()
+    assert taken[0] is not None
+    assert taken[0].attempts == 2
+    shown = shop.ask("GET", f"/v1/briefs/{brief_id}").json()
+    assert (shown["state"], shown["strategies"]) == ("running", [])
+
+
+def test_the_term_is_renewed_during_long_work(shop: Shop) -> None:
+    brief_id = shop.post("/v1/briefs", ASKED).json()["brief_id"]
+    others = []
+
+    def long_work() -> None:
+        time.sleep(1.5)
+        others.append(shop.ledger.take_brief("another", 60.0))
+
+    worker_of(shop, Interrupted(shop.predictor, long_work), term_s=1.0).work()
+    assert others == [None]
+    assert shop.ask("GET", f"/v1/briefs/{brief_id}").json()["state"] == "done"
+
+
+def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Name and data of every event of a stream."""
+    blocks = [block.split("\n") for block in text.strip().split("\n\n")]
+    assert blocks[0] == ["retry: 1000"]
+    return [(b[0].removeprefix("event: "), json.loads(b[1].removeprefix("data: "))) for b in blocks[1:]]
+
+
+def test_a_brief_is_followed_by_events(shop: Shop) -> None:
+    brief_id = shop.post("/v1/briefs", ASKED).json()["brief_id"]
+    loop = BriefLoop(worker_of(shop).work)
+    try:
+        answer = shop.ask("GET", f"/v1/briefs/{brief_id}/events")
+    finally:
+        loop.stop()
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = events_of(answer.text)
+    assert [name for name, _ in events] == ["progress"] * (len(events) - 1) + ["end"]
+    progress = [data["progress"] for _, data in events]
+    assert progress == sorted(progress)
+    assert (events[-1][1]["state"], events[-1][1]["progress"]) == ("done", 1.0)
+    again = events_of(shop.ask("GET", f"/v1/briefs/{brief_id}/events").text)
+    assert again == events[-1:], "who comes after the end is told it at once"
+
+
+def test_who_follows_for_long_is_asked_to_come_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(briefs, "STREAM_S", 0.2)
+    brief_id = shop.post("/v1/briefs", ASKED).json()["brief_id"]
+    assert [name for name, _ in events_of(shop.ask("GET", f"/v1/briefs/{brief_id}/events").text)] == [
+        "progress"
+    ]
+
+
+def test_briefs_that_are_not_there_or_have_ended(shop: Shop) -> None:
+    assert shop.ask("GET", "/v1/briefs/b-0/events").status_code == 404
+    assert shop.ask("DELETE", "/v1/briefs/b-0").status_code == 404
+    brief_id = shop.post("/v1/briefs", ASKED).json()["brief_id"]
+    worker_of(shop).work()
+    refused = shop.ask("DELETE", f"/v1/briefs/{brief_id}")
+    assert refused.status_code == 409
+    assert refused.json()["detail"] == f"brief_id: '{brief_id}' is done already"
+
+
+def test_more_briefs_than_may_wait_are_refused(shop: Shop) -> None:
+    for _ in range(50):
+        assert shop.post("/v1/briefs", ASKED).status_code == 202
+    refused = shop.post("/v1/briefs", ASKED)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "30")
+    assert "50 wait to be begun" in refused.json()["detail"]
+    assert shop.ledger.waiting_briefs() == 50
 
 
 def test_strategies_are_listed_by_state_and_brief(shop: Shop) -> None:
@@ -223,7 +335,7 @@ def test_the_interface_describes_itself(shop: Shop) -> None:
     paths = shop.ask("GET", "/openapi.json").json()["paths"]
     assert {
         "/v1/decisions", "/v1/decisions:batch", "/v1/outcomes", "/v1/effects", "/v1/briefs",
-        "/v1/briefs/{brief_id}",
+        "/v1/briefs/{brief_id}", "/v1/briefs/{brief_id}/events",
         "/v1/strategies", "/v1/events", "/v1/users/{user_id}", "/v1/users/{user_id}/consent",
         "/v1/users/{user_id}/features", "/v1/erasures/{erasure_id}", "/healthz",
         "/v1/policies/evaluate", "/v1/policies/{version}:promote", "/v1/creatives",

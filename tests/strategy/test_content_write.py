@@ -9,12 +9,8 @@ from typing import Any
 import pytest
 
 from qiance.domain import Channel, Item, Offer, OfferKind
-from qiance.strategy.content import (
-    ContentRequest,
-    EngineUnavailable,
-    Generated,
-    write_content,
-)
+from qiance.strategy.content import write_content
+from qiance.strategy.content_ports import ContentRequest, EngineUnavailable, Generated
 from qiance.strategy.prompts import MOST, Prompt, copy_prompt, copy_schema
 
 COFFEE = Item("i1", "Ground Coffee, 12 oz", "Coffee", "GROCERY", "National", 799, 500)
@@ -36,6 +32,7 @@ class ScriptedEngine:
     def __init__(self, answers: Sequence[Any], languages: frozenset[str] = frozenset({"en"})) -> None:
         self.languages = languages
         self.prompts: list[Prompt] = []
+        self.misfits: tuple[str, ...] = ()
         self._answers = answers
 
     def generate_json(
@@ -56,6 +53,13 @@ class ScriptedEngine:
         if on_progress is not None:
             on_progress(len(prompts), len(prompts))
         return [self._answer(self._answers[n % len(self._answers)]) for n in range(len(prompts))]
+
+    def log_likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+        """Of the answers that `misfits` has words of, less for the product than for any."""
+        return [
+            -9.0 if "groceries" not in p.user and any(word in answer for word in self.misfits) else -5.0
+            for p, answer in zip(prompts, answers, strict=True)
+        ]
 
     def _answer(self, given: Any) -> Generated:
         if isinstance(given, Generated):
@@ -126,6 +130,18 @@ def test_the_best_of_several_samples_is_taken() -> None:
     answers = [GOOD, likely, {**GOOD, "body": "No."}]
     (written,) = write_content([request()], ScriptedEngine(answers), samples=3)
     assert written.creative.headline == "A calm start with a cup"
+
+
+def test_words_that_fit_other_products_better_are_not_taken() -> None:
+    engine = ScriptedEngine([{**GOOD, "headline": "Lemon bars for the night"}, GOOD])
+    engine.misfits = ("Lemon",)
+    (written,) = write_content([request()], engine, samples=2)
+    assert written.creative.headline == GOOD["headline"]
+    assert written.reasons[0] == "written by scripted; 1 of 2 samples passed every check"
+    engine.misfits = ("Lemon", "morning")
+    (written,) = write_content([request()], engine, samples=2)
+    assert written.engine == "template"
+    assert "W15 × 2; e.g. W15 headline fits other products better" in written.reasons[0]
 
 
 def test_no_model_and_a_model_that_is_down_are_told_apart() -> None:
@@ -223,12 +239,13 @@ def test_bad_requests_are_refused_by_name(changes: dict[str, Any], message: str)
 
 def test_only_a_model_that_can_use_it_is_told_the_segment() -> None:
     engine = ScriptedEngine([GOOD])
-    (written,) = write_content([request(segment="deal seekers")], engine, samples=1)
-    assert "deal seekers" not in engine.prompts[0].user
+    (written,) = write_content([request(readers="smart shoppers")], engine, samples=1)
+    assert "smart shoppers" not in engine.prompts[0].user
     assert "too small to write for one" in written.reasons[-1]
     engine.takes_segment = True
-    write_content([request(segment="deal seekers")], engine, samples=1)
-    assert "for deal seekers" in engine.prompts[1].user
+    (written,) = write_content([request(readers="smart shoppers")], engine, samples=1)
+    assert "for smart shoppers" in engine.prompts[1].user
+    assert "written for smart shoppers" in written.reasons
 
 
 def test_segments_with_figures_stay_out_of_the_prompt() -> None:

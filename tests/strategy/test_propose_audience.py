@@ -18,11 +18,11 @@ from qiance.strategy.audience import (
     named_segments,
     resolve_audience,
     round_threshold,
-    segment_words,
     take_users,
     uplift_audiences,
 )
 from qiance.strategy.prompts import is_plain
+from qiance.strategy.segments import reader_words, segment_words
 
 
 def table(**columns: list[float] | np.ndarray) -> UserTable:
@@ -185,4 +185,17 @@ def test_readers_are_named_in_their_language(feature: str, symbol: str) -> None:
     (english,), (chinese,) = segment_words(audience), segment_words(audience, "zh")
     assert re.fullmatch("[a-z -]+", english)
     assert re.fullmatch("[\u4e00-\u9fff]+", chinese)
-    assert is_plain(chinese), "or it would not be named in a prompt"
+    for language, letters in (("en", "[a-z -]+"), ("zh", "[\u4e00-\u9fff]+")):
+        readers = reader_words(audience, language)
+        assert re.fullmatch(letters, readers)
+        assert is_plain(readers), "or they would not be named in a prompt"
+
+
+def test_readers_are_those_of_the_first_rule_that_says_something() -> None:
+    audience = Audience(
+        "some", (("unheard_of", ">", 1.0), ("avg_basket", ">", 9.0), ("recency_days", ">", 9.0))
+    )
+    assert reader_words(audience) == "families who fill the pantry"
+    assert (
+        reader_words(Audience("x", (("avg_basket", "==", 9.0),))) == reader_words(Audience("everybody")) == ""
+    )

@@ -64,6 +64,7 @@ def app_args(workspace: Workspace, settings: Settings, clock: str) -> dict[str, 
             "cache_dir": str(Path(settings.llm.cache_dir).resolve()),
             "samples": settings.llm.samples,
             "max_seconds": settings.llm.max_seconds,
+            "max_waiting": settings.llm.max_waiting,
         },
     }
 
@@ -98,8 +99,8 @@ def send_brief(url: str, body: Mapping[str, Any], stage: Stage) -> tuple[str, st
             stage.tell(state["progress"], state["message"])
             if state["state"] == "done":
                 return brief_id, str(state["message"])
-            if state["state"] == "failed":
-                raise ServiceError(f"brief {brief_id} failed: {state['message']}")
+            if state["state"] in ("failed", "cancelled"):
+                raise ServiceError(f"brief {brief_id} {state['state']}: {state['message']}")
             time.sleep(POLL_S)
     raise ServiceError(f"brief {brief_id} was not done within {BRIEF_TIMEOUT_S:.0f} s")
 

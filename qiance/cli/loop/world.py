@@ -27,7 +27,8 @@ from qiance.market.market import ActionTable
 from qiance.market.simulate import ContactWindow, MarketLog, collect_log, uniform_over
 from qiance.settings import MarketSettings
 from qiance.strategy.audience import audience_mask
-from qiance.strategy.content import ContentRequest, write_content
+from qiance.strategy.content import write_content
+from qiance.strategy.content_ports import ContentRequest
 from qiance.workspace import Snapshot
 
 CHANNELS = (Channel.EMAIL, Channel.DISPLAY, Channel.MAILER)

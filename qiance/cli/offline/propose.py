@@ -18,7 +18,8 @@ from qiance.cli.offline.study import Floats, Mask, Study
 from qiance.domain import Audience, Effect, Interval, StrategyKind, UserTable
 from qiance.domain.prediction import interval_of
 from qiance.evaluate.ope import Estimate
-from qiance.strategy.audience import EVERYBODY, audience_mask, uplift_audiences
+from qiance.strategy.audience import audience_mask, uplift_audiences
+from qiance.strategy.segments import EVERYBODY
 
 MAX_ARMS = 6
 EFFECT_CONFIDENCE = 0.9
