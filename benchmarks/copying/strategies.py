@@ -34,7 +34,7 @@ from serve.generator.worker import Writer
 LANGUAGES = {"en": "English", "zh": "Chinese"}
 MODELS = ("bilingual", "embedded")
 N, DAYS, SEED = 10, 14, 0
-MAX_SECONDS = 3_600.0
+MAX_SECONDS, SAMPLES = 3_600.0, 8
 HEAD = """# Ten strategies for one brief
 
 Printed by `python -m benchmarks.copying.strategies` from a finished `qiance run` on Complete Journey. The
@@ -85,7 +85,7 @@ class Shop:
 
     def strategies(self, engine: TextEngine | None) -> list[Strategy]:
         """Those of the brief, with the words of `engine`, or of templates."""
-        llm = LlmArgs(max_seconds=MAX_SECONDS)
+        llm = LlmArgs(max_seconds=MAX_SECONDS, samples=SAMPLES)
         writer = Writer(engine, llm, SEED, lambda _share, text: log(f"  {text}"), self.guard)
         snapshot = self.snapshot
         return propose(
