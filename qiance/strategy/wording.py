@@ -6,8 +6,8 @@
                                               W12 not an advertiser's voice
 
 `qiance.strategy.samples` adds W00 (no valid answer), W13 (the model finds its own words unlikely), W14
-(copied from an example of the prompt) and W15 (fits other products better). Law, facts, offers and lengths are the
-lint's: `qiance.guard`.
+(copied from an example of the prompt) and W15 (fits other products better). Law, facts, offers and lengths
+are the lint's: `qiance.guard`.
 """
 
 from __future__ import annotations
