@@ -3,7 +3,8 @@
 Tests of the weeks that were probably not randomised are left out; significance and winner, which are known
 only afterwards, are not read. The later stories are judged, and no story is on both sides. Two headlines are
 a pair where they were shown with the same image. Every pair counts, also those whose winner may be chance:
-`clear_pair_accuracy` is of those with |z| > 1.96. The generation of copy has no figures yet.
+`clear_pair_accuracy` is of those with |z| > 1.96. How words are written is `benchmarks.copying.generating`'s;
+the model is not tuned on what was clicked yet, so there is no gain by a judge.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.copying.baselines import BOW_GRID, bow_scores, length_scores
+from benchmarks.copying.generating import NO_LLAMACPP, measure_writing
 from benchmarks.harness import ROOT, Args, Mode, emit, log, parse
 from qiance.artifacts.manifest import file_hash
 from training.copy.encode import load_text_encoder
@@ -30,11 +32,7 @@ PLACES = (
 SHA256 = "91d1d583e267dbd9b4bb3641eb764245e61013deea99a651bdd129376df24782"
 PEERS = ("length", "bow")
 RANKED = ("pair_accuracy", "pair_low", "pair_high", "vs_length", "vs_bow")
-# Of writing copy: `benchmarks.lint` has the lint's own figures.
-NOT_BUILT = (
-    *("schema_valid", "fact_violations", "lint_escapes", "lint_false_alarms", "diversity"),
-    *("judge_ctr_gain", "tokens_per_s", "vs_generate", "vs_llamacpp"),
-)
+NOT_BUILT = {"judge_ctr_gain": "the language model is not tuned on clicks yet"}
 HELD_OUT = 0.3
 
 
@@ -88,9 +86,8 @@ def measure(path: Path, args: Args) -> tuple[dict[str, Any], dict[str, Any], dic
         "interval": "95 % by bootstrap draws of tests, paired between models",
         "chosen": {"layer": choice.layer, "scales": dict(choice.scales), "tau2": choice.tau2},
         "tried": dict(choice.tried),
-        "missing": dict.fromkeys(NOT_BUILT, "not built yet"),
     }
-    return {**figures, **dict.fromkeys(NOT_BUILT)}, beside, protocol
+    return figures, beside, protocol
 
 
 def judge_ours(fitted: FittedCopy, tests: CopyTests, layers: Any) -> tuple[Judged, dict[str, float]]:
@@ -123,13 +120,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         reason = f"the archive is not here; put {PLACES[0].name} into {PLACES[0].parent.relative_to(ROOT)}"
     elif file_hash(path) != SHA256:
         reason = f"{path.name} is not the published file"
+    writing, writers, how = measure_writing(args)
+    missing = {**NOT_BUILT, "vs_llamacpp": NO_LLAMACPP, "llamacpp": NO_LLAMACPP}
     if path is None or reason:
         log(reason)
-        missing = dict.fromkeys((*RANKED, *PEERS), reason) | dict.fromkeys(NOT_BUILT, "not built yet")
-        nothing = dict.fromkeys((*RANKED, *NOT_BUILT))
-        emit("copy", args, nothing, dict.fromkeys(PEERS), {"missing": missing})
-        return
-    emit("copy", args, *measure(path, args))
+        figures, beside, protocol = dict.fromkeys(RANKED), dict.fromkeys(PEERS), dict[str, Any]()
+        missing |= dict.fromkeys((*RANKED, *PEERS), reason)
+    else:
+        figures, beside, protocol = measure(path, args)
+    emit(
+        "copy",
+        args,
+        {**figures, **writing, **dict.fromkeys(NOT_BUILT)},
+        {**beside, **writers, "llamacpp": None},
+        {**protocol, "writing": how, "missing": missing},
+    )
 
 
 if __name__ == "__main__":

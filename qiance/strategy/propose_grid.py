@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qiance.decide.predictor import discount_of
 from qiance.domain import (
     Action,
     Audience,
@@ -38,6 +39,7 @@ class Grid:
     sample: the S users; rows: `[S]` their rows in the users table.
     cells: (item id, channel, depth) → action column; value, uplift: `[S, A]`, the objective (a
     probability or minor units per contact) and incremental margin (minor units per contact).
+    cost: `[S, A]`, what a contact is expected to take from the budget, minor units: itself and its discount.
     """
 
     items: tuple[Item, ...]
@@ -46,6 +48,7 @@ class Grid:
     cells: dict[Cell, int]
     value: NDArray[np.float64]
     uplift: NDArray[np.float64]
+    cost: NDArray[np.float64]
 
     def mask(self, audience: Audience) -> NDArray[np.bool_]:
         """Which sampled users `audience` matches, `[S]`."""
@@ -123,6 +126,8 @@ def score_grid(request: Request, items: tuple[Item, ...], predictor: EffectPredi
                 actions.append(draft_action(request, item, channel, depth))
     prediction = checked_prediction(predictor, sample.user_ids, actions)
     value = objective_draws(prediction, request.brief.objective)
+    contact = np.array([action.contact_cost for action in actions], dtype=np.float64)
+    discount = np.array([discount_of(action, request.catalogue) for action in actions], dtype=np.float64)
     return Grid(
         items=items,
         sample=sample,
@@ -130,4 +135,5 @@ def score_grid(request: Request, items: tuple[Item, ...], predictor: EffectPredi
         cells={key: column for column, key in enumerate(keys)},
         value=value.mean(axis=2, dtype=np.float64),
         uplift=prediction.uplift().mean(axis=2, dtype=np.float64),
+        cost=contact + discount * prediction.conversion.mean(axis=2, dtype=np.float64),
     )

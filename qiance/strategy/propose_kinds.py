@@ -195,7 +195,7 @@ def _candidate(
         offer=admitted_offer(item, depth, brief),
         channels=channels,
         per_contact=per_contact,
-        total=per_contact * _contacts(request, reach, channels[0]),
+        total=per_contact * _contacts(request, reach, _mean(grid.cost, segment, column)),
         uplift=_mean(grid.uplift, segment, column),
         reach=reach,
         reasons=(*reasons, f"Before its words were written it was predicted to bring {words}."),
@@ -207,9 +207,8 @@ def _candidate(
     )
 
 
-def _contacts(request: Request, reach: int, channel: Channel) -> float:
-    """Contacts that the brief's budget pays for, at most one per user of the audience."""
-    cost = request.contact_cost[channel]
+def _contacts(request: Request, reach: int, cost: float) -> float:
+    """Contacts, `cost` minor units each, that the brief's budget pays for: at most one per user."""
     return float(reach) if cost == 0 else min(float(reach), request.brief.budget.minor / cost)
 
 

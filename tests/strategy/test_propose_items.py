@@ -129,11 +129,15 @@ def test_an_ad_is_not_aimed_at_those_whom_it_puts_off() -> None:
 
 
 def test_the_budget_bounds_the_contacts_that_count() -> None:
-    items = (product("tea"),)
-    asked = request(items, brief=replace(BRIEF, budget=Money(50)), cost=10)
-    grid = score_grid(asked, items, Stepwise({"tea": 6.0}))
-    totals = [candidate.total for candidate in candidates(asked, grid)]
-    assert totals == pytest.approx([5 * 6.0] * len(totals))
+    """A tenth buys, and a tenth off 500 is 50: with the offer a contact is expected to take 10 + 5."""
+    asked = request((product("tea"),), brief=replace(BRIEF, budget=Money(60)), cost=10)
+    grid = score_grid(asked, asked.catalogue.items, Stepwise({"tea": 6.0}))
+    found = candidates(asked, grid)
+    offered = [c.total for c in found if c.offer.depth]
+    assert offered == pytest.approx([4 * 6.0] * len(offered))
+    plain = [c.total for c in found if not c.offer.depth]
+    assert plain == pytest.approx([6 * 6.0] * len(plain))
+    assert min(len(offered), len(plain)) >= 1
 
 
 def option(kind: StrategyKind, item: str, total: float, channel: Channel = Channel.DISPLAY) -> Candidate:
