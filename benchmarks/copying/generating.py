@@ -14,13 +14,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import torch
-import xgrammar
 from xgrammar.contrib.hf import LogitsProcessor
 
 from benchmarks.harness import Args, alternate, log, median_of
@@ -213,5 +213,10 @@ def measure_writing(args: Args) -> tuple[dict[str, Any], dict[str, Any], dict[st
         "vs_llamacpp": None,
     }
     peers = {name: {"tokens_per_s": found[name]} for name in ("generate", "generate_batched")}
-    protocol = {"model": engine.name, "briefs": size, "samples": samples, "xgrammar": xgrammar.__version__}
+    protocol = {
+        "model": engine.name,
+        "briefs": size,
+        "samples": samples,
+        "xgrammar": metadata.version("xgrammar"),
+    }
     return figures, peers, protocol
