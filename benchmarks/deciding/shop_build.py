@@ -9,13 +9,13 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from benchmarks.deciding.shop import DAYS, START, Shop, Size, user_ids
 from benchmarks.harness import log
+from benchmarks.targeting.world import training_columns
 from qiance.artifacts.manifest import write_artifact
 from qiance.artifacts.pacing import write_rule
 from qiance.decide.pacing import EvenPace
@@ -34,8 +34,7 @@ from qiance.domain import (
     StrategyKind,
     StrategyState,
 )
-from qiance.features.columns import EFFECT_SCHEMA, ActionColumns, assemble
-from qiance.features.session import no_session
+from qiance.features.columns import EFFECT_SCHEMA
 from qiance.features.transforms import EventIndex
 from qiance.guard import Guard
 from qiance.guard.gate import move_strategy
@@ -233,8 +232,9 @@ def _train(
     rng: np.random.Generator,
 ) -> str:
     """Version of an effect model of the default size, trained for one epoch: its speed is what matters."""
-    user = rng.integers(0, size.users, size.rows)
-    columns = _training_columns(snapshot, actions, user, rng.integers(0, len(actions), size.rows), rng)
+    user, action = rng.integers(0, size.users, size.rows), rng.integers(0, len(actions), size.rows)
+    contacts = rng.integers(0, 4, size.rows).astype(np.float64)
+    columns = training_columns(snapshot, actions, user, action, contacts)
     liking = 0.05 + 0.3 * np.nan_to_num(columns["category_share"]) + 0.3 * columns["depth"]
     click = rng.random(size.rows) < liking
     conversion = click & (rng.random(size.rows) < 0.4)
@@ -254,28 +254,6 @@ def _train(
         units=user,
     )
     return trained.artifact.version
-
-
-def _training_columns(
-    snapshot: Snapshot,
-    actions: Sequence[Action],
-    user: np.ndarray,
-    action: np.ndarray,
-    rng: np.random.Generator,
-) -> dict[str, Any]:
-    """`[rows]` per column of the schema for pairs of users and actions."""
-    items, codes = snapshot.catalogue, {name: code for code, name in enumerate(snapshot.categories)}
-    parts = ActionColumns.build(actions, items.index, [item.category for item in items])
-    row, category = parts.item_row[action], parts.category[action]
-    code = np.array([codes[name] for name in category])
-    chosen: dict[str, Any] = {name: values[action] for name, values in parts.numeric.items()}
-    return assemble(
-        user={n: v[user] for n, v in snapshot.users.columns.items()} | no_session(len(user)),
-        item={name: values[row] for name, values in snapshot.item.items()},
-        user_category={name: values[user, code] for name, values in snapshot.user_category.items()},
-        actions={**chosen, "channel": parts.channel[action], "category": category},
-        contacts_7d=rng.integers(0, 4, len(user)).astype(np.float64),
-    )
 
 
 def _write_plan(workspace: Workspace, model: str, starts: datetime) -> str:

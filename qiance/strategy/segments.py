@@ -22,7 +22,7 @@ class _Words(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     what: str
-    readers: str
+    readers: str = ""
 
 
 class _File(RootModel[dict[str, dict[str, dict[Side, _Words]]]]):
@@ -59,7 +59,7 @@ def reader_words(audience: Audience, language: str = "en") -> str:
     found = (
         known[feature][_side(symbol)].readers
         for feature, symbol, _ in audience.conditions
-        if feature in known and symbol != "=="
+        if feature in known and symbol != "==" and known[feature][_side(symbol)].readers
     )
     return next(found, "")
 

@@ -6,6 +6,8 @@ import logging
 import threading
 from collections.abc import Callable
 
+from qiance.ledger import LedgerUnavailableError
+
 logger = logging.getLogger(__name__)
 POLL_S = 2.0  # briefs of workers that ended announce themselves to nobody
 
@@ -37,7 +39,9 @@ class BriefLoop:
         while not self._stopped:
             try:
                 self._work()
-            except Exception:  # the next poll may find the ledger again
+            except LedgerUnavailableError as error:
+                logger.warning("briefs wait for the ledger: %s", error)
+            except Exception:  # of one brief; the next may be worked on
                 logger.exception("briefs are not worked on")
             self._came.wait(self._poll_s)
             self._came.clear()
