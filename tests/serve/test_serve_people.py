@@ -125,7 +125,7 @@ def people(tmp_path: Path) -> Iterator[People]:
         watcher=watcher,
         desk=_Nothing(),  # type: ignore[arg-type]
         effects=_never,
-        start_brief=lambda _: None,
+        wake=lambda: None,
         metrics=object(),  # type: ignore[arg-type]
         people=service,
     )
