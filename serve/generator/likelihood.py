@@ -24,7 +24,7 @@ def log_likelihoods(
     if not prompts:
         return []
     shared = common_prefix(prompts)
-    head = _read(model, prompts[0][:shared]) if shared else None
+    head = read(model, prompts[0][:shared]) if shared else None
     tails = [prompt[shared:] for prompt in prompts]
     found: list[float] = []
     for start in range(0, len(prompts), BATCH):
@@ -33,7 +33,9 @@ def log_likelihoods(
     return found
 
 
-def _read(model: Any, ids: Sequence[int]) -> DynamicCache:
+@torch.inference_mode()
+def read(model: Any, ids: Sequence[int]) -> DynamicCache:
+    """Keys and values of `ids`, of a batch of one."""
     cache = DynamicCache(config=model.config)
     model(input_ids=_tensor(model, [ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
     return cache

