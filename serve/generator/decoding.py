@@ -7,7 +7,6 @@ beginning that all prompts share is read once, for all rows.
 
 from __future__ import annotations
 
-import copy
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from serve.generator.likelihood import common_prefix, read
+from serve.generator.likelihood import begun, common_prefix, read
 
 # What an avoided word's logit loses: near to never, yet the grammar can always go on.
 AVOIDED = 15.0
@@ -74,7 +73,7 @@ class Decoder:
         self._tails = [list(prompt[self._shared :]) for prompt in prompts]
         self._waiting = deque(Row(n, xgrammar.GrammarMatcher(grammar)) for n in range(len(prompts)))
         self._rows: list[Row] = []
-        self._cache: DynamicCache | None = None
+        self._cache = DynamicCache(config=model.config)
         device = model.device
         self._mask = torch.empty((0, 0), dtype=torch.long, device=device)
         self._written = torch.empty((0, vocabulary), dtype=torch.bool, device=device)
@@ -108,7 +107,6 @@ class Decoder:
     @property
     def _joins(self) -> bool:
         """Whether caches of different lengths can be put together: not where layers forget."""
-        assert self._cache is not None
         return all(type(layer) is DynamicLayer for layer in self._cache.layers)
 
     def _admit(self, count: int) -> None:
@@ -120,11 +118,7 @@ class Decoder:
         mask = torch.tensor(
             [[1] * shared + [0] * (longest - len(t)) + [1] * len(t) for t in tails], device=device
         )
-        cache = (
-            copy.deepcopy(self._head) if self._head is not None else DynamicCache(config=self._model.config)
-        )
-        if self._head is not None:
-            cache.batch_repeat_interleave(count)
+        cache = begun(self._model, self._head, count)
         logits = self._forward(cache, mask, ids, (mask.cumsum(1) - 1).clamp(min=0)[:, shared:])
         unwritten = torch.zeros((count, self._vocabulary), dtype=torch.bool, device=device)
         self._join(cache, mask)
@@ -132,16 +126,8 @@ class Decoder:
         self._written = torch.cat([self._written, unwritten])
         self._logits = torch.cat([self._logits, logits])
 
-    def _begun(self, count: int) -> DynamicCache:
-        """A cache of `count` rows that have read what all prompts share."""
-        if self._head is None:
-            return DynamicCache(config=self._model.config)
-        cache = copy.deepcopy(self._head)
-        cache.batch_repeat_interleave(count)
-        return cache
-
     def _join(self, cache: DynamicCache, mask: Tensor) -> None:
-        if not self._rows or self._cache is None:
+        if not self._rows:
             self._cache, self._mask = cache, mask
             return
         self._drop_padding()
@@ -154,7 +140,6 @@ class Decoder:
 
     def _drop_padding(self) -> None:
         """Takes away the columns that only rows had which are gone."""
-        assert self._cache is not None
         first = int(self._mask.any(0).int().argmax())
         if first:
             self._mask = self._mask[:, first:]
@@ -222,7 +207,7 @@ class Decoder:
         self._rows = [self._rows[place] for place in keep.tolist()]
         self._mask, self._written = self._mask[keep], self._written[keep]
         self._logits = self._logits[keep]
-        if self._rows and self._cache is not None:
+        if self._rows:
             self._cache.batch_select_indices(keep)
 
     def _abandon(self, reason: str) -> None:

@@ -41,6 +41,15 @@ def read(model: Any, ids: Sequence[int]) -> DynamicCache:
     return cache
 
 
+def begun(model: Any, head: DynamicCache | None, count: int) -> DynamicCache:
+    """A cache of `count` rows that have read what `head` has; None: nothing."""
+    if head is None:
+        return DynamicCache(config=model.config)
+    cache = copy.deepcopy(head)
+    cache.batch_repeat_interleave(count)
+    return cache
+
+
 def _of_batch(
     model: Any,
     head: DynamicCache | None,
@@ -50,10 +59,7 @@ def _of_batch(
 ) -> list[float]:
     rows = [[*tail, *answer] for tail, answer in zip(tails, answers, strict=True)]
     longest, most = max(map(len, rows)), max(map(len, answers))
-    cache = DynamicCache(config=model.config)
-    if head is not None:
-        cache = copy.deepcopy(head)
-        cache.batch_repeat_interleave(len(rows))
+    cache = begun(model, head, len(rows))
     # Padded on the left, so that answers end together and only their places need logits.
     ids = _tensor(model, [[0] * (longest - len(row)) + row for row in rows])
     seen = [[1] * shared + [0] * (longest - len(row)) + [1] * len(row) for row in rows]

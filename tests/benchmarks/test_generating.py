@@ -7,13 +7,18 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.copying.generating import SMOKE, distinct_pairs, requests_of, schema_valid, violates_facts
-from qiance.domain import Creative
+from qiance.domain import Channel, Creative
 from qiance.strategy.content_ports import Generated, Written
 from qiance.strategy.prompts import copy_schema
 
 WORDS = Creative(
-    "email", "en", "A warm cup", "Enjoy {product} today. Now {discount} until {ends}.", "Shop now", "llm"
-)  # type: ignore[arg-type]
+    Channel.EMAIL,
+    "en",
+    "A warm cup",
+    "Enjoy {product} today. Now {discount} until {ends}.",
+    "Shop now",
+    "llm",
+)
 GOOD = {"body": "Enjoy warm coffee with toast.", "headline": "A warm start", "call_to_action": "Shop now"}
 
 

@@ -5,13 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from qiance.domain import CONTROL_ACTION, Action, Cap, Channel, Decision, Offer, StrategyKind
+from qiance.domain import (
+    CONTROL_ACTION,
+    Action,
+    Brief,
+    Cap,
+    Channel,
+    Decision,
+    Money,
+    Objective,
+    Offer,
+    StrategyKind,
+)
 from qiance.ledger import Claim, Entry, Lease, Ledger, Recorded
 
 KEY = b"a key that only tests use, 32 b."
 NOW = datetime(2017, 3, 1, 12, tzinfo=UTC)
 LATER = NOW + timedelta(hours=1)
 MakeDecision = Callable[..., Decision]
+BRIEF = Brief(
+    "b1",
+    Objective.MARGIN,
+    Money.of("1500.00"),
+    NOW,
+    NOW + timedelta(days=14),
+    audience="lapsed",
+    items=("item-9",),
+    languages=("zh", "en"),
+    notes={"tone": "plain"},
+)
 
 
 def actions(width: int) -> tuple[Action, ...]:

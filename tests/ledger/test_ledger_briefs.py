@@ -5,32 +5,30 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import timedelta
 
 import pytest
-from ledger_cases import NOW
+from ledger_cases import BRIEF
 
-from qiance.domain import Brief, BriefState, Money, Objective
-from qiance.ledger import Ledger
+from qiance.domain import BriefState
+from qiance.ledger import BriefRecord, Ledger
 
-BRIEF = Brief(
-    "b1",
-    Objective.MARGIN,
-    Money.of("1500.00"),
-    NOW,
-    NOW + timedelta(days=14),
-    audience="lapsed",
-    items=("item-9",),
-    languages=("zh", "en"),
-    notes={"tone": "plain"},
-)
+
+def stored(ledger: Ledger, brief_id: str) -> BriefRecord:
+    found = ledger.brief(brief_id)
+    assert found is not None, f"{brief_id} is not there"
+    return found
+
+
+def taken_by(ledger: Ledger, holder: str, term_s: float = 60.0) -> BriefRecord:
+    found = ledger.take_brief(holder, term_s)
+    assert found is not None, "there was a brief to take"
+    return found
 
 
 def test_a_brief_is_followed_to_its_end(ledger: Ledger) -> None:
     ledger.put_brief(BRIEF)
     ledger.put_brief(replace(BRIEF, brief_id="b2"))
-    record = ledger.brief("b1")
-    assert record is not None
+    record = stored(ledger, "b1")
     assert (record.brief, record.state, record.progress, record.message) == (
         BRIEF,
         BriefState.QUEUED,
@@ -38,13 +36,11 @@ def test_a_brief_is_followed_to_its_end(ledger: Ledger) -> None:
         "",
     )
     assert ledger.waiting_briefs() == 2
-    taken = ledger.take_brief("w1", 60.0)
-    assert taken is not None
+    taken = taken_by(ledger, "w1", 60.0)
     assert (taken.brief, taken.state, taken.attempts) == (BRIEF, BriefState.RUNNING, 1)
     assert ledger.waiting_briefs() == 1
     assert ledger.keep_brief("b1", "w1", 0.5, "scoring 400 of 800", 60.0)
-    record = ledger.brief("b1")
-    assert record is not None
+    record = stored(ledger, "b1")
     assert (record.state, record.progress, record.message) == (BriefState.RUNNING, 0.5, "scoring 400 of 800")
     assert [entry.brief.brief_id for entry in ledger.briefs(BriefState.QUEUED)] == ["b2"]
     assert len(ledger.briefs()) == 2
@@ -69,25 +65,23 @@ def test_brief_mistakes_are_named(ledger: Ledger) -> None:
 
 def test_a_brief_of_a_worker_that_ended_is_taken_up_by_another(ledger: Ledger) -> None:
     ledger.put_brief(BRIEF)
-    assert ledger.take_brief("w1", 0.05) is not None
+    assert taken_by(ledger, "w1", 0.05).brief.brief_id == "b1"
     time.sleep(0.1)
-    again = ledger.take_brief("w2", 60.0)
-    assert again is not None
+    again = taken_by(ledger, "w2", 60.0)
     assert (again.brief.brief_id, again.attempts) == ("b1", 2)
     assert again.message == "begun anew: its worker ended (attempt 2 of 3)"
     assert not ledger.keep_brief("b1", "w1", 0.9, "late", 60.0)
     assert not ledger.end_brief("b1", "w1", BriefState.FAILED, "late")
     assert ledger.keep_brief("b1", "w2", 0.1, "going", 60.0)
     assert ledger.end_brief("b1", "w2", BriefState.DONE, "2 strategies")
-    record = ledger.brief("b1")
-    assert record is not None
+    record = stored(ledger, "b1")
     assert (record.state, record.progress, record.message) == (BriefState.DONE, 1.0, "2 strategies")
     assert ledger.take_brief("w3", 60.0) is None
 
 
 def test_a_renewed_term_keeps_others_away(ledger: Ledger) -> None:
     ledger.put_brief(BRIEF)
-    assert ledger.take_brief("w1", 0.05) is not None
+    assert taken_by(ledger, "w1", 0.05).brief.brief_id == "b1"
     assert ledger.keep_brief("b1", "w1", 0.1, "going", 60.0)
     time.sleep(0.1)
     assert ledger.take_brief("w2", 60.0) is None
@@ -97,15 +91,12 @@ def test_a_brief_that_ends_its_workers_fails_and_the_next_is_taken(ledger: Ledge
     ledger.put_brief(BRIEF)
     ledger.put_brief(replace(BRIEF, brief_id="b2"))
     for attempt in range(1, 4):
-        taken = ledger.take_brief("w", 0.05)
-        assert taken is not None
+        taken = taken_by(ledger, "w", 0.05)
         assert (taken.brief.brief_id, taken.attempts) == ("b1", attempt)
         time.sleep(0.1)
-    other = ledger.take_brief("w", 60.0)
-    assert other is not None
+    other = taken_by(ledger, "w", 60.0)
     assert other.brief.brief_id == "b2"
-    record = ledger.brief("b1")
-    assert record is not None
+    record = stored(ledger, "b1")
     assert record.state is BriefState.FAILED
     assert record.message.startswith("its worker ended 3 times")
 
@@ -113,19 +104,17 @@ def test_a_brief_that_ends_its_workers_fails_and_the_next_is_taken(ledger: Ledge
 def test_a_cancelled_brief_is_nobodys(ledger: Ledger) -> None:
     for name in ("b1", "b2", "b3"):
         ledger.put_brief(replace(BRIEF, brief_id=name))
-    assert ledger.take_brief("w1", 60.0) is not None
+    assert taken_by(ledger, "w1", 60.0).brief.brief_id == "b1"
     for name in ("b1", "b2"):
         record = ledger.cancel_brief(name, "by hand")
-        assert record is not None
-        assert (record.state, record.message) == (BriefState.CANCELLED, "by hand")
+        assert record == (found := stored(ledger, name))
+        assert (found.state, found.message) == (BriefState.CANCELLED, "by hand")
     assert not ledger.keep_brief("b1", "w1", 0.5, "going", 60.0)
-    taken = ledger.take_brief("w1", 60.0)
-    assert taken is not None
+    taken = taken_by(ledger, "w1", 60.0)
     assert taken.brief.brief_id == "b3"
     assert ledger.end_brief("b3", "w1", BriefState.DONE, "")
-    ended = ledger.cancel_brief("b3", "too late")
-    assert ended is not None
-    assert ended.state is BriefState.DONE
+    ledger.cancel_brief("b3", "too late")
+    assert stored(ledger, "b3").state is BriefState.DONE
     assert ledger.cancel_brief("nobody", "") is None
 
 

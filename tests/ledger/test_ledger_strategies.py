@@ -11,20 +11,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger_cases import NOW
+from ledger_cases import BRIEF, NOW
 
 from qiance.domain import (
     Action,
     Audience,
-    Brief,
     Catalogue,
     Channel,
     Creative,
     Effect,
     Interval,
     Item,
-    Money,
-    Objective,
     Offer,
     OfferKind,
     Strategy,
@@ -65,17 +62,6 @@ STRATEGY = Strategy(
 )
 CATALOGUE = Catalogue((Item("item-9", "鲜牛奶", "奶", "冷藏", "自有", 900, 500),))
 LINTED = Guard.load().lint_strategy(STRATEGY, CATALOGUE)
-BRIEF = Brief(
-    "b1",
-    Objective.MARGIN,
-    Money.of("1500.00"),
-    NOW,
-    NOW + timedelta(days=14),
-    audience="lapsed",
-    items=("item-9",),
-    languages=("zh", "en"),
-    notes={"tone": "plain"},
-)
 
 
 def test_strategies_are_kept_whole_and_found(ledger: Ledger) -> None:
