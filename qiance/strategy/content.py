@@ -5,6 +5,7 @@ The data path is `write_content`: prompts → samples → checks → best sample
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,8 @@ from qiance.strategy.wording import is_named
 Progress = Callable[[float, str], None]
 MAX_NEW_TOKENS = 110
 TEMPERATURE = 0.4
+# Of the time allowed: the rest is for weighing what was written, which takes a tenth of the time of writing.
+ASKING_SHARE = 0.85
 
 
 def write_content(
@@ -45,17 +48,18 @@ def write_content(
 
     guard: the lint that every text must pass, a model's or a template's; None takes the packaged rules.
     samples: answers asked per request, at least 1; max_seconds: after that the model is stopped, and what it
-    has not finished is written by templates (which ones then depends on the machine).
+    has not written and weighed is written by templates (which ones then depends on the machine).
     on_progress(fraction, message) follows the samples.
     Never raises because a model is down: `reasons` say so and templates write.
     """
     if samples < 1:
         raise ValueError(f"samples: {samples} is below 1")
     guard = guard or Guard.load()
-    if max_seconds is not None:
-        cancelled = _or_late(cancelled, time.monotonic() + max_seconds)
-    answers, absent = _ask(requests, engine, samples, seed, on_progress, cancelled)
-    judged = _judge(requests, answers, engine, guard) if engine is not None else {}
+    began, most = time.monotonic(), math.inf if max_seconds is None else max_seconds
+    until = _or_late(cancelled, began + ASKING_SHARE * most)
+    answers, absent = _ask(requests, engine, samples, seed, on_progress, until)
+    until = _or_late(cancelled, began + most)
+    judged = _judge(requests, answers, engine, guard, until) if engine is not None else {}
     used: set[str] = set()
     turns: Counter[tuple[Channel, bool, str]] = Counter()
     written = []
@@ -117,15 +121,15 @@ def _judge(
     answers: Mapping[int, Sequence[Generated]],
     engine: TextEngine,
     guard: Guard,
+    cancelled: Callable[[], bool],
 ) -> dict[int, list[Verdict]]:
     """A verdict on every answer, by request number."""
     verdicts: dict[int, list[Verdict]] = {}
     for language in LANGUAGES:
         numbers = [n for n in answers if requests[n].language == language]
         asked = [requests[n] for n in numbers for _ in answers[n]]
-        flat = iter(
-            by_relevance(asked, [judge(requests[n], a, guard) for n in numbers for a in answers[n]], engine)
-        )
+        found = [judge(requests[n], a, guard) for n in numbers for a in answers[n]]
+        flat = iter(by_relevance(asked, found, engine, cancelled))
         verdicts |= {n: [next(flat) for _ in answers[n]] for n in numbers}
     return verdicts
 
@@ -141,7 +145,7 @@ def _unasked(
 
 
 def _or_late(cancelled: Callable[[], bool] | None, deadline: float) -> Callable[[], bool]:
-    return lambda: time.monotonic() > deadline or (cancelled is not None and cancelled())
+    return lambda: time.monotonic() >= deadline or (cancelled is not None and cancelled())
 
 
 def _counted(on_progress: Progress | None) -> Counted | None:

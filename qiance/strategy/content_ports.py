@@ -58,8 +58,13 @@ class TextEngine(Protocol):
         """One answer per prompt, in order; raises EngineUnavailable when there is no model."""
         ...
 
-    def log_likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
-        """Natural log probability of each answer, or of its beginning, after its prompt."""
+    def log_likelihoods(
+        self, prompts: Sequence[Prompt], answers: Sequence[str], *, cancelled: Callable[[], bool] | None
+    ) -> list[float]:
+        """Natural log probability of each answer, or of its beginning, after its prompt.
+
+        NaN for what was not weighed before `cancelled`; raises EngineUnavailable when there is no model.
+        """
         ...
 
 

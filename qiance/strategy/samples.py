@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qiance.domain import Creative, Item
 from qiance.guard import Finding, Guard, Severity, Subject
-from qiance.strategy.content_ports import ContentRequest, Generated, TextEngine
+from qiance.strategy.content_ports import ContentRequest, EngineUnavailable, Generated, TextEngine
 from qiance.strategy.prompts import ANYTHING, MOST, Prompt, copy_prompt, is_example
 from qiance.strategy.templates import offer_sentence
 from qiance.strategy.wording import Fault, check_relation, check_style, plain_name
@@ -109,14 +109,18 @@ def _score(creative: Creative, answer: Generated, item: Item) -> float:
 
 
 def by_relevance(
-    requests: Sequence[ContentRequest], verdicts: Sequence[Verdict], engine: TextEngine
+    requests: Sequence[ContentRequest],
+    verdicts: Sequence[Verdict],
+    engine: TextEngine,
+    cancelled: Callable[[], bool] | None = None,
 ) -> list[Verdict]:
     """The verdicts with what the model knows of their products; one request for each, of one language.
 
     A part's relevance is how much likelier its words are for this product than for any: the pointwise mutual
     information log p(words | product) - log p(words | no product) in nats (Li et al. 2016, "A
     diversity-promoting objective function for neural conversation models", for ranking). Samples that say of
-    a product what fits others better fail (W15); of the rest the more relevant score higher.
+    a product what fits others better fail (W15), as do those not weighed before `cancelled` or because the
+    model is gone; of the rest the more relevant score higher.
     """
     passed = [
         (r, v.copy) for r, v in zip(requests, verdicts, strict=True) if v.creative is not None and v.copy
@@ -125,12 +129,19 @@ def by_relevance(
     answers = [json.dumps(part, ensure_ascii=False)[:-1] for _, part in parts]
     about = [prompt_of(request, engine) for request, _ in parts]
     about += [prompt_of(request, engine, ANYTHING[request.language]) for request, _ in parts]
-    found = np.reshape(engine.log_likelihoods(about, answers * 2), (2, len(passed), len(PARTS)))
+    try:
+        likely = np.array(engine.log_likelihoods(about, answers * 2, cancelled=cancelled))
+    except EngineUnavailable:
+        likely = np.full(len(about), np.nan)
+    found = likely.reshape(2, len(passed), len(PARTS))
     weighed = iter(found[0] - found[1])
     return [_weighed(v, next(weighed)) if v.creative is not None else v for v in verdicts]
 
 
 def _weighed(verdict: Verdict, relevance: NDArray[np.float64]) -> Verdict:
+    if np.isnan(relevance).any():
+        fault = Fault("W15", "whether it fits the product was not known in time")
+        return replace(verdict, creative=None, findings=(fault,))
     for name, value in zip(PARTS, relevance.tolist(), strict=True):
         if value < LEAST_RELEVANCE:
             fault = Fault("W15", f"{name} fits other products better ({value:.1f} nats)")

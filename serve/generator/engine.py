@@ -120,11 +120,20 @@ class TransformersEngine:
         Decoder(self._model, self._vocabulary, rows, grammar, sampling, most, finish).run(cancelled or _never)
         return [answers[index] for index in range(len(rows))]
 
-    def log_likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
-        """Natural log probability of each answer, or of its beginning, after its prompt."""
+    def log_likelihoods(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[str],
+        *,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> list[float]:
+        """Natural log probability of each answer, or of its beginning, after its prompt.
+
+        cancelled: asked once per batch; what is not weighed then is NaN.
+        """
         rows = [self._encode(prompt) for prompt in prompts]
         said = [list(self._tokenizer.encode(answer, add_special_tokens=False)) for answer in answers]
-        return log_likelihoods(self._model, rows, said)
+        return log_likelihoods(self._model, rows, said, cancelled or _never)
 
     def _compile(self, schema: Mapping[str, Any]) -> Any:
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +16,14 @@ BATCH = 8  # rows at a time: a large vocabulary makes 5 MB of logits a row
 
 @torch.inference_mode()
 def log_likelihoods(
-    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    cancelled: Callable[[], bool],
 ) -> list[float]:
     """Natural log probability of each answer's tokens after its prompt's, summed.
 
-    prompts: token ids; what all begin with is read once.
+    prompts: token ids; what all begin with is read once. cancelled: asked before each batch; the rest is NaN.
     """
     if not prompts:
         return []
@@ -28,6 +32,8 @@ def log_likelihoods(
     tails = [prompt[shared:] for prompt in prompts]
     found: list[float] = []
     for start in range(0, len(prompts), BATCH):
+        if cancelled():
+            return found + [math.nan] * (len(prompts) - start)
         part = slice(start, start + BATCH)
         found += _of_batch(model, head, shared, tails[part], answers[part])
     return found

@@ -57,7 +57,9 @@ class Obedient:
         self.schemas.append(json.dumps(schema, sort_keys=True))
         return [self._answer(number) for number in range(len(prompts))]
 
-    def log_likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+    def log_likelihoods(
+        self, prompts: Sequence[Prompt], answers: Sequence[str], *, cancelled: Callable[[], bool] | None
+    ) -> list[float]:
         self.prompts += prompts
         return [0.0 for _ in answers]
 

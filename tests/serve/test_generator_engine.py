@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import multiprocessing
 import re
 import zipfile
@@ -233,6 +234,18 @@ def test_the_likelihood_of_an_answer_is_that_of_reading_it_alone(tiny: Transform
             logits = tiny._model(torch.tensor([[*before, *said]])).logits[0, len(before) - 1 : -1]
         alone = torch.log_softmax(logits.float(), -1).gather(1, torch.tensor(said)[:, None]).sum()
         assert total == pytest.approx(float(alone), rel=1e-4)
+
+
+def test_what_is_not_weighed_before_the_end_is_not_a_number(tiny: TransformersEngine) -> None:
+    asked: list[bool] = []
+
+    def after_one_batch() -> bool:
+        asked.append(True)
+        return len(asked) > 1
+
+    words = [f"answer {n}" for n in range(11)]
+    found = tiny.log_likelihoods([Prompt("be brief", "word")] * 11, words, cancelled=after_one_batch)
+    assert [math.isnan(one) for one in found] == [False] * 8 + [True] * 3
 
 
 @pytest.mark.parametrize(

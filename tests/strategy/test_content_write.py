@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -54,8 +55,12 @@ class ScriptedEngine:
             on_progress(len(prompts), len(prompts))
         return [self._answer(self._answers[n % len(self._answers)]) for n in range(len(prompts))]
 
-    def log_likelihoods(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+    def log_likelihoods(
+        self, prompts: Sequence[Prompt], answers: Sequence[str], *, cancelled: Callable[[], bool] | None
+    ) -> list[float]:
         """Of the answers that `misfits` has words of, less for the product than for any."""
+        if cancelled is not None and cancelled():
+            return [math.nan for _ in answers]
         return [
             -9.0 if "groceries" not in p.user and any(word in answer for word in self.misfits) else -5.0
             for p, answer in zip(prompts, answers, strict=True)
@@ -221,6 +226,29 @@ def test_a_model_that_is_late_or_cancelled_gives_way_to_templates() -> None:
     (in_time,) = write_content([request()], ScriptedEngine([GOOD]), max_seconds=60.0)
     assert [w.engine for w in (late, stopped, in_time)] == ["template", "template", "scripted"]
     assert "W00 cancelled" in late.reasons[0]
+
+
+def test_words_that_are_written_but_not_weighed_in_time_are_not_used() -> None:
+    asked: list[bool] = []
+
+    def between() -> bool:
+        asked.append(True)
+        return len(asked) > 1
+
+    (written,) = write_content([request()], ScriptedEngine([GOOD]), cancelled=between)
+    assert written.engine == "template"
+    assert "W15 × 4" in written.reasons[0]
+    assert "not known in time" in written.reasons[0]
+
+
+def test_a_model_that_is_gone_before_it_weighs_gives_way_to_templates() -> None:
+    class Gone(ScriptedEngine):
+        def log_likelihoods(self, *args: Any, **kwargs: Any) -> list[float]:
+            raise EngineUnavailable("out of memory")
+
+    (written,) = write_content([request()], Gone([GOOD]))
+    assert written.engine == "template"
+    assert "W15" in written.reasons[0]
 
 
 @pytest.mark.parametrize(
