@@ -25,8 +25,13 @@ def test_the_packaged_space_holds_the_defaults() -> None:
         "embedding": 16,
     }  # fmt: skip
     trees = space.decode("trees", space.defaults("trees") or {})
-    assert (trees["leaves"], trees["min_rows"], trees["learning_rate"]) == (16, 50, 0.05)
-    assert trees["l2"] == 0.001, "the default, 0, is moved to the end of a logarithmic range"
+    assert trees == {"leaves": 16, "min_rows": 50, "learning_rate": 0.05, "feature_share": 0.7}
+
+
+def test_a_default_outside_of_a_range_is_moved_to_its_end(tmp_path: Path) -> None:
+    penalty = {"kind": "loguniform", "low": 0.001, "high": 10.0}
+    space = load_space(written(tmp_path, {"trees": {"l2": penalty}}))
+    assert space.defaults("trees") == {"l2": 0.001}
 
 
 def test_whatever_is_drawn_is_a_configuration(tmp_path: Path) -> None:

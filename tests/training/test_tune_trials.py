@@ -27,7 +27,7 @@ from training.tune.work import SweepData, Work, Workshop
 
 
 def point(step: int, value: float, last: bool = False, started: float = 0.0, ended: float = 1.0) -> Point:
-    return Point(step, value, value, value, 0.5, 1.0, last, started, ended, ended - started)
+    return Point(step, step, value, value, value, 0.5, 1.0, last, started, ended, ended - started)
 
 
 def judged(points: list[Point]) -> list[tuple[int, float | None, bool]]:
@@ -147,6 +147,22 @@ def test_bad_trials_are_stopped_early_and_good_ones_go_on() -> None:
     bad = decide(scheduler, trial("network", 2), falling(0.9))
     assert bad == ["CONTINUE", "CONTINUE", "STOP"], "at the first rung"
     assert len(decide(scheduler, trial("trees", 0), falling(0.9))) == 9, "measured among trees only"
+
+
+def test_a_trial_of_small_steps_is_judged_when_it_has_come_as_far() -> None:
+    scheduler = HalvingByModel({"trees": Halving(9, 3)}, "log_loss")
+    decide(scheduler, trial("trees", 0), falling(0.5))
+    slow = [replace(one, reach=one.step / 2) for one in falling(0.9)]
+    assert decide(scheduler, trial("trees", 1), slow) == ["CONTINUE"] * 5 + ["STOP"]
+
+
+def test_trees_of_half_the_learning_rate_come_half_as_far(tmp_path: Path) -> None:
+    sweep = small_sweep(tmp_path)
+    workshop = Workshop(SweepData.of(sweep.rows, 2, sweep.base()), sweep.base())
+    drawn = [("trees", 0.05), ("trees", 0.025), ("network", 0.001)]
+    made = [workshop.make(model, {"learning_rate": rate}) for model, rate in drawn]
+    workshop.close()
+    assert [one.pace for one in made] == [1.0, 0.5, 1.0]
 
 
 def test_early_stopping_remembers_an_earlier_process() -> None:

@@ -20,11 +20,12 @@ TRIALS = "trials"
 class Point:
     """A step of a trial. value: by the sweep's metric on held-out rows, None where training diverged.
 
-    best: of this and the steps before; last: nothing more is to come. started, ended: seconds since the
-    epoch; cpu: seconds of the processor.
+    reach: how far training has come, in steps of the usual learning rate. best: of this and the steps before;
+    last: nothing more is to come. started, ended: seconds since the epoch; cpu: seconds of the processor.
     """
 
     step: int
+    reach: float
     value: float | None
     best: float | None
     log_loss: float | None

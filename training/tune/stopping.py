@@ -10,14 +10,14 @@ from typing import Any
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from training.tune.record import Point
-from training.tune.trial import STEP, VALUE, tell_tune
+from training.tune.trial import REACH, VALUE, tell_tune
 from training.tune.work import MODES
 
 
 @dataclass(frozen=True, slots=True)
 class Halving:
     """steps: that a trial may take. grace: steps before it may be stopped. factor: of any so many trials that
-    reach grace, grace·factor, grace·factor², ... steps, the best goes on."""
+    reach grace, grace·factor, grace·factor², ... steps, the best goes on. Counted by `Point.reach`."""
 
     steps: int
     grace: int
@@ -35,12 +35,13 @@ class HalvingByModel(FIFOScheduler):
         self._by = metric
         self._by_model = {
             model: ASHAScheduler(
-                time_attr=STEP,
+                time_attr=REACH,
                 metric=VALUE,
                 mode=MODES[metric],
                 max_t=one.steps,
                 grace_period=min(one.grace, one.steps),
                 reduction_factor=one.factor,
+                stop_last_trials=False,  # a trial knows its own end
             )
             for model, one in halving.items()
         }

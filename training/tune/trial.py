@@ -14,7 +14,7 @@ from training.response.members import ResponseSettings
 from training.tune.record import Point, Record, finite
 from training.tune.work import MODES, SweepData, Work, Workshop, judge
 
-VALUE, STEP = "value", "step"  # names that the search and the early stopping read
+VALUE, REACH = "value", "reach"  # names that the search and the early stopping read
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Run:
         last = value is None or number >= self.work.steps or self._stale(best) >= self.work.patience
         ended = time.time()
         point = Point(
-            step=number, value=value, best=best, last=last,
+            step=number, reach=number * self.work.pace, value=value, best=best, last=last,
             started=started, ended=ended, cpu=time.process_time() - cpu, **scores,
         )  # fmt: skip
         self.curve.append(point)
@@ -80,7 +80,7 @@ def better_of(metric: str, first: float | None, second: float | None) -> float |
 def tell_tune(point: Point, metric: str) -> dict[str, Any]:
     """A step's result: the best value so far, since it is the best step that would be kept."""
     worst = float("inf") if MODES[metric] == "min" else float("-inf")
-    return {VALUE: worst if point.best is None else point.best, STEP: point.step, "done": point.last}
+    return {VALUE: worst if point.best is None else point.best, REACH: point.reach, "done": point.last}
 
 
 class SweepTrial(tune.Trainable):

@@ -24,6 +24,7 @@ from training.response.members import (
     Inputs,
     Networks,
     ResponseSettings,
+    TreeSettings,
     loop_config,
     run_networks,
     tree_params,
@@ -56,11 +57,13 @@ class SweepData:
 class Work(ABC):
     """One configuration in training; a step is what can be stopped after.
 
-    steps: most of them. patience: steps without a better value before it is done.
+    steps: most of them. patience: steps without a better value before it is done. pace: steps of the usual
+    learning rate that one step is worth.
     """
 
     steps: int
     patience: int
+    pace: float = 1.0
 
     @abstractmethod
     def advance(self, step: int) -> Floats:
@@ -120,12 +123,17 @@ class TreesWork(Work):
 
     A block is boosted on the scores of those before it, with a seed of its own. So all that a later block
     needs are the scores of all rows, and an interrupted trial comes to the same trees.
+
+    A tree moves the scores by the learning rate, so that half the rate needs twice the trees to come as far
+    (Friedman, "Greedy function approximation", 2001): pace is proportional to it. Counted by trees, early
+    stopping would prefer whoever takes the largest steps.
     """
 
     def __init__(self, data: SweepData, settings: ResponseSettings) -> None:
         trees = settings.trees
         self.steps = -(-trees.rounds // BLOCK)
         self.patience = -(-trees.patience // BLOCK)
+        self.pace = trees.learning_rate / TreeSettings().learning_rate
         self._data, self._settings = data, settings
         self._folds = list(held_out(data.fold))
         self._sets = [self._dataset(train) for train, _ in self._folds]
