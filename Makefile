@@ -11,7 +11,7 @@ STAMP := $(VENV)/.qiance-setup
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help setup run up models test test-all check format benchmarks clean
+.PHONY: help setup run up models test test-all check format benchmarks bench-train-copy clean
 
 help: ## Show this help
 	@grep -hE '^[a-z][a-zA-Z_%-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -59,6 +59,9 @@ test: check ## Checks and the quick tests (under 20 minutes on 2 cores)
 
 test-all: check ## Checks and every test, the slow ones too
 	$(BIN)/pytest $(PARALLEL) -m ""
+
+bench-train-copy: setup ## Tune the writer that bench-copy judges (an hour on two cores)
+	$(BIN)/python -m benchmarks.copying.tuning $(ARGS)
 
 bench-%: setup ## Run one benchmark in full: make bench-NAME (or on subsets: ARGS=--quick)
 	$(BIN)/python -m benchmarks.$* $(ARGS)

@@ -3,8 +3,8 @@
 Tests of the weeks that were probably not randomised are left out; significance and winner, which are known
 only afterwards, are not read. The later stories are judged, and no story is on both sides. Two headlines are
 a pair where they were shown with the same image. Every pair counts, also those whose winner may be chance:
-`clear_pair_accuracy` is of those with |z| > 1.96. How words are written is `benchmarks.copying.generating`'s;
-the model is not tuned on what was clicked yet, so there is no gain by a judge.
+`clear_pair_accuracy` is of those with |z| > 1.96. How words are written is `benchmarks.copying.generating`'s,
+and what tuning on clicks gains `benchmarks.copying.tuning`'s, after `make bench-train-copy`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.copying.baselines import BOW_GRID, bow_scores, length_scores
 from benchmarks.copying.generating import NO_LLAMACPP, measure_writing
+from benchmarks.copying.tuning import GAINS, load_adapter, measure_gain
 from benchmarks.harness import ROOT, Args, Mode, emit, log, parse
 from qiance.artifacts.manifest import file_hash
 from training.copy.encode import load_text_encoder
@@ -32,7 +33,7 @@ PLACES = (
 SHA256 = "91d1d583e267dbd9b4bb3641eb764245e61013deea99a651bdd129376df24782"
 PEERS = ("length", "bow")
 RANKED = ("pair_accuracy", "pair_low", "pair_high", "vs_length", "vs_bow")
-NOT_BUILT = {"judge_ctr_gain": "the language model is not tuned on clicks yet"}
+NOT_TUNED = "there is no tuned writer: run `make bench-train-copy`"
 HELD_OUT = 0.3
 
 
@@ -120,20 +121,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         reason = f"the archive is not here; put {PLACES[0].name} into {PLACES[0].parent.relative_to(ROOT)}"
     elif file_hash(path) != SHA256:
         reason = f"{path.name} is not the published file"
-    writing, writers, how = measure_writing(args)
-    missing = {**NOT_BUILT, "vs_llamacpp": NO_LLAMACPP, "llamacpp": NO_LLAMACPP}
+    writing, adapter = measure_writing(args), load_adapter()
+    missing = {"vs_llamacpp": NO_LLAMACPP, "llamacpp": NO_LLAMACPP}
+    gains, how = dict[str, Any].fromkeys(GAINS), dict[str, Any]()
     if path is None or reason:
         log(reason)
         figures, beside, protocol = dict.fromkeys(RANKED), dict.fromkeys(PEERS), dict[str, Any]()
-        missing |= dict.fromkeys((*RANKED, *PEERS), reason)
+        missing |= dict.fromkeys((*RANKED, *PEERS, *GAINS), reason)
     else:
         figures, beside, protocol = measure(path, args)
+        if adapter is None:
+            missing |= dict.fromkeys(GAINS, NOT_TUNED)
+        else:
+            gains, how = measure_gain(writing, adapter, read_tests(path), args)
     emit(
         "copy",
         args,
-        {**figures, **writing, **dict.fromkeys(NOT_BUILT)},
-        {**beside, **writers, "llamacpp": None},
-        {**protocol, "writing": how, "missing": missing},
+        {**figures, **writing.figures, **gains},
+        {**beside, **writing.peers, "llamacpp": None},
+        {**protocol, "writing": writing.protocol, "tuning": how, "missing": missing},
     )
 
 

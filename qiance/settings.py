@@ -217,6 +217,9 @@ class LlmSettings(Section):
     model: str = Field(
         "embedded", min_length=1, description="embedded, bilingual, a local folder, or a Hugging Face id"
     )
+    adapter: Path | None = Field(
+        None, description="artifact of `qiance train writer` that was tuned on this model; null: none"
+    )
     max_seconds: Positive = Field(120.0, description="seconds for a brief's words; templates write the rest")
     max_waiting: Count = Field(50, description="briefs that may wait; further ones are refused with 429")
     samples: Count = Field(3, description="texts tried per creative; the best is kept")

@@ -14,6 +14,7 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from qiance.artifacts.explain import Method
+from qiance.artifacts.writer import load_writer
 from qiance.domain import Action, GridPrediction
 from qiance.launch import Evaluation, Launched
 from qiance.ledger import Ledger, Override
@@ -122,7 +123,8 @@ def _load_engine(llm: LlmArgs) -> Any:
     # Imported here: transformers takes seconds, and a replica without the model never needs it.
     from serve.generator.engine import TransformersEngine
 
-    return TransformersEngine.load(llm.model, llm.cache_dir, llm.threads)
+    adapter = None if llm.adapter is None else load_writer(llm.adapter)
+    return TransformersEngine.load(llm.model, llm.cache_dir, llm.threads, adapter=adapter)
 
 
 @serve.deployment(name="Generator")

@@ -18,6 +18,7 @@ class LlmArgs(BaseModel):
     model: str = Field(
         "embedded", description="`embedded`, `bilingual`, a local folder, or a Hugging Face id"
     )
+    adapter: Path | None = Field(None, description="Artifact of `qiance train writer` for this model")
     cache_dir: Path = Path(".cache")
     samples: int = Field(3, ge=1, le=8, description="Texts tried per creative; the best is kept")
     max_seconds: float = Field(120.0, gt=0, description="After that, templates write what is left")

@@ -186,8 +186,21 @@ def _generate(engine: TransformersEngine, prompts: Sequence[Prompt], compiled: A
     return sum(sum(token not in ends for token in row) for row in out[:, longest:].tolist())
 
 
-def measure_writing(args: Args) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Figures, the peers' own, protocol."""
+@dataclass(frozen=True)
+class Writing:
+    """What was measured, and the briefs with the words that they got."""
+
+    figures: dict[str, Any]
+    peers: dict[str, Any]
+    protocol: dict[str, Any]
+    asked: list[ContentRequest]
+    written: list[Written]
+    samples: int
+    engine: TransformersEngine
+
+
+def measure_writing(args: Args) -> Writing:
+    """Words for briefs by the embedded model, and how fast they come."""
     torch.manual_seed(args.seed)
     size = args.pick(smoke=2, quick=24, full=200)
     catalogue = args.pick(smoke=lambda: SMOKE, quick=catalogue_of, full=catalogue_of)()
@@ -215,4 +228,4 @@ def measure_writing(args: Args) -> tuple[dict[str, Any], dict[str, Any], dict[st
         "samples": samples,
         "xgrammar": metadata.version("xgrammar"),
     }
-    return figures, peers, protocol
+    return Writing(figures, peers, protocol, asked, written, samples, engine)

@@ -46,7 +46,7 @@ class Learned:
 
 def journey(folder: Path) -> Snapshot:
     """Households and catalogue at the end of the real log; `folder` takes the canonical tables."""
-    items = _items(folder)
+    items = items_of(folder)
     users = pq.read_table(folder / "users.parquet")["user_id"].to_pylist()
     catalogue, categories = select_catalogue(items)
     of_category, of_brand = (
@@ -65,10 +65,11 @@ def journey(folder: Path) -> Snapshot:
 def catalogue_of() -> Catalogue:
     """The products that the loop on The Complete Journey sells."""
     with tempfile.TemporaryDirectory() as folder:
-        return select_catalogue(_items(Path(folder)))[0]
+        return select_catalogue(items_of(Path(folder)))[0]
 
 
-def _items(folder: Path) -> pa.Table:
+def items_of(folder: Path) -> pa.Table:
+    """All products, from the canonical tables that `folder` takes."""
     read_complete_journey(None, out=folder)
     return pq.read_table(folder / "items.parquet")
 

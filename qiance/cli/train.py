@@ -21,6 +21,7 @@ from qiance.cli.train_planning import planning
 from qiance.cli.train_planning_offline import planning_log, planning_offline
 from qiance.cli.train_proposer import proposer
 from qiance.cli.train_uplift import uplift
+from qiance.cli.train_writer import writer
 from qiance.data.errors import DataError
 from qiance.settings import DEFAULT_WORKSPACE
 
@@ -162,6 +163,7 @@ def effect(
 
 
 app.command("uplift")(uplift)
+app.command("writer")(writer)
 app.command("recommend")(recommend)
 
 

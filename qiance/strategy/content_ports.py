@@ -37,11 +37,13 @@ class TextEngine(Protocol):
 
     languages: those it writes well enough to be asked; takes_segment: large enough that naming the readers
     helps it (a very small model starts to write about them: `deal seekers` brought `get paid for it`).
+    tuned: languages in which it was taught the form, so that the prompt needs no examples.
     """
 
     name: str
     languages: frozenset[str]
     takes_segment: bool
+    tuned: frozenset[str]
 
     def generate_json(
         self,

@@ -26,6 +26,13 @@ class Prompt:
     user: str
     turns: tuple[tuple[str, str], ...] = ()
 
+    def messages(self) -> list[dict[str, str]]:
+        """As chat templates take it."""
+        found = [{"role": "system", "content": self.system}] if self.system else []
+        for question, answer in self.turns:
+            found += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return [*found, {"role": "user", "content": self.user}]
+
 
 _EN: Final = "[a-z ,'-]"
 # An order opens the body: left to itself a small model defines the product (`A soup is a meal`).
@@ -124,9 +131,10 @@ def is_plain(text: str) -> bool:
     return not (long or hidden(text) or _STRUCTURE.search(text) or _ORDERS.search(folded))
 
 
-def copy_prompt(name: str, segment: str, language: str) -> Prompt:
+def copy_prompt(name: str, segment: str, language: str, examples: bool = True) -> Prompt:
     """Asks for words about `name`; the examples teach the form and are the same for every prompt."""
-    turns = tuple((_ask(n, "", language), _answer(b, h, c)) for n, b, h, c in _SHOTS[language])
+    shots = _SHOTS[language] if examples else ()
+    turns = tuple((_ask(n, "", language), _answer(b, h, c)) for n, b, h, c in shots)
     return Prompt(_SYSTEM[language], _ask(name, segment, language), turns)
 
 

@@ -153,7 +153,8 @@ def _weighed(verdict: Verdict, relevance: NDArray[np.float64]) -> Verdict:
 def prompt_of(request: ContentRequest, engine: TextEngine, name: str = "") -> Prompt:
     """What `engine` is asked for the words of `request`; about `name` where one is given."""
     readers = request.readers if engine.takes_segment else ""
-    return copy_prompt(name or plain_name(request.item, request.language), readers, request.language)
+    named = name or plain_name(request.item, request.language)
+    return copy_prompt(named, readers, request.language, request.language not in engine.tuned)
 
 
 def best(verdicts: Sequence[Verdict], used: set[str]) -> Verdict | None:

@@ -19,6 +19,7 @@ import xgrammar
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from qiance.artifacts.writer import WriterAdapter
 from qiance.strategy.content_ports import Generated
 from qiance.strategy.prompts import Prompt
 from serve.generator.carried import ModelUnavailable, quiet_progress
@@ -35,13 +36,18 @@ MAX_BATCH = {"cpu": 24, "cuda": 256}
 class TransformersEngine:
     """A causal language model that answers in JSON of a given schema.
 
-    name: what provenance calls the weights; languages, takes_segment: see `TextEngine`.
+    name: what provenance calls the weights; languages, takes_segment, tuned: see `TextEngine`.
+    location: folder or hub id of the weights; weights: their name, without an adapter's.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, weights: Weights) -> None:
-        self.name = weights.name
+    def __init__(
+        self, model: Any, tokenizer: Any, weights: Weights, adapter: WriterAdapter | None = None
+    ) -> None:
+        self.weights, self.location = weights.name, weights.location
+        self.name = weights.name if adapter is None else f"{weights.name}+{adapter.version[:8]}"
         self.languages = weights.languages
         self.takes_segment = weights.takes_segment
+        self.tuned = frozenset() if adapter is None else adapter.languages
         self.load_seconds = 0.0
         self._model = model
         self._tokenizer = tokenizer
@@ -50,7 +56,14 @@ class TransformersEngine:
         self._compiler = xgrammar.GrammarCompiler(info, max_threads=2)
 
     @classmethod
-    def load(cls, model: str, cache_dir: Path, threads: int = 1, dtype: str = "auto") -> Self:
+    def load(
+        cls,
+        model: str,
+        cache_dir: Path,
+        threads: int = 1,
+        dtype: str = "auto",
+        adapter: WriterAdapter | None = None,
+    ) -> Self:
         """Loads `embedded`, `bilingual`, a local folder, or a Hugging Face id.
 
         threads: torch's threads in this process, 0 leaves them. More than one pays only on idle cores or with
@@ -58,7 +71,9 @@ class TransformersEngine:
         machine wrote 5 tokens/s with two threads against 92 with one.
         dtype: float32, bfloat16, float16, or auto, which is bfloat16 where the processor multiplies it (twice
         as fast there), else float32.
-        Raises ModelUnavailable when the weights cannot be had, with the remedy.
+        adapter: of `qiance train writer`, merged into the weights.
+        Raises ModelUnavailable with the remedy when the weights cannot be had, or are not those that the
+        adapter was tuned on.
         """
         if dtype not in ("auto", *DTYPES):
             raise ValueError(f"dtype: {dtype!r} is not one of auto, {', '.join(DTYPES)}")
@@ -66,6 +81,11 @@ class TransformersEngine:
             raise ValueError(f"threads: {threads} is negative; pass 0 to leave torch's default")
         started = time.perf_counter()
         weights = resolve(model, cache_dir)
+        if adapter is not None and adapter.base != weights.name:
+            raise ModelUnavailable(
+                f"adapter: {adapter.folder} was tuned on {adapter.base}, not on {weights.name}; load that "
+                "model, or tune an adapter for this one with `qiance train writer`"
+            )
         if threads:
             torch.set_num_threads(threads)
         try:
@@ -75,11 +95,12 @@ class TransformersEngine:
                 network = AutoModelForCausalLM.from_pretrained(
                     weights.location, dtype=_resolve_dtype(dtype), use_safetensors=True, **options
                 )
+                network = _adapted(network, adapter)
         except (OSError, ValueError) as error:
             reason = str(error).split("\n")[0]
             raise ModelUnavailable(f"model: {model!r} cannot be loaded: {reason}") from error
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        engine = cls(network.to(device).eval(), tokenizer, weights)
+        engine = cls(network.to(device).eval(), tokenizer, weights, adapter)
         engine.load_seconds = time.perf_counter() - started
         return engine
 
@@ -144,11 +165,9 @@ class TransformersEngine:
             raise ValueError(f"schema: cannot be compiled to a grammar: {error}") from error
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
-        for question, answer in prompt.turns:
-            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        messages.append({"role": "user", "content": prompt.user})
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = self._tokenizer.apply_chat_template(
+            prompt.messages(), tokenize=False, add_generation_prompt=True
+        )
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _avoided(self, words: Sequence[str]) -> Tensor:
@@ -162,6 +181,14 @@ class TransformersEngine:
         data, error = (None, error) if error else _parse(text)
         likelihood = row.log_probability / max(len(row.tokens), 1)
         return Generated(text, data, error, len(row.tokens), likelihood)
+
+
+def _adapted(network: Any, adapter: WriterAdapter | None) -> Any:
+    if adapter is None:
+        return network
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(network, str(adapter.folder), local_files_only=True).merge_and_unload()
 
 
 def _parse(text: str) -> tuple[dict[str, Any] | None, str | None]:

@@ -35,6 +35,7 @@ class Obedient:
     name = "obedient"
     languages = frozenset({"en", "zh"})
     takes_segment = True
+    tuned: frozenset[str] = frozenset()
 
     def __init__(self, attack: Attack) -> None:
         self.attack = attack

@@ -29,6 +29,7 @@ class ScriptedEngine:
 
     name = "scripted"
     takes_segment = False
+    tuned: frozenset[str] = frozenset()
 
     def __init__(self, answers: Sequence[Any], languages: frozenset[str] = frozenset({"en"})) -> None:
         self.languages = languages

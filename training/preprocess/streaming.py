@@ -35,7 +35,7 @@ def streaming(workers: int | None = None, address: str | None = None) -> Iterato
     if workers == 0:
         yield map
         return
-    with _ray(workers, address):
+    with ray_for(workers, address, "or run without Ray (workers: 0)"):
         import ray
 
         size = workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
@@ -43,7 +43,10 @@ def streaming(workers: int | None = None, address: str | None = None) -> Iterato
 
 
 @contextmanager
-def _ray(workers: int | None, address: str | None) -> Iterator[None]:
+def ray_for(
+    workers: int | None, address: str | None, remedy: str = "or give it fewer workers"
+) -> Iterator[None]:
+    """Ray as it is, or for the time: at `address`, or on loopback with `workers` CPUs (default: all)."""
     import ray
 
     if ray.is_initialized():
@@ -59,7 +62,6 @@ def _ray(workers: int | None, address: str | None) -> Iterator[None]:
         "_temp_dir": folder,
     }
     try:
-        remedy = "or run without Ray (workers: 0)"
         start_ray(quiet | ({"address": address} if address else local), remedy)
         yield
     finally:
@@ -67,7 +69,7 @@ def _ray(workers: int | None, address: str | None) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def start_ray(options: dict[str, Any], remedy: str = "or give it fewer workers") -> None:
+def start_ray(options: dict[str, Any], remedy: str) -> None:
     """Start or join Ray; on a machine that is busy its parts may miss each other's deadline once."""
     import ray
 

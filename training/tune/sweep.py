@@ -6,7 +6,6 @@ import fcntl
 import json
 import logging
 import os
-import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qiance.data.errors import DataError
-from training.preprocess.streaming import start_ray
+from training.preprocess.streaming import ray_for
 from training.response.config import ResponseParameters, apply_parameters
 from training.response.members import ResponseSettings
 from training.response.rows import ResponseRows
@@ -215,23 +214,11 @@ def _scheduler(sweep: Sweep, out: Path, studies: Mapping[str, Any], base: Respon
 
 @contextmanager
 def _ray(settings: SweepSettings) -> Iterator[int]:
-    """Ray as it is, or started for the time; yields how many trials may run at a time."""
-    import ray
+    """Yields how many trials may run at a time."""
+    with ray_for(settings.workers, settings.address):
+        import ray
 
-    if ray.is_initialized():
         yield settings.workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    # Short: Ray puts Unix sockets below it, and their paths may have 107 bytes.
-    folder = tempfile.mkdtemp(prefix="qiance-")
-    try:
-        cpus = settings.workers or os.cpu_count()
-        local = {"num_cpus": cpus, "include_dashboard": False, "_temp_dir": folder}
-        start_ray(quiet | ({"address": settings.address} if settings.address else local))
-        yield settings.workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -61,6 +61,7 @@ def app_args(workspace: Workspace, settings: Settings, clock: str) -> dict[str, 
         "llm": {
             "enabled": settings.llm.enabled,
             "model": settings.llm.model,
+            "adapter": None if settings.llm.adapter is None else str(settings.llm.adapter.resolve()),
             "cache_dir": str(Path(settings.llm.cache_dir).resolve()),
             "samples": settings.llm.samples,
             "max_seconds": settings.llm.max_seconds,
