@@ -220,6 +220,11 @@ class LlmSettings(Section):
     adapter: Path | None = Field(
         None, description="artifact of `qiance train writer` that was tuned on this model; null: none"
     )
+    endpoint: str | None = Field(
+        None,
+        description="address of a server such as vLLM that has the model, e.g. http://llm:8000/v1",
+    )
+    endpoint_key_file: Path | None = Field(None, description="file that holds that server's key; null: none")
     max_seconds: Positive = Field(120.0, description="seconds for a brief's words; templates write the rest")
     max_waiting: Count = Field(50, description="briefs that may wait; further ones are refused with 429")
     samples: Count = Field(3, description="texts tried per creative; the best is kept")

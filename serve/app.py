@@ -36,6 +36,7 @@ from serve.desk_process import ProcessDesk
 from serve.effects import Effects, Planner
 from serve.feature_store import SessionPusher
 from serve.gateway import Gateway, build_api
+from serve.generator.remote import RemoteEngine
 from serve.live import Watcher
 from serve.metrics import GatewayMetrics, PacerMetrics
 from serve.people import PeopleService
@@ -120,6 +121,8 @@ def _cause(error: Exception) -> Exception:
 
 
 def _load_engine(llm: LlmArgs) -> Any:
+    if llm.endpoint is not None:
+        return RemoteEngine(llm.endpoint, llm.model, llm.endpoint_key_file)
     # Imported here: transformers takes seconds, and a replica without the model never needs it.
     from serve.generator.engine import TransformersEngine
 

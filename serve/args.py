@@ -19,6 +19,10 @@ class LlmArgs(BaseModel):
         "embedded", description="`embedded`, `bilingual`, a local folder, or a Hugging Face id"
     )
     adapter: Path | None = Field(None, description="Artifact of `qiance train writer` for this model")
+    endpoint: str | None = Field(
+        None, description="Address of an OpenAI-compatible server that runs `model`, e.g. http://llm:8000/v1"
+    )
+    endpoint_key_file: Path | None = Field(None, description="File that holds the server's key")
     cache_dir: Path = Path(".cache")
     samples: int = Field(3, ge=1, le=8, description="Texts tried per creative; the best is kept")
     max_seconds: float = Field(120.0, gt=0, description="After that, templates write what is left")

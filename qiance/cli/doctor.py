@@ -111,6 +111,8 @@ def _weights(settings: Settings) -> Finding:
     folder = Path(settings.llm.cache_dir)
     if not settings.llm.enabled:
         return Finding("language model", "note", "switched off: templates write the words")
+    if settings.llm.endpoint is not None:
+        return Finding("language model", "ok", f"{settings.llm.model} at {settings.llm.endpoint}")
     converted = folder.is_dir() and any(folder.rglob("*.safetensors"))
     where = f"{settings.llm.model}, cache {folder}"
     return Finding(

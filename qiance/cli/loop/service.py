@@ -54,20 +54,26 @@ def app_args(workspace: Workspace, settings: Settings, clock: str) -> dict[str, 
         },
         "replay_days": serve.replay_days,
         "min_margin": settings.budget.min_margin,
-        "guard_rules": None if settings.guard.rules is None else str(settings.guard.rules.resolve()),
+        "guard_rules": _absolute(settings.guard.rules),
         "seed": settings.seed,
         "unrecorded_consent": settings.privacy.unrecorded_consent,
         "features": {"wait_ms": settings.features.wait_ms, "refresh_s": settings.features.refresh_s},
         "llm": {
             "enabled": settings.llm.enabled,
             "model": settings.llm.model,
-            "adapter": None if settings.llm.adapter is None else str(settings.llm.adapter.resolve()),
+            "adapter": _absolute(settings.llm.adapter),
+            "endpoint": settings.llm.endpoint,
+            "endpoint_key_file": _absolute(settings.llm.endpoint_key_file),
             "cache_dir": str(Path(settings.llm.cache_dir).resolve()),
             "samples": settings.llm.samples,
             "max_seconds": settings.llm.max_seconds,
             "max_waiting": settings.llm.max_waiting,
         },
     }
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.resolve())
 
 
 def brief_body(settings: Settings, starts: datetime, ends: datetime, n: int = 8) -> dict[str, Any]:
