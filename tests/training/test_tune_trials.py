@@ -53,7 +53,7 @@ def test_a_trial_that_is_interrupted_comes_to_the_same_curve(tmp_path: Path, mod
         return trial.curve
 
     whole, parts = run(tmp_path / "a", False), run(tmp_path / "b", True)
-    assert len(whole) >= 3
+    assert len(whole) >= 2
     assert judged(parts) == judged(whole)
     assert Record.of(tmp_path / "b", model, 0).curve() == parts
     again = Run.begin(Workshop(data, base), tmp_path / "b", "log_loss", config)
