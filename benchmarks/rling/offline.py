@@ -31,7 +31,7 @@ from serve.launch import LocalCluster
 DATA = ROOT.parent / "shared" / "data" / "neorl_sales_promotion"
 # Apart from the seeds of logs, and of training.
 _TUNING_SEED, _TRUTH_SEED = 1_000_000, 5_000_000
-_ALGORITHMS = {"promotion": ("bc", "marwil", "iql", "cql"), "sales": ("bc", "marwil")}
+_ALGORITHMS = {"promotion": ("bc", "marwil", "iql", "cql", "model"), "sales": ("bc", "marwil")}
 
 
 @dataclass(frozen=True)
