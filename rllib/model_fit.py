@@ -62,7 +62,7 @@ class Ensemble:
     weights of 1, inputs, squares and products. layers: of each member's network, which adds to that.
     residual: `[K, T, m, 1 + f]` what held-out days had beyond the means. low, high: of logged features;
     first: those of first days `[n, f]`. r2: `[K, 1 + f]` share of variance explained on held-out episodes, of
-    the reward and of each of the next day's features; NaN where nothing varies. unit: standard deviation of
+    the reward and of each of the next day's features; 1 where nothing varies. unit: standard deviation of
     logged daily rewards.
     """
 
@@ -161,7 +161,7 @@ def _explained(residual: Tensor, x: Tensor, y: Tensor) -> Floats:
     """R² `[K, 1 + f]` of rewards and of next features (their level, not the change)."""
     features = y.shape[2] - 1
     level = torch.cat([y[..., :1], x[..., :features] + y[..., 1:]], dim=2)
-    found = np.full((len(residual), features + 1), np.nan)
+    found = np.ones((len(residual), features + 1))
     for target in range(features + 1):
         days = slice(None) if target == 0 else slice(None, -1)
         varied = float(level[:, days, target].var(correction=0))

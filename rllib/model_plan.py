@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _FILE = "planner.npz"
 _IMITATION_BATCH, _IMITATION_RATE = 2_048, 1e-2
 _DUAL_RATE = 0.05  # of the price on leaving the log
+_MOST_SHARE = 0.8  # of the judging episodes, where there are few
 _PROMISED = 1_000  # episodes
 _PROMISE_SEED = 6_000_000
 
@@ -39,8 +40,7 @@ class Promise:
 
     logged: mean return of the episodes learned from. running: of the imitation of the running policy in the
     model, which should be near. gain, gain_penalised: what the policy returns more than the imitation,
-    without the penalty and with it. members: `gain` by member. overlap: share of the episodes learned from
-    that are effective for the policy. r2: `[K, 1 + f]`, as of `Ensemble`.
+    without the penalty and with it. members: `gain` by member. r2: `[K, 1 + f]`, as of `Ensemble`.
     """
 
     logged: float
@@ -48,7 +48,6 @@ class Promise:
     gain: float
     gain_penalised: float
     members: tuple[float, ...]
-    overlap: float
     r2: Floats = field(repr=False)
 
     def metrics(self) -> dict[str, float]:
@@ -58,7 +57,7 @@ class Promise:
             "promised_gain_penalised": self.gain_penalised,
             "promised_running": self.running,
             "model_r2_reward": float(self.r2[:, 0].mean()),
-            "model_r2_features": float(np.nanmedian(self.r2[:, 1:].mean(axis=0))),
+            "model_r2_features": float(np.median(self.r2[:, 1:].mean(axis=0))),
         }
 
 
@@ -80,7 +79,8 @@ def plan_in_model(
     days = _days(log, task)
     tell(0.0, f"fitting {settings.model.members} models to {len(log):,} episodes")
     ensemble = fit_ensemble(days, settings.model, settings.seed, lambda s, text: tell(0.3 * s, text))
-    planner = Planner(ensemble, days, task, settings, explore)
+    judges = len(log) * settings.held_out / (1.0 - settings.held_out)
+    planner = Planner(ensemble, days, task, settings, explore, judges)
     tell(0.3, "imitating the running policy")
     planner.imitate()
     imitation = planner.network()
@@ -121,7 +121,6 @@ def promise_of(
         float((learned - running).mean()),
         float((returns(network, penalty) - returns(imitation, penalty)).mean()),
         tuple(float((learned - running)[m :: ensemble.members].mean()) for m in range(ensemble.members)),
-        _overlap(log, Exploring(network.task, network, explore)),
         ensemble.r2,
     )
 
@@ -132,23 +131,32 @@ class Planner:
     It maximises the mean penalised return, with the exploration that it will be judged with, by gradients
     through the days of episodes that follow a member each (Heess et al., "Learning Continuous Control
     Policies by Stochastic Value Gradients", 2015: SVG(∞) with a model). Importance weights decide how much of
-    a log can judge a policy: where dials are normal with standard deviation σ and the policy's mean is d away
-    from the imitation's, a share of exp(−Σ_t |d_t|² / σ²) of the episodes is effective, exp(−2·KL). That is
-    held at `overlap` by a price on KL, which goes up while KL is above and down while it is below (dual
-    ascent, as in Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018, for the entropy).
+    a log can judge a policy: where dials are normal with standard deviation σ, and the policy's mean is d
+    away from the imitation's, one in mean exp(Σ_t |d_t|² / σ²) episodes is effective (Kish). That is held at
+    what `effective` asks of the episodes that will judge by a price on the logarithm, which rises while it is
+    above and falls while it is below (dual ascent, as Haarnoja et al., "Soft Actor-Critic Algorithms and
+    Applications", 2018, have it for the entropy).
+
+    judges: episodes that will judge.
     """
 
     def __init__(
-        self, ensemble: Ensemble, days: Days, task: Task, settings: OfflineSettings, explore: float
+        self,
+        ensemble: Ensemble,
+        days: Days,
+        task: Task,
+        settings: OfflineSettings,
+        explore: float,
+        judges: float,
     ) -> None:
         self._ensemble, self._task, self._settings, self._explore = ensemble, task, settings, explore
         self._features = torch.from_numpy(np.asarray(days.features, dtype=np.float32))
         self._dials = torch.from_numpy(np.asarray(days.dials, dtype=np.float32))
         self._scale = max(float(days.reward.sum(axis=1).std()), 1e-9)
-        self._budget = -0.5 * np.log(settings.model.overlap)
+        self._budget = -float(np.log(min(settings.model.effective / judges, _MOST_SHARE)))
         self._layers = self._begin()
         self._start: list[tuple[Tensor, Tensor]] = []
-        self._price = 0.0  # natural logarithm, in standard deviations of returns per unit of KL
+        self._price = 0.0  # natural logarithm, in standard deviations of returns
         self._optimiser = self._adam(settings.learning_rate)
 
     def imitate(self) -> None:
@@ -228,13 +236,13 @@ class Planner:
         return total
 
     def _left(self, rng: np.random.Generator) -> Tensor:
-        """KL of an episode, policy to imitation, in logged states."""
+        """Logarithm of episodes for an effective one, in logged states."""
         count = max(self._settings.batch // self._ensemble.horizon, self._ensemble.members)
         seen = self._features[rng.integers(0, len(self._features), count)]
         with torch.no_grad():
             before = self._act(seen, self._start)
         apart = (self._act(seen, self._layers) - before) / self._explore
-        return 0.5 * apart.square().sum(dim=(1, 2)).mean()
+        return torch.logsumexp(apart.square().sum(dim=(1, 2)), dim=0) - float(np.log(count))
 
     def _act(self, seen: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
         for number, (weight, bias) in enumerate(layers):
@@ -273,15 +281,6 @@ def _days(log: PlanningLog, task: Task) -> Days:
     flat = log.observation.reshape(-1, log.observation.shape[-1])
     features = task.features(flat).reshape(*log.reward.shape, -1)
     return Days(features, log.dials, log.reward)
-
-
-def _overlap(log: PlanningLog, policy: Exploring) -> float:
-    """Kish's effective share of the episodes, by the weights of `policy`."""
-    flat = log.observation.reshape(-1, log.observation.shape[-1])
-    wanted = policy.log_propensity(flat, log.dials.reshape(-1, log.dials.shape[-1]))
-    weight = (wanted.reshape(log.reward.shape) - np.log(log.propensity)).sum(axis=1)
-    weight = np.exp(weight - weight.max())
-    return float(weight.sum() ** 2 / np.square(weight).sum() / len(weight))
 
 
 def _tensor(x: Floats) -> Tensor:

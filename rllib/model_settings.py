@@ -13,15 +13,15 @@ class ModelSettings:
 
     members: of the ensemble. hidden, steps: widths and at most so many steps of each member's network.
     penalty: what a day's reward loses per unit of disagreement, in standard deviations of the logged daily
-    rewards. overlap: share of held-out episodes that are to stay effective when the policy is judged; the
-    less, the further it may go from the running one. imitation: steps before planning.
+    rewards. effective: so many held-out episodes are to stay effective when the policy is judged; the fewer,
+    the further it may go from the running one, and the wider the interval. imitation: steps before planning.
     """
 
     members: int = 5
     hidden: tuple[int, ...] = (64, 64)
     steps: int = 1_500
     penalty: float = 1.0
-    overlap: float = 0.2
+    effective: float = 150.0
     imitation: int = 300
 
     def __post_init__(self) -> None:
@@ -34,5 +34,5 @@ class ModelSettings:
             raise ValueError(f"hidden: {self.hidden} must name the width of one layer or more")
         if not 0 <= self.penalty < np.inf:
             raise ValueError(f"penalty: {self.penalty} is not a number of 0 or more")
-        if not 0 < self.overlap < 1:
-            raise ValueError(f"overlap: {self.overlap} is outside (0, 1)")
+        if not 0 < self.effective < np.inf:
+            raise ValueError(f"effective: {self.effective} is not a positive number")

@@ -41,8 +41,8 @@ class OfflineSettings:
     `iql` or `cql`, which learn what a day's dials are worth, and `model`, which plans in a model of the log
     (`rllib.model_plan`), where dials are numbers. iterations: each of `updates` steps on `batch` days. beta:
     how much more what was better counts, for `marwil` and `iql`, per standard deviation of advantages; None
-    is 1, and 2 for `iql`. conservatism: of `cql`, weight of the penalty on dials that were not logged. expectile: of
-    `iql`, how near the best of the logged dials values are. model: of `model`.
+    is 1, and 2 for `iql`. conservatism: of `cql`, weight of the penalty on dials that were not logged.
+    expectile: of `iql`, how near the best of the logged dials values are. model: of `model`.
     discount: per day. trace: λ of `rllib.advantage.shaped`, for `marwil`. hidden: widths of the network.
     held_out: share of episodes that judge and are not learned from. explore: with which the policy is judged,
     None: as the log was made. confidence: of the two-sided interval whose lower bound decides.

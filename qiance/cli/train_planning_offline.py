@@ -97,14 +97,14 @@ def planning_offline(
     penalty: Annotated[
         float | None,
         typer.Option(
-            help="model: what a day loses per standard deviation that models disagree by; default: PENALTY."
+            help="model: what a day loses per standard deviation that models disagree by; default: 1."
         ),
     ] = None,
-    overlap: Annotated[
+    effective: Annotated[
         float | None,
         typer.Option(
-            help="model: share of the judging episodes that the policy is to keep effective, in (0, 1); the "
-            "less, the further it goes; default: OVERLAP."
+            help="model: so many held-out episodes are to stay effective for the policy; the fewer, the "
+            "further it goes from the running one; default: 150."
         ),
     ] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Of 100 steps each; default: 10.")] = None,
@@ -131,10 +131,9 @@ def planning_offline(
     from rllib.tasks import task_of
     from serve.launch import LocalCluster
 
-    own = {"penalty": penalty, "overlap": overlap}
-    given = {name: value for name, value in own.items() if value is not None}
-    if given and algorithm is not OfflineAlgorithm.MODEL:
-        raise typer.BadParameter("belongs to --algorithm model", param_hint=f"--{next(iter(given))}")
+    for name, value in (("--penalty", penalty), ("--effective", effective)):
+        if value is not None and algorithm is not OfflineAlgorithm.MODEL:
+            raise typer.BadParameter("belongs to --algorithm model", param_hint=name)
     console = Console()
     stages, task = Stages(console), task_of(task_arguments(environment, data, world))
     with stages.stage(f"reading {log.name}") as stage:
@@ -143,17 +142,21 @@ def planning_offline(
     planned = algorithm is OfflineAlgorithm.MODEL  # which needs no Ray
     cluster = nullcontext() if planned else LocalCluster(proxy="plain")
     with stages.stage(f"learning by {algorithm} in {environment}") as stage, cluster:
-        from rllib.model_fit import ModelSettings
+        from rllib.model_settings import ModelSettings
         from rllib.offline import train_offline
         from rllib.offline_algorithms import OfflineSettings
 
+        usual = ModelSettings()
         settings = OfflineSettings(
             algorithm=str(algorithm),
             seed=seed,
             beta=beta,
             held_out=held_out,
             explore=explore,
-            model=ModelSettings(**given),
+            model=ModelSettings(
+                penalty=usual.penalty if penalty is None else penalty,
+                effective=usual.effective if effective is None else effective,
+            ),
         )
         settings = replace(settings, iterations=iterations or settings.iterations)
         trained = train_offline(read, task, out=out, settings=settings, resume=resume, progress=stage.tell)
@@ -171,8 +174,7 @@ def _members(promise: Promise) -> Table:
     heads = ("R² of rewards", "of what follows, median", "least", "promised gain")
     table = Table("member", *(Column(head, justify="right") for head in heads), box=None)
     for number, (r2, gain) in enumerate(zip(promise.r2, promise.members, strict=True), 1):
-        follows = [value for value in r2[1:] if value == value]
-        shares = (f"{value:.3f}" for value in (r2[0], median(follows or [1.0]), min(follows or [1.0])))
+        shares = (f"{value:.3f}" for value in (r2[0], median(r2[1:]), min(r2[1:])))
         table.add_row(str(number), *shares, f"{gain:+.4g}")
     table.caption = "models of the log, on episodes that they were not fitted to"
     return table

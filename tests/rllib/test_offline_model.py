@@ -21,9 +21,11 @@ from rllib.model_plan import Planner
 from rllib.model_settings import ModelSettings
 from rllib.offline import OfflineTrained, train_offline
 from rllib.offline_algorithms import OfflineSettings
+from rllib.plan_algorithms import PlanningSettings, algorithm
 from rllib.plan_evaluate import returns_of
 from rllib.plan_log import PlanningLog, write_log
-from rllib.policies import load_policy
+from rllib.plan_start import start_from
+from rllib.policies import load_policy, network_of
 from rllib.tasks import Constant, PromotionTask, SalesTask
 
 TASK = PromotionTask(num_segments=2, rules={"horizon": 10})
@@ -122,9 +124,9 @@ def test_the_penalty_keeps_a_planner_near_the_log(line: Ensemble) -> None:
     assert wrong[1] > wrong[0] + 0.5, "the dial's square was changed"
     far = {}
     for penalty in (0.0, 5.0):
-        own = replace(OWN, penalty=penalty, overlap=1e-12)
+        own = replace(OWN, penalty=penalty, effective=1e-9)
         settings = OfflineSettings("model", updates=60, batch=128, hidden=(8,), learning_rate=0.02, model=own)
-        planner = Planner(false, planted(), Line(), settings, WIDE)  # type: ignore[arg-type]
+        planner = Planner(false, planted(), Line(), settings, WIDE, 200)  # type: ignore[arg-type]
         planner.imitate()
         planner.improve(1)
         seen = planted(seed=5).features.reshape(-1, 2).astype(np.float32)
@@ -176,7 +178,6 @@ def test_a_policy_is_planned_and_judged(trained: tuple[OfflineTrained, Path], lo
     assert promise.gain > 0
     assert promise.gain_penalised > 0
     assert len(promise.members) == len(promise.r2) == 3
-    assert 0.05 < promise.overlap <= 1
     assert found.kept == found.judged.gate.passed
     seen, _ = TASK.make(200).reset(seed=9)
     assert 0.01 < np.abs(found.policy.choose(seen) - TASK.cautious().choose(seen)).mean() < WIDE
@@ -215,7 +216,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
         ({"steps": 0}, "steps: 0 is less than 1"),
         ({"hidden": ()}, r"hidden: \(\) must name"),
         ({"penalty": -1.0}, "penalty: -1.0 is not a number of 0 or more"),
-        ({"overlap": 1.0}, r"overlap: 1.0 is outside \(0, 1\)"),
+        ({"effective": 0.0}, "effective: 0.0 is not a positive number"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> None:
@@ -245,6 +246,24 @@ def test_options_of_the_model_are_refused_elsewhere(tmp_path: Path, log: Plannin
     assert result.exit_code == 2
     assert "--penalty" in result.output
     assert "belongs to --algorithm model" in result.output
+
+
+@pytest.mark.slow
+def test_ppo_plans_in_the_model_too(
+    trained: tuple[OfflineTrained, Path], log: PlanningLog, tmp_path: Path, ray_cluster: None
+) -> None:
+    days = Days(TASK.features(log.observation), log.dials, log.reward)
+    place = ModelTask(TASK, fit_ensemble(days, OWN, 0), 1.0)
+    ppo = algorithm(place, PlanningSettings(iterations=1, num_envs=8, hidden=(16,)), tmp_path)
+    try:
+        start_from(ppo, replace(trained[0].policy, task=place), 8, 0)
+        before = network_of(ppo.get_module(), TASK)
+        returned = ppo.train()["env_runners"]["episode_return_mean"]
+    finally:
+        ppo.stop()
+    seen, _ = TASK.make(50).reset(seed=1)
+    np.testing.assert_allclose(before.choose(seen), trained[0].policy.choose(seen), rtol=1e-4)
+    assert abs(returned - log.reward.sum(axis=1).mean()) < 0.5
 
 
 @pytest.mark.slow
