@@ -5,26 +5,21 @@ Features are what the task's networks see; here they are the state, as a log has
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from rllib.lockstep import Floats
+from rllib.model_network import Ints, Layers, Tensor, expanded, fit_networks, network
 from rllib.model_settings import ModelSettings
 
-Tensor = torch.Tensor
-Ints = NDArray[np.int64]
 LEAST_EPISODES = 30
 _HELD_OUT = 0.15  # of the episodes to learn from: they stop the fit, and lend their residuals
-_RIDGE, _FAR = 1.0, 5.0
+_RIDGES, _FAR = (1e-4, 1e-3, 1e-2, 1e-1), 5.0  # per row; standard deviations that inputs may be away
 _CHUNK = 20_000  # rows that are expanded at a time
-_BATCH, _LEARNING_RATE = 512, 2e-3
-_EVERY, _PATIENCE = 100, 5  # steps between looks at the held-out episodes; looks without a better one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +66,7 @@ class Ensemble:
     offset: Tensor
     scale: Tensor
     ridge: Tensor
-    layers: tuple[tuple[Tensor, Tensor], ...]
+    layers: Layers
     residual: Tensor
     low: Tensor
     high: Tensor
@@ -93,7 +88,7 @@ class Ensemble:
         """`[K, n, 1 + f]` expected reward and change, by member, of features `[n, f]` and dials `[n, k]`."""
         when = torch.full((len(features), 1), day / self.horizon)
         x = _standard(torch.cat([features, dials, when], dim=1), self.center, self.spread)
-        found = torch.matmul(_expanded(x), self.ridge) + _network(self.layers, x)
+        found = torch.matmul(expanded(x), self.ridge) + network(self.layers, x)
         return self.offset + self.scale * found
 
     def live(
@@ -114,14 +109,14 @@ class Ensemble:
 
 
 def fit_ensemble(
-    days: Days, settings: ModelSettings, seed: int, tell: Callable[[float, str], None] | None = None
+    days: Days, settings: ModelSettings, seed: int, tell: Callable[[float, str], None] = lambda s, t: None
 ) -> Ensemble:
     """Fit the members, each to episodes drawn with replacement, and look at how good they are.
 
-    A member is a ridge regression on squares and products plus a network on what that leaves, which starts
-    at 0 and is kept as it was when the held-out episodes liked it best: so it never is worse there than the
-    regression. Bootstrapped ensembles as of Chua et al., "Deep Reinforcement Learning in a Handful of Trials
-    using Probabilistic Dynamics Models" (2018).
+    A member is a ridge regression on squares and products, as strong as held-out episodes like it best, plus
+    a network on what that leaves. The network starts at 0, is kept as it was when they liked it best, and
+    only for targets that it helps. Bootstrapped ensembles as of Chua et al., "Deep Reinforcement Learning in
+    a Handful of Trials using Probabilistic Dynamics Models" (2018).
     """
     rng = np.random.default_rng([seed, 3])
     order = rng.permutation(len(days.reward))
@@ -133,10 +128,16 @@ def fit_ensemble(
     scale[1:] = torch.clamp(_moments(y[:, :-1])[1][1:], min=1e-6)
     z, z_held = _standard(x, center, spread), _standard(x_held, center, spread)
     wanted, wanted_held = (y - offset) / scale, (y_held - offset) / scale
-    ridge = torch.stack([_ridge(z[rows], wanted[rows]) for rows in drawn])
-    layers = _fit_networks((z, wanted), (z_held, wanted_held), ridge, drawn, settings, rng, tell)
+    fits = []
+    for number, rows in enumerate(drawn):
+        tell(0.5 * number / len(drawn), f"fitting regression {number + 1} of {len(drawn)}")
+        fits.append(_ridge((z, wanted), (z_held, wanted_held), rows))
+    ridge = torch.stack(fits)
+    layers = fit_networks(
+        (z, wanted), (z_held, wanted_held), ridge, drawn, settings, rng, lambda s, t: tell(0.5 + 0.5 * s, t)
+    )
     with torch.no_grad():
-        means = torch.matmul(_expanded(z_held.flatten(0, 1)), ridge) + _network(layers, z_held.flatten(0, 1))
+        means = torch.matmul(expanded(z_held.flatten(0, 1)), ridge) + network(layers, z_held.flatten(0, 1))
         means = (offset + scale * means).reshape(settings.members, *y_held.shape)
     residual = y_held - means
     residual[:, :, -1, 1:] = 0.0
@@ -171,109 +172,36 @@ def _explained(residual: Tensor, x: Tensor, y: Tensor) -> Floats:
     return found
 
 
-def _ridge(x: Tensor, y: Tensor) -> Tensor:
-    """Weights `[q, 1 + f]` of inputs `[e, T, d]`; changes of features have no last day."""
-    width = _expanded(x[:1, 0]).shape[1]
-    square, cross = torch.zeros(2, width, width, dtype=torch.float64), []
-    for part, (own, targets) in enumerate(((x[:, -1:], y[:, -1:]), (x[:, :-1], y[:, :-1]))):
-        rows, wanted = own.flatten(0, 1), targets.flatten(0, 1)
-        total = torch.zeros(width, y.shape[2], dtype=torch.float64)
-        for at in range(0, len(rows), _CHUNK):
-            wide = _expanded(rows[at : at + _CHUNK])
-            square[part] += (wide.T @ wide).double()
-            total += (wide.T @ wanted[at : at + _CHUNK]).double()
-        cross.append(total)
-    penalty = _RIDGE * torch.eye(width, dtype=torch.float64)
-    penalty[0, 0] = 1e-6
-    reward = torch.linalg.solve(square.sum(dim=0) + penalty, (cross[0] + cross[1])[:, :1])
-    return torch.cat([reward, torch.linalg.solve(square[1] + penalty, cross[1][:, 1:])], dim=1).float()
-
-
-def _fit_networks(
-    learn: tuple[Tensor, Tensor],
-    held: tuple[Tensor, Tensor],
-    ridge: Tensor,
-    drawn: Ints,
-    settings: ModelSettings,
-    rng: np.random.Generator,
-    tell: Callable[[float, str], None] | None,
-) -> tuple[tuple[Tensor, Tensor], ...]:
-    """A network per member, all at once, on what its regression leaves; of each the best on held-out days."""
-    (x, y), steps = learn, learn[0].shape[1]
-    layers = _begin(x.shape[2], y.shape[2], settings, rng)
-    optimiser = torch.optim.Adam([part for layer in layers for part in layer], lr=_LEARNING_RATE)
-    member = torch.arange(settings.members)
-    best, kept = _error(layers, held, ridge), [(w.detach().clone(), b.detach().clone()) for w, b in layers]
-    waited = 0
-    for step in range(settings.steps):
-        optimiser.param_groups[0]["lr"] = _LEARNING_RATE * (1.0 - step / settings.steps)
-        place = rng.integers(0, drawn.shape[1], (settings.members, _BATCH))
-        day = rng.integers(0, steps, (settings.members, _BATCH))
-        episode = np.take_along_axis(drawn, place, axis=1)
-        rows, wanted = x[episode, day], y[episode, day]
-        error = wanted - torch.bmm(_expanded(rows), ridge) - _network(layers, rows)
-        error[..., 1:] *= torch.from_numpy(day < steps - 1)[..., None]
-        optimiser.zero_grad()
-        error.square().mean(dim=(1, 2)).sum().backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        if (step + 1) % _EVERY and step + 1 < settings.steps:
-            continue
-        found = _error(layers, held, ridge)
-        better, waited = found < best, waited + 1
-        for mine, now in zip(kept, layers, strict=True):
-            for old, new in zip(mine, now, strict=True):
-                old[member[better]] = new.detach()[member[better]]
-        best, waited = torch.minimum(found, best), 0 if better.any() else waited
-        if tell is not None:
-            tell((step + 1) / settings.steps, f"fitting the model: error {float(best.mean()):.4g}")
-        if waited >= _PATIENCE:
-            break
-    return tuple(kept)
-
-
-def _error(layers: tuple[tuple[Tensor, Tensor], ...], held: tuple[Tensor, Tensor], ridge: Tensor) -> Tensor:
-    """`[K]` mean squared error on held-out days."""
-    x, y = (part.flatten(0, 1) for part in held)
-    with torch.no_grad():
-        error = (y - torch.matmul(_expanded(x), ridge) - _network(layers, x)).square()
-    whole = error.reshape(len(ridge), *held[1].shape)
-    return (whole[..., 0].sum(dim=(1, 2)) + whole[:, :, :-1, 1:].sum(dim=(1, 2, 3))) / y.numel()
-
-
-def _begin(
-    inputs: int, outputs: int, settings: ModelSettings, rng: np.random.Generator
-) -> tuple[tuple[Tensor, Tensor], ...]:
-    """Layers of members that differ; their last weights are 0."""
-    sizes, layers = (inputs, *settings.hidden, outputs), []
-    for number, (n, m) in enumerate(itertools.pairwise(sizes)):
-        last = number == len(sizes) - 2
-        weight = rng.standard_normal((settings.members, n, m)) * (0.0 if last else n**-0.5)
-        bias = torch.zeros(settings.members, 1, m)
-        layers.append((_tensor(weight).requires_grad_(), bias.requires_grad_()))
-    return tuple(layers)
-
-
-def _network(layers: tuple[tuple[Tensor, Tensor], ...], x: Tensor) -> Tensor:
-    """`[K, n, m]` of inputs `[n, d]`, or `[K, n, d]` by member."""
-    found = x.expand(len(layers[0][0]), *x.shape[-2:])
-    for number, (weight, bias) in enumerate(layers):
-        found = torch.baddbmm(bias, found, weight)
-        found = torch.nn.functional.silu(found) if number < len(layers) - 1 else found
+def _ridge(learn: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], drawn: Ints) -> Tensor:
+    """Weights `[q, 1 + f]`, of each target those of the strength that held-out episodes like best."""
+    square, cross = _products(*(part[drawn] for part in learn))
+    x, y = held
+    wide, best, found = expanded(x.flatten(0, 1)), torch.full((y.shape[2],), np.inf), None
+    for strength in _RIDGES:
+        penalty = strength * square.sum(dim=0)[0, 0] * torch.eye(len(square[0]), dtype=torch.float64)
+        penalty[0, 0] *= 1e-6
+        reward = torch.linalg.solve(square.sum(dim=0) + penalty, cross.sum(dim=0)[:, :1])
+        weights = torch.cat([reward, torch.linalg.solve(square[0] + penalty, cross[0][:, 1:])], dim=1).float()
+        error = (y - (wide @ weights).reshape(y.shape)).square()
+        error[:, -1, 1:] = 0.0
+        total = error.sum(dim=(0, 1))
+        found = weights if found is None else torch.where(total < best, weights, found)
+        best = torch.minimum(total, best)
+    assert found is not None
     return found
 
 
-def _expanded(x: Tensor) -> Tensor:
-    """1, inputs `[…, d]`, their squares and products, as `rllib.quadratic.expanded` has them."""
-    left, right = _pairs(x.shape[-1])
-    return torch.cat([torch.ones_like(x[..., :1]), x, (x @ left) * (x @ right)], dim=-1)
-
-
-@lru_cache(maxsize=8)
-def _pairs(width: int) -> tuple[Tensor, Tensor]:
-    """Matrices that pick both factors of each product; their gradients cost less than those of indices."""
-    left, right = torch.triu_indices(width, width)
-    every = torch.eye(width)
-    return every[:, left], every[:, right]
+def _products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """XᵀX `[2, q, q]` and Xᵀy `[2, q, 1 + f]`: of all days but the last, and of that."""
+    square, cross = [], []
+    for own, targets in ((x[:, :-1], y[:, :-1]), (x[:, -1:], y[:, -1:])):
+        rows, wanted, parts = own.flatten(0, 1), targets.flatten(0, 1), []
+        for at in range(0, len(rows), _CHUNK):
+            wide = expanded(rows[at : at + _CHUNK])
+            parts.append(((wide.T @ wide).double(), (wide.T @ wanted[at : at + _CHUNK]).double()))
+        square.append(torch.stack([part[0] for part in parts]).sum(dim=0))
+        cross.append(torch.stack([part[1] for part in parts]).sum(dim=0))
+    return torch.stack(square), torch.stack(cross)
 
 
 def _standard(x: Tensor, center: Tensor, spread: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from rllib.checkpoints import latest, save_checkpoint
 from rllib.explore import Exploring, record
 from rllib.lockstep import Floats
 from rllib.model_env import ModelTask
-from rllib.model_fit import Days, Ensemble, Tensor, fit_ensemble
+from rllib.model_fit import Days, Ensemble, fit_ensemble
+from rllib.model_network import Tensor
 from rllib.policies import Network
 
 if TYPE_CHECKING:
