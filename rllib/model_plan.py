@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from rllib.plan_log import PlanningLog
     from rllib.tasks import Task
 
-_FILE = "planner.npz"
+_FILE, _MOMENTS = "planner.npz", ("step", "exp_avg", "exp_avg_sq")
 _IMITATION_BATCH, _IMITATION_RATE = 2_048, 1e-2
-_DUAL_RATE = 0.05  # of the price on leaving the log
+# Of the price on leaving the log: steps of its logarithm, which stays where it can soon come back from.
+_DUAL_RATE, _CHEAPEST, _DEAREST = 0.05, -6.0, 6.0
 _MOST_SHARE = 0.8  # of the judging episodes, where there are few
 _PROMISED = 1_000  # episodes
 _PROMISE_SEED = 6_000_000
@@ -169,7 +170,7 @@ class Planner:
             optimiser.param_groups[0]["lr"] = _IMITATION_RATE * (1.0 - step / steps)
             rows = rng.integers(0, len(seen), _IMITATION_BATCH)
             optimiser.zero_grad()
-            (self._act(seen[rows], self._layers) - dials[rows]).square().mean().backward()  # type: ignore[no-untyped-call]
+            (_act(seen[rows], self._layers) - dials[rows]).square().mean().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
         self._start = [(w.detach().clone(), b.detach().clone()) for w, b in self._layers]
 
@@ -185,7 +186,8 @@ class Planner:
             loss = -brought / self._scale + float(np.exp(self._price)) * left
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimiser.step()
-            self._price += _DUAL_RATE * float(np.clip(left.item() / self._budget - 1.0, -1.0, 1.0))
+            over = float(np.clip(left.item() / self._budget - 1.0, -1.0, 1.0))
+            self._price = float(np.clip(self._price + _DUAL_RATE * over, _CHEAPEST, _DEAREST))
             returns.append(brought.item())
         found = -float(np.mean(returns[len(returns) // 2 :]))
         if not np.isfinite(found):
@@ -229,7 +231,7 @@ class Planner:
         member = torch.arange(count) % ensemble.members
         lost, total = settings.model.penalty * ensemble.unit, torch.zeros(())
         for day in range(ensemble.horizon):
-            dials = self._act(seen, self._layers)
+            dials = _act(seen, self._layers)
             dials = dials + self._explore * _tensor(rng.standard_normal(dials.shape))
             draw = torch.from_numpy(rng.integers(0, ensemble.residual.shape[2], count))
             seen, reward, apart = ensemble.live(seen, torch.clamp(dials, -1.0, 1.0), day, member, draw)
@@ -241,15 +243,9 @@ class Planner:
         count = max(self._settings.batch // self._ensemble.horizon, self._ensemble.members)
         seen = self._features[rng.integers(0, len(self._features), count)]
         with torch.no_grad():
-            before = self._act(seen, self._start)
-        apart = (self._act(seen, self._layers) - before) / self._explore
+            before = _act(seen, self._start)
+        apart = (_act(seen, self._layers) - before) / self._explore
         return torch.logsumexp(apart.square().sum(dim=(1, 2)), dim=0) - float(np.log(count))
-
-    def _act(self, seen: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
-        for number, (weight, bias) in enumerate(layers):
-            seen = seen @ weight + bias
-            seen = torch.tanh(seen) if number < len(layers) - 1 else seen
-        return seen
 
     def _begin(self) -> list[tuple[Tensor, Tensor]]:
         rng = np.random.default_rng([self._settings.seed, 6])
@@ -269,9 +265,6 @@ class Planner:
         return torch.optim.Adam(self._parameters(), lr=rate)
 
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-
-
 def _days(log: PlanningLog, task: Task) -> Days:
     least, most = int(log.length.min()), int(log.length.max())
     if least != most:
@@ -282,6 +275,14 @@ def _days(log: PlanningLog, task: Task) -> Days:
     flat = log.observation.reshape(-1, log.observation.shape[-1])
     features = task.features(flat).reshape(*log.reward.shape, -1)
     return Days(features, log.dials, log.reward)
+
+
+def _act(seen: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Dials, as `rllib.policies.Network` has them."""
+    for number, (weight, bias) in enumerate(layers):
+        seen = seen @ weight + bias
+        seen = torch.tanh(seen) if number < len(layers) - 1 else seen
+    return seen
 
 
 def _tensor(x: Floats) -> Tensor:

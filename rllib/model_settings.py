@@ -20,8 +20,8 @@ class ModelSettings:
     members: int = 5
     hidden: tuple[int, ...] = (64, 64)
     steps: int = 1_500
-    penalty: float = 1.0
-    effective: float = 150.0
+    penalty: float = 2.0
+    effective: float = 100.0
     imitation: int = 300
 
     def __post_init__(self) -> None:

@@ -97,14 +97,14 @@ def planning_offline(
     penalty: Annotated[
         float | None,
         typer.Option(
-            help="model: what a day loses per standard deviation that models disagree by; default: 1."
+            help="model: what a day loses per standard deviation that models disagree by; default: 2."
         ),
     ] = None,
     effective: Annotated[
         float | None,
         typer.Option(
             help="model: so many held-out episodes are to stay effective for the policy; the fewer, the "
-            "further it goes from the running one; default: 150."
+            "further it goes from the running one; default: 100."
         ),
     ] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Of 100 steps each; default: 10.")] = None,
