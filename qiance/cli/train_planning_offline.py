@@ -183,8 +183,8 @@ def _members(promise: Promise) -> Table:
 def _promised(promise: Promise) -> str:
     return (
         f"In the model: the running policy returns {promise.running:.4g} (in the log: {promise.logged:.4g}), "
-        f"the learned one {promise.gain:+.4g}; with the penalty taken off both, {promise.gain_penalised:+.4g}. "
-        "What the log says of it:"
+        f"the learned one {promise.gain:+.4g}; with the penalty taken off both, "
+        f"{promise.gain_penalised:+.4g}. What the log says of it:"
     )
 
 
