@@ -17,8 +17,10 @@ import numpy as np
 from qiance.artifacts import Artifact
 from rllib.checkpoints import history_of, latest, save_checkpoint
 from rllib.explore import Exploring
+from rllib.model_plan import Promise, plan_in_model
 from rllib.offline_algorithms import (
     IMITATION,
+    MODEL,
     OfflineSettings,
     check_dials,
     offline_algorithm,
@@ -39,7 +41,8 @@ class OfflineTrained:
     """What a run leaves behind.
 
     policy: as learned. artifact: of the policy, None if it is not kept. judged: by episodes that were not
-    learned from. episodes: learned from, and judged by. history: loss of the policy by iteration.
+    learned from. episodes: learned from, and judged by. history: loss of the policy by iteration. promise: of
+    the algorithm `model`, what it expects itself.
     """
 
     policy: Network = field(repr=False)
@@ -48,6 +51,7 @@ class OfflineTrained:
     episodes: tuple[int, int]
     history: tuple[float, ...]
     seconds: float
+    promise: Promise | None = None
 
     @property
     def kept(self) -> bool:
@@ -69,7 +73,7 @@ def train_offline(
 
     An imitation (`bc`) is written in any case: it is the running policy, to start from. What is judged is the
     policy with exploration (`rllib.explore.Exploring`) against the running one with its own. out, resume: as
-    of `rllib.planning.train_planning`. Ray must be running.
+    of `rllib.planning.train_planning`. Ray must be running, but for `model`.
     Raises ValueError for bad settings, few episodes, no exploration known, a checkpoint of another run;
     RuntimeError without Ray.
     """
@@ -82,19 +86,24 @@ def train_offline(
     said = {"log": {"content": data}, "settings": asdict(settings) | {"iterations": None}}
     history = history_of(out, said, resume)
     out.mkdir(parents=True, exist_ok=True)
-    network = _learn(learned_from, task, settings, out, said, history, tell)
+    promise = None
+    if settings.algorithm == MODEL:
+        network, promise = plan_in_model(learned_from, task, settings, explore, out, said, history, tell)
+    else:
+        network = _learn(learned_from, task, settings, out, said, history, tell)
     tell(0.8, f"judging by {len(held_out):,} held-out episodes")
     judged = judge(held_out, Exploring(task, network, explore), settings.discount, settings.confidence)
     artifact = None
     if judged.gate.passed or settings.algorithm == IMITATION:
-        metrics = _metrics(judged, explore, len(history))
+        metrics = _metrics(judged, explore, len(history), promise)
         key = hashlib.sha256(json.dumps([data, asdict(settings)], sort_keys=True).encode()).hexdigest()
         artifact = save_policy(
             out, task, "network", network, metrics=metrics, data_fingerprint=key, parents=parents
         )
     tell(1.0, "done")
     counts = (len(learned_from), len(held_out))
-    return OfflineTrained(network, artifact, judged, counts, tuple(history), time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return OfflineTrained(network, artifact, judged, counts, tuple(history), seconds, promise)
 
 
 def split(log: PlanningLog, held_out: float) -> tuple[PlanningLog, PlanningLog]:
@@ -162,9 +171,10 @@ def _learn(
             found.stop()
 
 
-def _metrics(judged: Judged, explore: float, iterations: int) -> dict[str, float]:
+def _metrics(judged: Judged, explore: float, iterations: int, promise: Promise | None) -> dict[str, float]:
     gain = judged.improvements["dr"]
-    return {
+    found = {} if promise is None else promise.metrics()
+    return found | {
         "gain": gain.value,
         "gain_low": gain.low,
         "gain_high": gain.high,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 
 from rllib.advantage import shaped
+from rllib.model_settings import ModelSettings
 from rllib.plan_log import PlanningLog
 from rllib.start import logging_below
 from rllib.tasks import Task
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from ray.rllib.algorithms.algorithm import Algorithm
     from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
-IMITATION = "bc"
-ALGORITHMS = (IMITATION, "marwil", "iql", "cql")
-_NUMBERS_ONLY = ("iql", "cql")
+IMITATION, MODEL = "bc", "model"
+ALGORITHMS = (IMITATION, "marwil", "iql", "cql", MODEL)
+_SQUASHED = ("iql", "cql")
+_NUMBERS_ONLY = (*_SQUASHED, MODEL)
 _ROWS = "rows.npz"
 # Dials of squashed policies, whose middle lies elsewhere near the ends, are divided by so much; what a log
 # has beyond is cut, short of where densities are infinite.
@@ -36,11 +38,11 @@ class OfflineSettings:
     """How to learn from a log and judge.
 
     algorithm: `bc`, imitation of the running policy; `marwil`, which imitates what turned out better more;
-    `iql` or `cql`, which learn what a day's dials are worth, where dials are numbers. iterations: each of
-    `updates` steps on `batch` days. beta: how much more what was better counts, for `marwil` and `iql`, per
-    standard deviation of advantages; None is 1, and 2 for `iql`. conservatism: of `cql`, weight of the
-    penalty on dials that were not logged. expectile: of `iql`, how near the best of the logged dials values
-    are.
+    `iql` or `cql`, which learn what a day's dials are worth, and `model`, which plans in a model of the log
+    (`rllib.model_plan`), where dials are numbers. iterations: each of `updates` steps on `batch` days. beta:
+    how much more what was better counts, for `marwil` and `iql`, per standard deviation of advantages; None
+    is 1, and 2 for `iql`. conservatism: of `cql`, weight of the penalty on dials that were not logged.
+    expectile: of `iql`, how near the best of the logged dials values are. model: of `model`.
     discount: per day. trace: λ of `rllib.advantage.shaped`, for `marwil`. hidden: widths of the network.
     held_out: share of episodes that judge and are not learned from. explore: with which the policy is judged,
     None: as the log was made. confidence: of the two-sided interval whose lower bound decides.
@@ -56,6 +58,7 @@ class OfflineSettings:
     beta: float | None = None
     conservatism: float = 1.0
     expectile: float = 0.7
+    model: ModelSettings = field(default_factory=ModelSettings)
     discount: float = 1.0
     trace: float = 0.8
     hidden: tuple[int, ...] = (64, 64)
@@ -84,15 +87,14 @@ class OfflineSettings:
 
 def stretch_of(algorithm: str) -> float:
     """What the actions of the algorithm's module are multiplied by to be dials."""
-    return _STRETCH if algorithm in _NUMBERS_ONLY else 1.0
+    return _STRETCH if algorithm in _SQUASHED else 1.0
 
 
 def check_dials(task: Task, algorithm: str) -> None:
     """ValueError where the algorithm cannot set the task's dials."""
     if algorithm in _NUMBERS_ONLY and not isinstance(task.dials, gymnasium.spaces.Box):
         raise ValueError(
-            f"algorithm: {algorithm!r} sets numbers, as RLlib has it, and {task.name} is about choices; "
-            "take marwil"
+            f"algorithm: {algorithm!r} sets numbers, and {task.name} is about choices; take marwil"
         )
 
 
@@ -224,7 +226,7 @@ def _write_rows(
     if settings.algorithm != "cql":
         scale *= settings.beta or _BETA.get(settings.algorithm, 1.0)
     dials = log.dials
-    if settings.algorithm in _NUMBERS_ONLY:
+    if settings.algorithm in _SQUASHED:
         dials = np.clip(dials / _STRETCH, -_EDGE, _EDGE)
     order = rng.permutation(int(inside.sum()))
     columns = {

@@ -96,7 +96,9 @@ def take_over(module: Any, network: Network) -> None:
     given = [weight.T.shape for weight in network.weights]
     if network.squash or own != given:
         how = "is squashed, as those of SAC, IQL and CQL are" if network.squash else f"has layers {given}"
-        raise ValueError(f"start: the network {how}; PPO goes on from one of bc, marwil or ppo, layers {own}")
+        raise ValueError(
+            f"start: the network {how}; PPO goes on from one of bc, marwil, model or ppo, layers {own}"
+        )
     for layer, weight, bias in zip(layers, network.weights, network.biases, strict=True):
         layer.weight.data.copy_(torch.from_numpy(weight.T.copy()))
         layer.bias.data.copy_(torch.from_numpy(bias.copy()))

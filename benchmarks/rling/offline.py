@@ -1,7 +1,7 @@
 """Learning to plan from a log: `python -m benchmarks.rling.offline [--smoke | --quick]`.
 
 A cautious rule runs promotions with exploration and is logged, once per seed. From half of the episodes
-RLlib's algorithms learn (`qiance train planning-offline`); by the other half each policy is judged: what it
+every algorithm of `qiance train planning-offline` learns; by the other half each policy is judged: what it
 would bring more than the running one, doubly robust, and whether the gate lets it through. Then all of them
 act in the true environment on episodes of their own, the same for all. `truth` is the mean return more than
 the running policy's with the same exploration, which is what was estimated; `alone` is the return without
@@ -31,7 +31,7 @@ from serve.launch import LocalCluster
 DATA = ROOT.parent / "shared" / "data" / "neorl_sales_promotion"
 # Apart from the seeds of logs, and of training.
 _TUNING_SEED, _TRUTH_SEED = 1_000_000, 5_000_000
-_ALGORITHMS = {"promotion": ("bc", "marwil", "iql", "cql"), "sales": ("bc", "marwil")}
+_ALGORITHMS = {"promotion": ("bc", "marwil", "iql", "cql", "model"), "sales": ("bc", "marwil")}
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,8 @@ def _summary(runs: Sequence[Run]) -> dict[str, Any]:
     gains = [run.trained.judged.improvements["dr"] for run in runs]
     sizes = [gain.diagnostics.effective_sample_size for gain in gains]
     covered = [g.low <= run.truth <= g.high for g, run in zip(gains, runs, strict=True)]
-    return {
+    promised = [run.trained.promise.gain for run in runs if run.trained.promise is not None]
+    return ({"promised": over_seeds(promised)} if promised else {}) | {
         "estimate": over_seeds([gain.value for gain in gains]),
         "half_width": float(np.mean([(gain.high - gain.low) / 2 for gain in gains])),
         "truth": over_seeds([run.truth for run in runs]),
@@ -154,6 +155,8 @@ def _print(name: str, figures: Mapping[str, Any]) -> None:
             f"{of['truth']['value']:+.4g} | {of['effective_episodes']:,.0f} | {of['let_through']} | "
             f"{of['alone']['value']:.4g} |"
         )
+        if "promised" in of:
+            log(f"| (by its own model) | {of['promised']['value']:+.4g} | | | | |")
     log(", ".join(f"{rule} {value['value']:.4g}" for rule, value in figures["rules"].items()))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,18 +14,20 @@ from rich.table import Column, Table
 from qiance.cli.train_planning import DataOption, EnvironmentOption, WorldOption, task_arguments
 
 if TYPE_CHECKING:
+    from rllib.model_plan import Promise
     from rllib.offline import OfflineTrained
 
 _WORDS = {"dr": "doubly robust", "pdis": "per-decision importance sampling", "dm": "value model alone"}
 
 
 class OfflineAlgorithm(StrEnum):
-    """Of RLlib."""
+    """Of RLlib, but for `model`."""
 
     BC = "bc"
     MARWIL = "marwil"
     IQL = "iql"
     CQL = "cql"
+    MODEL = "model"
 
 
 def planning_log(
@@ -84,11 +87,25 @@ def planning_offline(
             "--algorithm",
             "-a",
             help="bc: imitate, to start `train planning` from; marwil: imitate what turned out better more; "
-            "iql, cql: learn what each day's dials are worth (promotion).",
+            "in promotion also iql, cql: learn what each day's dials are worth; model: plan in models of "
+            "the log.",
         ),
     ] = OfflineAlgorithm.MARWIL,
     beta: Annotated[
         float | None, typer.Option(help="marwil, iql: how far to go from what ran; default: 1, iql 2.")
+    ] = None,
+    penalty: Annotated[
+        float | None,
+        typer.Option(
+            help="model: what a day loses per standard deviation that models disagree by; default: 2."
+        ),
+    ] = None,
+    effective: Annotated[
+        float | None,
+        typer.Option(
+            help="model: so many held-out episodes are to stay effective for the policy; the fewer, the "
+            "further it goes from the running one; default: 100."
+        ),
     ] = None,
     iterations: Annotated[int | None, typer.Option(min=1, help="Of 100 steps each; default: 10.")] = None,
     held_out: Annotated[float, typer.Option(help="Share of the episodes that judge only.")] = 0.5,
@@ -106,6 +123,7 @@ def planning_offline(
     Writes a policy into OUT if the lower end of the 90 % interval of what it brings more than the running one
     is above 0, from enough effective episodes; an imitation (bc) in any case. Ends with 1 if nothing is kept.
     """
+    from contextlib import nullcontext
     from dataclasses import replace
 
     from qiance.cli.stages import Stages
@@ -113,25 +131,61 @@ def planning_offline(
     from rllib.tasks import task_of
     from serve.launch import LocalCluster
 
+    for name, value in (("--penalty", penalty), ("--effective", effective)):
+        if value is not None and algorithm is not OfflineAlgorithm.MODEL:
+            raise typer.BadParameter("belongs to --algorithm model", param_hint=name)
     console = Console()
     stages, task = Stages(console), task_of(task_arguments(environment, data, world))
     with stages.stage(f"reading {log.name}") as stage:
         read = read_log(log, task)
         stage.note(f"{len(read):,} episodes, {int(read.length.sum()):,} days")
-    with stages.stage(f"learning by {algorithm} in {environment}") as stage, LocalCluster(proxy="plain"):
+    planned = algorithm is OfflineAlgorithm.MODEL  # which needs no Ray
+    cluster = nullcontext() if planned else LocalCluster(proxy="plain")
+    with stages.stage(f"learning by {algorithm} in {environment}") as stage, cluster:
+        from rllib.model_settings import ModelSettings
         from rllib.offline import train_offline
         from rllib.offline_algorithms import OfflineSettings
 
+        usual = ModelSettings()
         settings = OfflineSettings(
-            algorithm=str(algorithm), seed=seed, beta=beta, held_out=held_out, explore=explore
+            algorithm=str(algorithm),
+            seed=seed,
+            beta=beta,
+            held_out=held_out,
+            explore=explore,
+            model=ModelSettings(
+                penalty=usual.penalty if penalty is None else penalty,
+                effective=usual.effective if effective is None else effective,
+            ),
         )
         settings = replace(settings, iterations=iterations or settings.iterations)
         trained = train_offline(read, task, out=out, settings=settings, resume=resume, progress=stage.tell)
+    if trained.promise is not None:
+        console.print(_members(trained.promise))
+        console.print(_promised(trained.promise), highlight=False)
     console.print(_table(trained))
     console.print(_sentence(trained), highlight=False)
     if trained.artifact is None:
         raise typer.Exit(1)
     console.print(f"Policy: [bold]{trained.artifact.path}[/]", highlight=False)
+
+
+def _members(promise: Promise) -> Table:
+    heads = ("R² of rewards", "of what follows, median", "least", "promised gain")
+    table = Table("member", *(Column(head, justify="right") for head in heads), box=None)
+    for number, (r2, gain) in enumerate(zip(promise.r2, promise.members, strict=True), 1):
+        shares = (f"{value:.3f}" for value in (r2[0], median(r2[1:]), min(r2[1:])))
+        table.add_row(str(number), *shares, f"{gain:+.4g}")
+    table.caption = "models of the log, on episodes that they were not fitted to"
+    return table
+
+
+def _promised(promise: Promise) -> str:
+    return (
+        f"In the model: the running policy returns {promise.running:.4g} (in the log: {promise.logged:.4g}), "
+        f"the learned one {promise.gain:+.4g}; with the penalty taken off both, "
+        f"{promise.gain_penalised:+.4g}. What the log says of it:"
+    )
 
 
 def _table(trained: OfflineTrained) -> Table:

@@ -160,7 +160,7 @@ def test_episodes_are_either_learned_from_or_judge(log: PlanningLog) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"algorithm": "dqn"}, "algorithm: 'dqn' is none of bc, marwil, iql, cql"),
+        ({"algorithm": "dqn"}, "algorithm: 'dqn' is none of bc, marwil, iql, cql, model"),
         ({"updates": 0}, "updates: 0 is less than 1"),
         ({"held_out": 1.0}, "held_out: 1"),
         ({"beta": 0.0}, "beta: 0.0 is not a positive number"),
