@@ -10,12 +10,19 @@ import typer
 from rich.console import Console
 
 from qiance.cli.predict import trained_model
+from qiance.domain import Channel
+from qiance.settings import DEFAULT_WORKSPACE
+from qiance.workspace import Workspace
 
 
 def train(
     data: Annotated[
         Path,
-        typer.Option("--data", help="A line `user item item ...` per user, oldest first; may be gzipped."),
+        typer.Option(
+            "--data",
+            help="A line `user item item ...` per user, oldest first, may be gzipped; or a table (Parquet, "
+            "CSV, JSON lines) with user_id, item_id, occurred_at, such as data/events.parquet of a run.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the model and its figures.")],
     epochs: Annotated[
@@ -35,12 +42,15 @@ def train(
     console = Console()
     stages = Stages(console)
     with stages.stage(f"reading {data.name}") as stage:
+        from training.recommend.events import is_events, read_events
         from training.recommend.fit import RecommendSettings
-        from training.recommend.sequences import read_sequences
+        from training.recommend.sequences import MIN_PURCHASES, read_sequences
         from training.recommend.train import train_recommender
 
-        purchases = read_sequences(data)
+        purchases, left_out = read_events(data) if is_events(data) else (read_sequences(data), 0)
         stage.note(f"{len(purchases):,} users, {len(purchases.items):,} items")
+        if left_out:
+            stage.note(f"{left_out:,} users left out: fewer than {MIN_PURCHASES} different items")
     settings = RecommendSettings(seed=seed)
     settings = settings if epochs is None else replace(settings, epochs=epochs)
     with stages.stage("training") as stage:
@@ -63,15 +73,42 @@ def recommend(
         Path, typer.Option("--model", help="Folder that `qiance train recommend` wrote, or its artifact.")
     ] = Path("recommend"),
     count: Annotated[int, typer.Option("-n", min=1, help="Items to recommend.")] = 10,
+    user: Annotated[
+        str | None,
+        typer.Option(help="A user of --run: from what they bought, ranked by what the effect model expects."),
+    ] = None,
+    run: Annotated[
+        Path, typer.Option(help="With --user: the run with catalogue, purchases and champion.")
+    ] = DEFAULT_WORKSPACE,
+    channel: Annotated[Channel, typer.Option(help="With --user: where the slate is shown.")] = Channel.EMAIL,
+    stock: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --user: item_id and stock (CSV, JSON lines, Parquet); what is out stays out."
+        ),
+    ] = None,
+    diversity: Annotated[
+        float,
+        typer.Option(min=0.0, max=0.99, help="With --user: what each further item of a category loses."),
+    ] = 0.3,
 ) -> None:
-    """Say what comes next after these purchases; prints one JSON object.
+    """Say what comes next after these purchases, or a slate for a user; prints one JSON object.
 
     `chance` is among all items that were not bought yet. Items that the model does not know are passed over;
-    with none known the most bought ones are given, and `cold` is true.
+    with none known the most bought ones are given, and `cold` is true. With --user, items of the catalogue
+    that are likely next are ranked by the margin that showing them adds, as the champion predicts it.
     """
     from training.recommend.model import load_recommender
 
     path = trained_model(model)
+    if user is not None:
+        if items:
+            raise typer.BadParameter("give items or --user, not both", param_hint="--user")
+        from qiance.cli.recommend_slate import SlateRequest, slate_for
+
+        request = SlateRequest(user, channel, count, diversity, stock)
+        print(json.dumps(slate_for(path, Workspace(run), request), ensure_ascii=False, indent=1))
+        return
     found = load_recommender(path).recommend(items or [], count)
     rows = [
         {"rank": rank, "item_id": item, "chance": round(chance, 8)}

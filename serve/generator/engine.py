@@ -43,7 +43,8 @@ class TransformersEngine:
     def __init__(
         self, model: Any, tokenizer: Any, weights: Weights, adapter: WriterAdapter | None = None
     ) -> None:
-        self.weights, self.location = weights.name, weights.location
+        folder = Path(weights.location)  # whole, since who tunes it may run in another folder
+        self.weights, self.location = weights.name, str(folder.resolve() if folder.is_dir() else folder)
         self.name = weights.name if adapter is None else f"{weights.name}+{adapter.version[:8]}"
         self.languages = weights.languages
         self.takes_segment = weights.takes_segment

@@ -296,7 +296,9 @@ def preference_rows_of(said: Sequence[tuple[Prompt, str]]) -> list[dict[str, Any
 
 
 @pytest.mark.slow
-def test_the_steps_run_on_ray_train_and_the_engine_takes_what_they_leave(tmp_path: Path) -> None:
+def test_the_steps_run_on_ray_train_and_the_engine_takes_what_they_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import logging
 
     import ray
@@ -327,6 +329,8 @@ def test_the_steps_run_on_ray_train_and_the_engine_takes_what_they_leave(tmp_pat
         return float(np.mean(one.log_likelihoods([p for p, _ in SAID], [change(text) for _, text in SAID])))
 
     untuned, first, second = engine(None), engine("first"), engine("second")
+    monkeypatch.chdir(folder.parent)
+    assert TransformersEngine.load("./tiny", tmp_path, 1, "float32").location == str(folder)
     assert (untuned.tuned, first.tuned, first.name) == (frozenset(), {"en"}, "tiny+first")
     assert likely(first) > likely(untuned) + 1
     gaps = [likely(one) - likely(one, str.upper) for one in (first, second)]
