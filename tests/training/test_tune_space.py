@@ -20,18 +20,20 @@ from training.tune.space import load_space
 def test_the_packaged_space_holds_the_defaults() -> None:
     space = load_space()
     assert list(space.models) == ["network", "trees"]
-    assert space.decode("network", space.defaults("network") or {}) == {
+    assert space.decode("network", space.defaults("network")[0]) == {
         "learning_rate": 3e-3, "weight_decay": 0.1, "dropout": 0.1, "batch_size": 256, "hidden": [64, 32],
         "embedding": 16,
     }  # fmt: skip
-    trees = space.decode("trees", space.defaults("trees") or {})
-    assert trees == {"leaves": 16, "min_rows": 50, "learning_rate": 0.05, "feature_share": 0.7}
+    assert len(space.defaults("network")) == 1
+    middle, small = (space.decode("trees", drawn) for drawn in space.defaults("trees"))
+    assert middle == {"leaves": 16, "min_rows": 50, "learning_rate": 0.05, "feature_share": 0.7}
+    assert small == {**middle, "leaves": 4}
 
 
 def test_a_default_outside_of_a_range_is_moved_to_its_end(tmp_path: Path) -> None:
     penalty = {"kind": "loguniform", "low": 0.001, "high": 10.0}
     space = load_space(written(tmp_path, {"trees": {"l2": penalty}}))
-    assert space.defaults("trees") == {"l2": 0.001}
+    assert space.defaults("trees") == [{"l2": 0.001}]
 
 
 def test_whatever_is_drawn_is_a_configuration(tmp_path: Path) -> None:

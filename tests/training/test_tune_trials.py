@@ -39,7 +39,7 @@ def test_a_trial_that_is_interrupted_comes_to_the_same_curve(tmp_path: Path, mod
     sweep = small_sweep(tmp_path)
     base = sweep.base()
     data = SweepData.of(sweep.rows, 2, base)
-    parameters = sweep.space.decode(model, sweep.space.defaults(model) or {})
+    parameters = sweep.space.decode(model, sweep.space.defaults(model)[0])
     config = {"model": model, "number": 0, "parameters": parameters}
     target = data.inputs.target
 

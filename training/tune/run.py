@@ -87,9 +87,7 @@ def _run_params(sweep: Sweep) -> dict[str, Any]:
 
 def _defaults(found: Sequence[Outcome], sweep: Sweep) -> dict[str, Outcome]:
     """By model, the trial that the defaults began with."""
-    return {
-        one.model: one for one in found if one.number == 0 and sweep.space.defaults(one.model) is not None
-    }
+    return {one.model: one for one in found if one.number == 0 and sweep.space.defaults(one.model)}
 
 
 def _write(sweep: Sweep, result: SweepResult, out: Path, runs: Any) -> None:

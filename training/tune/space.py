@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -153,23 +153,31 @@ class Space:
         """Drawn values as the model takes them, in the order of the space."""
         return {name: one.decode(drawn[name]) for name, one in self.models[model].items() if name in drawn}
 
-    def defaults(self, model: str) -> dict[str, Any] | None:
-        """The default configuration as drawn values, moved into the ranges; None where a choice lacks it."""
-        drawn = {}
-        for name, one in self.models[model].items():
-            value = one.nearest(_default(model, name))
-            if value is None:
-                return None
-            drawn[name] = value
-        return drawn
+    def defaults(self, model: str) -> list[dict[str, Any]]:
+        """The default configurations as drawn values, moved into the ranges; none where a choice lacks it.
+
+        Of sizes of trees, which training tries in turn, the middle one and the smallest.
+        """
+        found: list[dict[str, Any]] = []
+        for place in (_middle, min):
+            drawn = {
+                name: one.nearest(_default(model, name, place)) for name, one in self.models[model].items()
+            }
+            if None not in drawn.values() and drawn not in found:
+                found.append(drawn)
+        return found
 
 
-def _default(model: str, name: str) -> Any:
-    """As YAML would say it; of sizes that are tried in turn, the middle one."""
+def _default(model: str, name: str, place: Callable[[Sequence[Any]], Any]) -> Any:
+    """As YAML would say it."""
     value = default_value(model, name)
     if (model, name) == ("trees", "leaves"):
-        return value[len(value) // 2]
+        return place(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def _middle(sizes: Sequence[Any]) -> Any:
+    return sizes[len(sizes) // 2]
 
 
 def load_space(path: Path | None = None) -> Space:
