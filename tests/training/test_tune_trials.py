@@ -219,6 +219,28 @@ def test_draws_hang_on_seed_and_number(tmp_path: Path) -> None:
     assert len({json.dumps(found["parameters"]) for found in drawn[0]}) == 6
 
 
+@pytest.mark.parametrize("drawn", [0, 1])
+def test_a_trial_that_was_half_drawn_when_it_was_killed_is_drawn_to_its_end(
+    tmp_path: Path, drawn: int
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    space = load_space(written(tmp_path, SPACE))
+    whole, halved = search_of(tmp_path / "a"), open_studies(tmp_path / "b", space, "log_loss", 0, 6)
+    every = [whole.suggest(str(number)) for number in range(4)]
+    for model in ("network", "trees"):
+        halved[model].ask(fixed_distributions=space.distributions(model))  # the defaults
+        names = list(space.distributions(model))[:drawn]
+        halved[model].ask({name: space.distributions(model)[name] for name in names})
+    again = search_of(tmp_path / "b")
+    found = sorted((again.suggest(str(number)) for number in range(4)), key=lambda one: one["number"])
+    for one, other in zip(found, every, strict=True):
+        assert one["parameters"].keys() == other["parameters"].keys()
+        names = list(other["parameters"])[: None if drawn == 0 else drawn]
+        assert [one["parameters"][name] for name in names] == [other["parameters"][name] for name in names]
+    assert all(len(trial.params) == 2 for study in halved.values() for trial in study.get_trials())
+
+
 def test_importance_finds_what_matters(tmp_path: Path) -> None:
     space = load_space(written(tmp_path, {"trees": {**SPACE["trees"], "row_share": {
         "kind": "uniform", "low": 0.5, "high": 1.0}}}))  # fmt: skip

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
@@ -112,7 +113,7 @@ class StudySearch(Searcher):
         """The configuration of Tune's trial `trial_id`."""
         if self._unfinished:
             model, number = self._unfinished.pop(0)
-            drawn = self._studies[model].get_trials(deepcopy=False)[number].params
+            drawn = whole_draw(self._studies[model], number, self._space.distributions(model))
         else:
             counts = {model: len(asked(study)) for model, study in self._studies.items()}
             if sum(counts.values()) >= self._trials:
@@ -144,6 +145,18 @@ class StudySearch(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, see `save`."""
+
+
+def whole_draw(
+    study: optuna.study.Study, number: int, distributions: Mapping[str, BaseDistribution]
+) -> dict[str, Any]:
+    """Parameters of a trial; what a kill left undrawn is drawn now."""
+    stored = study.get_trials(deepcopy=False)[number]
+    if stored.params.keys() >= distributions.keys():
+        return stored.params
+    trial = optuna.trial.Trial(study, stored._trial_id)
+    # As `Study.ask` draws; what is there already is given back.
+    return {name: trial._suggest(name, one) for name, one in distributions.items()}
 
 
 def asked(study: optuna.study.Study) -> list[FrozenTrial]:
