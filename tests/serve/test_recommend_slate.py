@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from serve_cases import Built, events
+from serve_cases import Built, events, user_ids
 from typer.testing import CliRunner
 
 from qiance.artifacts.manifest import Artifact, load_manifest
@@ -73,11 +73,12 @@ def test_a_slate_adds_margin_and_leaves_out_what_was_bought(
 
 
 def test_what_is_out_of_stock_stays_out(run: tuple[Workspace, Path], tmp_path: Path) -> None:
-    every = slate(run, "--user", "u3", "-n", "20")["items"]
+    slates = ((user, slate(run, "--user", user, "-n", "20")["items"]) for user in user_ids()[:20])
+    user, every = next((user, items) for user, items in slates if len(items) > 1)
     first, second = every[0]["item_id"], every[1]["item_id"]
     stock = tmp_path / "stock.csv"
     stock.write_text("item_id,stock\n" + f"{first},0\n{second},3\n")
-    assert [row["item_id"] for row in slate(run, "--user", "u3", "--stock", str(stock))["items"]] == [second]
+    assert [row["item_id"] for row in slate(run, "--user", user, "--stock", str(stock))["items"]] == [second]
     stock.write_text(f"item_id,stock\n{first},many\n")
     base = ["recommend", "--model", str(run[1]), "--run", str(run[0].root), "--user", "u3"]
     refused = RUNNER.invoke(app, [*base, "--stock", str(stock)])

@@ -52,7 +52,7 @@ class Outcome:
 
 
 def outcomes(folder: Path, studies: Mapping[str, optuna.study.Study], space: Space) -> list[Outcome]:
-    """Of all trials that were handed out, in the order of their numbers, models in turn."""
+    """Of all trials that were handed out, in the order of their numbers, models by turns."""
     found = [
         _outcome(folder, model, trial, space) for model, study in studies.items() for trial in asked(study)
     ]

@@ -26,6 +26,8 @@ from training.tune.trial import VALUE
 from training.tune.work import MODES
 
 STUDY = "study.db"
+# Trials of trees cost a third of those of networks, and have more to find: they get two of three.
+SHARES = {"network": 1, "trees": 2}
 Key = tuple[str, int]  # model, number
 
 
@@ -92,7 +94,7 @@ def open_studies(
 
 
 class StudySearch(Searcher):
-    """Hands out trials: first those in flight when the sweep was stopped, then new ones, models in turn.
+    """Hands out trials: first those in flight when the sweep was stopped, then new ones by turns.
 
     trials: most of them in all. A configuration is `{model, number, parameters}`.
     """
@@ -118,7 +120,7 @@ class StudySearch(Searcher):
             counts = {model: len(asked(study)) for model, study in self._studies.items()}
             if sum(counts.values()) >= self._trials:
                 return Searcher.FINISHED
-            model = min(counts, key=lambda name: counts[name])
+            model = min(counts, key=lambda name: counts[name] / SHARES[name])
             trial = self._studies[model].ask(fixed_distributions=self._space.distributions(model))
             number, drawn = trial.number, trial.params
         self.given[trial_id] = (model, number)

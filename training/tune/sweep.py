@@ -33,7 +33,7 @@ Tell = Callable[[float, str], None]
 
 @dataclass(frozen=True, slots=True)
 class SweepSettings:
-    """trials: in all, dealt to the models in turn. folds: of the rows that a trial is judged on.
+    """trials: in all, two of three for the trees. folds: of the rows that a trial is judged on.
 
     workers: trials at a time, by default one per CPU. address: of a running Ray cluster that sees the same
     paths; else Ray is started on this machine for the time.
