@@ -28,7 +28,7 @@ from training.writer.products import read_products, request_of
 from training.writer.reward import fit_judges, split_stories
 from training.writer.settings import WriterSettings
 from training.writer.trees import fit_trees
-from training.writer.tune import Tuning, Watched, gain_of, reason_to_stop, split_products
+from training.writer.tune import Tuning, Watched, figures_of, gain_of, reason_to_stop, split_products
 
 NAMES = ["coffee", "milk", "bread", "butter", "cheese", "jam", "soap", "rice", "tea", "honey"]
 
@@ -172,6 +172,18 @@ def test_a_writer_that_goes_too_far_is_not_kept(monkeypatch: pytest.MonkeyPatch,
     found, _ = tuned(monkeypatch, tmp_path, {"What": 0.1, "wonder": 0.2}, most_kl=3.0)
     assert found.adapter.name == "round-1"
     assert "4.0 nats away from the imitation" in found.ended
+
+
+def test_without_a_preference_there_is_no_round(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tune, "pairs_of", lambda *_: [])
+    found, steps = tuned(monkeypatch, tmp_path, {})
+    assert [name for name, *_ in steps] == ["imitation"]
+    assert found.ended == "before round 1 no answer was better than another"
+
+
+def test_what_is_no_number_is_written_as_none() -> None:
+    found = figures_of([Watched("round 1", math.nan, 0.1, 0.0, gain=math.nan)])
+    assert (found[0]["reward"], found[0]["gain"], found[0]["judge"]) == (None, None, 0.1)
 
 
 def test_no_product_both_teaches_and_watches() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -54,7 +55,8 @@ def train_writer(
         base = make(None).weights
         card = model_card(requests, judges, base, tuned, chosen)
         last = next(one for one in reversed(tuned.history) if one.kept)
-        numbers = {"pass_share": last.pass_share, "reward": last.reward, "judge": last.judge}
+        known = {"pass_share": last.pass_share, "reward": last.reward, "judge": last.judge}
+        numbers = {name: value for name, value in known.items() if math.isfinite(value)}
         languages = frozenset({requests[0].language})
         artifact = write_writer(out, tuned.adapter, base, languages, card, numbers, data_fingerprint)
     metrics = {"model": artifact.path.name, **card, "seconds": round(time.monotonic() - started, 1)}

@@ -19,7 +19,7 @@ from qiance.data.errors import DataError
 from qiance.evaluate.inference import bootstrap_interval, units_of
 from qiance.guard import Guard
 from qiance.strategy.content_ports import ContentRequest
-from training.writer.drafts import Drafts, draft, imitated, pairs_of, scores_of
+from training.writer.drafts import Drafts, Pair, draft, imitated, pairs_of, scores_of
 from training.writer.fit import fit_adapter, imitation_rows, preference_rows
 from training.writer.settings import Engine, Floats, MakeEngine, Scorer, Tell, WriterSettings
 
@@ -99,7 +99,11 @@ class Tuning:
         reference = engine
         ended = "all rounds are over"
         for number in range(1, settings.rounds + 1):
-            adapter, found, drafts, engine = self._round(number, teach, watch, kept, engine, reference)
+            pairs = pairs_of(self._draft(number + 1, 0.0, 0.3, teach, engine), settings.penalty)
+            if not pairs:
+                ended = f"before round {number} no answer was better than another"
+                break
+            adapter, found, drafts, engine = self._round(number, pairs, watch, kept, engine, reference)
             seen = self._compared(found, drafts, last)
             why = reason_to_stop(seen, _last_kept(history), settings.most_kl)
             history.append(replace(seen, kept=why is None))
@@ -113,8 +117,8 @@ class Tuning:
         self, teach: Sequence[ContentRequest], watch: Sequence[ContentRequest]
     ) -> tuple[list[Watched], Path, Engine, Drafts]:
         untuned = self._make(None)
-        written = self._draft(0, 0.0, teach, untuned)
-        before = self._draft(0, 0.7, watch, untuned)
+        written = self._draft(0, 0.0, 0.7, teach, untuned)
+        before = self._draft(0, 0.7, 0.3, watch, untuned)
         answers = imitated(written, IMITATED_EACH)
         if len(answers) < LEAST_PRODUCTS:
             raise DataError(
@@ -125,7 +129,7 @@ class Tuning:
         adapter = self._folder / "imitation"
         said = self._fit(1, imitation_rows(answers), untuned.location, None, adapter)
         engine = self._make(adapter)
-        after = self._draft(1, 0.8, watch, engine)
+        after = self._draft(1, 0.8, 0.2, watch, engine)
         first = self._watched("untuned", before)
         second = replace(self._watched("imitation", after), loss=said, kl=0.0, pairs=len(answers))
         return [first, self._compared(second, after, before)], adapter, engine, after
@@ -133,18 +137,17 @@ class Tuning:
     def _round(
         self,
         number: int,
-        teach: Sequence[ContentRequest],
+        pairs: Sequence[Pair],
         watch: Sequence[ContentRequest],
         kept: Path,
         engine: Engine,
         reference: Engine,
     ) -> tuple[Path, Watched, Drafts, Engine]:
         stage = number + 1
-        pairs = pairs_of(self._draft(stage, 0.0, teach, engine), self._settings.penalty)
         adapter = self._folder / f"round-{number}"
         loss = self._fit(stage, preference_rows(pairs), engine.location, kept, adapter)
         tuned = self._make(adapter)
-        drafts = self._draft(stage, 0.8, watch, tuned)
+        drafts = self._draft(stage, 0.8, 0.2, watch, tuned)
         found = replace(
             self._watched(f"round {number}", drafts),
             kl=divergence(drafts, tuned, reference),
@@ -153,16 +156,19 @@ class Tuning:
         )
         return adapter, found, drafts, tuned
 
-    def _draft(self, stage: int, at: float, requests: Sequence[ContentRequest], engine: Engine) -> Drafts:
+    def _draft(
+        self, stage: int, at: float, width: float, requests: Sequence[ContentRequest], engine: Engine
+    ) -> Drafts:
         settings = self._settings
         seed = settings.seed * 1_009 + stage
-        tell = self._part(stage, at, 0.2 if at else 0.5, "writing: ")
+        tell = self._part(stage, at, width, "writing: ")
         return draft(requests, engine, self._guard, self._reward, settings.samples, seed, tell)
 
     def _fit(
         self, stage: int, rows: list[dict[str, object]], model: str, start: Path | None, out: Path
     ) -> float:
-        tell = self._part(stage, 0.3 if stage > 1 else 0.0, 0.5, "tuning: ")
+        at, width = (0.3, 0.5) if stage > 1 else (0.0, 0.8)
+        tell = self._part(stage, at, width, "tuning: ")
         return fit_adapter(rows, model, start, out, self._settings, tell)["loss"]
 
     def _part(self, stage: int, at: float, width: float, prefix: str) -> Tell:
@@ -213,8 +219,10 @@ def reason_to_stop(seen: Watched, kept: Watched, most_kl: float) -> str | None:
 
 
 def figures_of(history: Sequence[Watched]) -> list[dict[str, object]]:
-    """For metrics.json."""
-    return [asdict(one) for one in history]
+    """For metrics.json, which has no word for what is no number."""
+    return [
+        {name: None if value != value else value for name, value in asdict(one).items()} for one in history
+    ]
 
 
 def _last_kept(history: Sequence[Watched]) -> Watched:
