@@ -107,7 +107,8 @@ def split_archive(tests: CopyTests, seed: int) -> tuple[CopyTests, CopyTests]:
 def load_adapter() -> WriterAdapter | None:
     """What `make bench-train-copy` left; None where it was not run."""
     path = FOLDER / METRICS
-    return load_writer(FOLDER / json.loads(path.read_text())["model"]) if path.exists() else None
+    name = json.loads(path.read_text(encoding="utf-8"))["model"] if path.exists() else None
+    return None if name is None else load_writer(FOLDER / name)
 
 
 def gain(
@@ -201,8 +202,9 @@ def tune(tests: CopyTests, args: Args) -> None:
         ray.shutdown()
     for one in trained.tuned.history:
         log(f"  {one}")
-    written = trained.artifact.path
-    log(f"{trained.tuned.ended}; {written.name}, manifest {manifest_hash(written)}")
+    written = trained.artifact
+    said = "nothing is kept" if written is None else f"{written.path.name}, manifest {written.hash}"
+    log(f"{trained.tuned.ended}; {said}")
 
 
 class _Told:

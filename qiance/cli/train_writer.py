@@ -82,6 +82,14 @@ def writer(
             )
     console.print(_table(trained.tuned.history))
     console.print(f"Ended: {trained.tuned.ended}. What the judges expect is simulated.", highlight=False)
+    if trained.artifact is None:
+        before, after = trained.tuned.history[0].pass_share, trained.tuned.last.pass_share
+        console.print(
+            f"Not kept: {after:.0%} of its answers pass the checks, and {before:.0%} of the untuned model's. "
+            "Practise on more products, or draw more samples.",
+            highlight=False,
+        )
+        raise typer.Exit(1)
     console.print(f"Adapter and figures: [bold]{out}[/]", highlight=False)
     console.print(f"To write with it: llm.adapter={trained.artifact.path}", highlight=False)
 

@@ -174,6 +174,14 @@ def test_a_writer_that_goes_too_far_is_not_kept(monkeypatch: pytest.MonkeyPatch,
     assert "4.0 nats away from the imitation" in found.ended
 
 
+def test_a_writer_that_fails_more_checks_is_not_kept(tmp_path: Path) -> None:
+    history = [Watched("untuned", 0.1, 0.1, 0.6), Watched("imitation", 0.2, 0.2, 0.56)]
+    assert tune.Tuned(tmp_path, history, "").passes
+    worse = [*history, Watched("round 1", 0.3, 0.3, 0.5)]
+    assert not tune.Tuned(tmp_path, worse, "").passes
+    assert tune.Tuned(tmp_path, [*history, replace(worse[-1], kept=False)], "").passes
+
+
 def test_without_a_preference_there_is_no_round(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tune, "pairs_of", lambda *_: [])
     found, steps = tuned(monkeypatch, tmp_path, {})
@@ -293,7 +301,7 @@ def test_a_step_of_preference_makes_what_is_chosen_likelier(tmp_path: Path) -> N
         for (prompt, _), row in zip(SAID, preference_rows_of(SAID), strict=True)
     ]
     before = margins(network, tokenizer, rows)
-    settings = WriterSettings(epochs=4, batch=5, preference_rate=5e-3, rank=4)
+    settings = WriterSettings(preference_epochs=4, batch=5, preference_rate=5e-3, rank=4)
     config = {"rows": rows, "adapter": None, "progress": str(tmp_path / "progress"), "settings": settings}
     trainer = _trainer(network, tokenizer, config)
     trainer.train()
@@ -320,7 +328,9 @@ def test_the_steps_run_on_ray_train_and_the_engine_takes_what_they_leave(
     from serve.generator.engine import TransformersEngine
 
     folder = write_tiny_model(tmp_path / "tiny")
-    settings = WriterSettings(epochs=6, batch=5, imitation_rate=1e-2, preference_rate=5e-3, rank=4)
+    settings = WriterSettings(
+        imitation_epochs=6, preference_epochs=6, batch=5, imitation_rate=1e-2, preference_rate=5e-3, rank=4
+    )
     told: list[float] = []
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:

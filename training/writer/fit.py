@@ -125,9 +125,10 @@ def _trainer(network: Any, tokenizer: Any, config: Mapping[str, Any]) -> Any:
         "callbacks": [_progress(config["progress"])],
     }
     if "chosen" in rows[0]:
-        own = _arguments(settings, settings.preference_rate)
+        own = _arguments(settings, settings.preference_rate, settings.preference_epochs)
         return DPOTrainer(args=DPOConfig(beta=settings.beta, **own), **given)
-    return SFTTrainer(args=SFTConfig(**_arguments(settings, settings.imitation_rate)), **given)
+    own = _arguments(settings, settings.imitation_rate, settings.imitation_epochs)
+    return SFTTrainer(args=SFTConfig(**own), **given)
 
 
 def _with_adapter(network: Any, adapter: str | None, settings: WriterSettings) -> Any:
@@ -144,13 +145,13 @@ def _with_adapter(network: Any, adapter: str | None, settings: WriterSettings) -
     return get_peft_model(network, low_rank)
 
 
-def _arguments(settings: WriterSettings, rate: float) -> dict[str, Any]:
+def _arguments(settings: WriterSettings, rate: float, epochs: int) -> dict[str, Any]:
     import torch
 
     return {
         "output_dir": tempfile.mkdtemp(prefix="qiance-writer-run-"),
         "per_device_train_batch_size": settings.batch,
-        "num_train_epochs": settings.epochs,
+        "num_train_epochs": epochs,
         "learning_rate": rate,
         "lr_scheduler_type": "linear",
         "max_length": MOST_TOKENS,

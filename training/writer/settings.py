@@ -34,7 +34,8 @@ class WriterSettings:
     """samples: answers per product and round. rounds: of preference tuning, each on what the writer so far
     answers. watched: share of the products that only watch.
 
-    rank: of the low-rank adapter (Hu et al. 2022). imitation_rate, preference_rate: learning rates. batch: of
+    rank: of the low-rank adapter (Hu et al. 2022). imitation_rate, preference_rate: learning rates;
+    imitation_epochs, preference_epochs: passes over answers, and over the pairs of a round. batch: of
     answers, or of pairs. beta: of direct preference optimisation (Rafailov et al. 2023), the strength of what
     holds the writer near to the imitation.
     penalty: what a check that fails takes from the reward, in logarithms of the click rate.
@@ -48,7 +49,8 @@ class WriterSettings:
     rank: int = 16
     imitation_rate: float = 4e-4
     preference_rate: float = 1e-4
-    epochs: int = 1
+    imitation_epochs: int = 3
+    preference_epochs: int = 1
     batch: int = 8
     beta: float = 0.1
     penalty: float = 1.0
@@ -61,7 +63,8 @@ class WriterSettings:
             ("samples", 2),
             ("rounds", 1),
             ("rank", 1),
-            ("epochs", 1),
+            ("imitation_epochs", 1),
+            ("preference_epochs", 1),
             ("batch", 1),
             ("cpus", 1),
             ("seed", 0),

@@ -24,9 +24,9 @@ METRICS = "metrics.json"
 
 @dataclass(frozen=True)
 class TrainedWriter:
-    """The artifact, and what metrics.json holds."""
+    """The artifact, None where the writer fails more checks than before, and what metrics.json holds."""
 
-    artifact: Artifact
+    artifact: Artifact | None
     tuned: Tuned
     metrics: Mapping[str, Any]
 
@@ -54,14 +54,20 @@ def train_writer(
         tuned = tuning.run(requests)
         base = make(None).weights
         card = model_card(requests, judges, base, tuned, chosen)
-        last = next(one for one in reversed(tuned.history) if one.kept)
+        last = tuned.last
         known = {"pass_share": last.pass_share, "reward": last.reward, "judge": last.judge}
         numbers = {name: value for name, value in known.items() if math.isfinite(value)}
         languages = frozenset({requests[0].language})
-        artifact = write_writer(out, tuned.adapter, base, languages, card, numbers, data_fingerprint)
-    metrics = {"model": artifact.path.name, **card, "seconds": round(time.monotonic() - started, 1)}
+        artifact = None
+        if tuned.passes:
+            artifact = write_writer(out, tuned.adapter, base, languages, card, numbers, data_fingerprint)
+    metrics = {
+        "model": artifact and artifact.path.name,
+        **card,
+        "seconds": round(time.monotonic() - started, 1),
+    }
     write_json(out / METRICS, metrics, indent=2)  # last: it names what the folder holds
-    told(1.0, f"writer {artifact.version} written")
+    told(1.0, f"writer {artifact.version} written" if artifact else "no writer written")
     return TrainedWriter(artifact, tuned, metrics)
 
 

@@ -24,6 +24,7 @@ from training.writer.fit import fit_adapter, imitation_rows, preference_rows
 from training.writer.settings import Engine, Floats, MakeEngine, Scorer, Tell, WriterSettings
 
 LEAST_PRODUCTS = 20
+MOST_LOST = 0.05  # of the share of answers that pass the checks
 IMITATED_EACH = 2  # answers per product: more of the same teach nothing
 
 
@@ -56,6 +57,16 @@ class Tuned:
     adapter: Path
     history: Sequence[Watched]
     ended: str
+
+    @property
+    def last(self) -> Watched:
+        """What was kept."""
+        return last_kept(self.history)
+
+    @property
+    def passes(self) -> bool:
+        """Whether what was kept passes the checks about as often as the model did before."""
+        return self.last.pass_share >= self.history[0].pass_share - MOST_LOST
 
 
 def split_products(
@@ -105,7 +116,7 @@ class Tuning:
                 break
             adapter, found, drafts, engine = self._round(number, pairs, watch, kept, engine, reference)
             seen = self._compared(found, drafts, last)
-            why = reason_to_stop(seen, _last_kept(history), settings.most_kl)
+            why = reason_to_stop(seen, last_kept(history), settings.most_kl)
             history.append(replace(seen, kept=why is None))
             if why is not None:
                 ended = why
@@ -225,7 +236,7 @@ def figures_of(history: Sequence[Watched]) -> list[dict[str, object]]:
     ]
 
 
-def _last_kept(history: Sequence[Watched]) -> Watched:
+def last_kept(history: Sequence[Watched]) -> Watched:
     return next(one for one in reversed(history) if one.kept)
 
 
