@@ -45,7 +45,7 @@ def writer(
     """Tune the language model on what was clicked in headline tests, while a second judge watches.
 
     Writes into OUT: the adapter with its card, and metrics.json. `llm.adapter` in the settings takes the
-    adapter. On two cores and the embedded model 200 products take an hour; a GPU is used where there is one.
+    adapter. Reckon with an hour or two for 200 products on two cores; a GPU is used where there is one.
     """
     from qiance.cli.stages import Stages
 
