@@ -187,7 +187,7 @@ def test_the_packaged_configuration_is_one_of_ray_serve_llm() -> None:
     from ray.llm._internal.serve.core.configs.llm_config import LLMConfig
     from ray.serve.schema import ServeDeploySchema
 
-    path = Path("serve/config/vllm.yaml")
+    path = Path("serve/config/llm/vllm.yaml")
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     schema = ServeDeploySchema.model_validate(document)
     assert schema.http_options.host == "127.0.0.1"
