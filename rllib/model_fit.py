@@ -176,7 +176,8 @@ def _ridge(learn: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], drawn: Int
     """Weights `[q, 1 + f]`, of each target those of the strength that held-out episodes like best."""
     square, cross = _products(*(part[drawn] for part in learn))
     x, y = held
-    wide, best, found = expanded(x.flatten(0, 1)), torch.full((y.shape[2],), np.inf), None
+    wide, best = expanded(x.flatten(0, 1)), torch.full((y.shape[2],), np.inf)
+    found = torch.zeros(wide.shape[1], y.shape[2])
     for strength in _RIDGES:
         penalty = strength * square.sum(dim=0)[0, 0] * torch.eye(len(square[0]), dtype=torch.float64)
         penalty[0, 0] *= 1e-6
@@ -185,9 +186,8 @@ def _ridge(learn: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], drawn: Int
         error = (y - (wide @ weights).reshape(y.shape)).square()
         error[:, -1, 1:] = 0.0
         total = error.sum(dim=(0, 1))
-        found = weights if found is None else torch.where(total < best, weights, found)
+        found = torch.where(total < best, weights, found)
         best = torch.minimum(total, best)
-    assert found is not None
     return found
 
 

@@ -20,7 +20,7 @@ from qiance.strategy.content_ports import (
     TextEngine,
     Written,
 )
-from qiance.strategy.prompts import AVOID, copy_schema
+from qiance.strategy.prompts import AVOID, Prompt, copy_schema
 from qiance.strategy.samples import Verdict, best, blocking, by_relevance, judge, normal, prompt_of
 from qiance.strategy.slots import LANGUAGES
 from qiance.strategy.templates import template, template_count
@@ -98,22 +98,34 @@ def _ask(
             continue
         prompts = [prompt_of(requests[n], engine) for n in numbers for _ in range(samples)]
         try:
-            flat = engine.generate_json(
-                prompts,
-                copy_schema(language),
-                max_new_tokens=MAX_NEW_TOKENS,
-                temperature=TEMPERATURE,
-                seed=seed,
-                avoid=AVOID[language],
-                on_progress=_counted(on_progress),
-                cancelled=cancelled,
-            )
+            flat = answers_of(engine, prompts, language, seed, _counted(on_progress), cancelled)
         except EngineUnavailable as error:
             absent |= dict.fromkeys(numbers, f"the language model is not available: {error}")
             continue
         for place, number in enumerate(numbers):
             answers[number] = flat[place * samples : (place + 1) * samples]
     return answers, absent
+
+
+def answers_of(
+    engine: TextEngine,
+    prompts: Sequence[Prompt],
+    language: str,
+    seed: int,
+    on_progress: Counted | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> list[Generated]:
+    """Raw answers to prompts of one language, as briefs ask for them; see `TextEngine.generate_json`."""
+    return engine.generate_json(
+        prompts,
+        copy_schema(language),
+        max_new_tokens=MAX_NEW_TOKENS,
+        temperature=TEMPERATURE,
+        seed=seed,
+        avoid=AVOID[language],
+        on_progress=on_progress,
+        cancelled=cancelled,
+    )
 
 
 def _judge(

@@ -173,7 +173,6 @@ def test_episodes_in_the_model_return_what_the_logged_ones_did(line: Ensemble) -
 def test_a_policy_is_planned_and_judged(trained: tuple[OfflineTrained, Path], log: PlanningLog) -> None:
     found, out = trained
     promise = found.promise
-    assert promise is not None
     assert abs(promise.running - promise.logged) < 0.02 * promise.logged
     assert promise.gain > 0
     assert promise.gain_penalised > 0

@@ -303,7 +303,7 @@ def test_a_step_of_preference_makes_what_is_chosen_likelier(tmp_path: Path) -> N
     before = margins(network, tokenizer, rows)
     settings = WriterSettings(preference_epochs=4, batch=5, preference_rate=5e-3, rank=4)
     config = {"rows": rows, "adapter": None, "progress": str(tmp_path / "progress"), "settings": settings}
-    trainer = _trainer(network, tokenizer, config)
+    trainer = _trainer(network, tokenizer, config, str(tmp_path / "run"))
     trainer.train()
     assert margins(trainer.model.eval(), tokenizer, rows) > before + 1.0
     assert len((tmp_path / "progress").read_text().splitlines()) == 8

@@ -56,7 +56,7 @@ def run_ray_train(config: Mapping[str, Any], run: Path, workers: int, tell: Tell
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
-    with _watched(run / PROGRESS, config["epochs"], tell), _own_interrupt(), _ray_train_defaults():
+    with _watched(run / PROGRESS, config["epochs"], tell), own_interrupt(), ray_train_defaults():
         result = trainer.fit()
     state = read_checkpoint(result.checkpoint)
     if state is None:
@@ -102,7 +102,7 @@ def tell_epoch(row: Mapping[str, float], epochs: int, tell: Tell) -> None:
 
 
 @contextmanager
-def _own_interrupt() -> Iterator[None]:
+def own_interrupt() -> Iterator[None]:
     """Put the caller's Ctrl-C handler back: `fit` replaces it and leaves it so."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -115,7 +115,7 @@ def _own_interrupt() -> Iterator[None]:
 
 
 @contextmanager
-def _ray_train_defaults() -> Iterator[None]:
+def ray_train_defaults() -> Iterator[None]:
     added = {name: value for name, value in _RAY_TRAIN_DEFAULTS.items() if name not in os.environ}
     os.environ.update(added)
     try:

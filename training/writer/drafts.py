@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from qiance.guard import Guard
-from qiance.strategy.content import MAX_NEW_TOKENS, TEMPERATURE
+from qiance.strategy.content import answers_of
 from qiance.strategy.content_ports import ContentRequest, TextEngine
-from qiance.strategy.prompts import AVOID, Prompt, copy_prompt, copy_schema
+from qiance.strategy.prompts import Prompt, copy_prompt
 from qiance.strategy.samples import by_relevance, judge
 from qiance.strategy.wording import plain_name
 from training.writer.settings import Floats, Scorer, Tell
@@ -67,16 +67,8 @@ def draft(
     asked = [request for request in requests for _ in range(samples)]
     examples = language not in engine.tuned
     prompts = [bare_prompt(request, examples) for request in asked]
-    answers = engine.generate_json(
-        prompts,
-        copy_schema(language),
-        max_new_tokens=MAX_NEW_TOKENS,
-        temperature=TEMPERATURE,
-        seed=seed,
-        avoid=AVOID[language],
-        on_progress=None if tell is None else lambda done, of: tell(done / of, f"{done} of {of} answers"),
-        cancelled=None,
-    )
+    counted = None if tell is None else lambda done, of: tell(done / of, f"{done} of {of} answers")
+    answers = answers_of(engine, prompts, language, seed, counted)
     verdicts = [judge(request, answer, guard) for request, answer in zip(asked, answers, strict=True)]
     verdicts = by_relevance(asked, verdicts, engine)
     headlines = [str((answer.data or {}).get("headline", "")) for answer in answers]

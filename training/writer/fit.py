@@ -57,6 +57,7 @@ def fit_adapter(
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    from training.effect.ray_run import own_interrupt, ray_train_defaults
     from training.effect.rendezvous import torch_config
 
     if not ray.is_initialized():
@@ -85,7 +86,7 @@ def fit_adapter(
                 logging_config=ray.train.LoggingConfig(log_level="WARNING"),
             ),
         )
-        with _followed(progress, tell):
+        with _followed(progress, tell), own_interrupt(), ray_train_defaults():
             result = trainer.fit()
         if result.checkpoint is None or result.metrics is None:
             raise RuntimeError("tuning ended without an adapter")
@@ -104,15 +105,16 @@ def step_loop(config: Mapping[str, Any]) -> None:
     network = AutoModelForCausalLM.from_pretrained(
         config["model"], dtype="auto", use_safetensors=True, **local
     )
-    trainer = _trainer(network, tokenizer, config)
-    loss = trainer.train().training_loss
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="qiance-writer-") as folder:
+        trainer = _trainer(network, tokenizer, config, folder)
+        loss = trainer.train().training_loss
+        adapter = Path(folder) / "adapter"
         # The copy that preferences are measured against is called `ref`; it is not kept.
-        trainer.model.save_pretrained(folder, selected_adapters=["default"])
-        ray.train.report({"loss": loss}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        trainer.model.save_pretrained(adapter, selected_adapters=["default"])
+        ray.train.report({"loss": loss}, checkpoint=ray.train.Checkpoint.from_directory(adapter))
 
 
-def _trainer(network: Any, tokenizer: Any, config: Mapping[str, Any]) -> Any:
+def _trainer(network: Any, tokenizer: Any, config: Mapping[str, Any], folder: str) -> Any:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -125,9 +127,9 @@ def _trainer(network: Any, tokenizer: Any, config: Mapping[str, Any]) -> Any:
         "callbacks": [_progress(config["progress"])],
     }
     if "chosen" in rows[0]:
-        own = _arguments(settings, settings.preference_rate, settings.preference_epochs)
+        own = _arguments(settings, settings.preference_rate, settings.preference_epochs, folder)
         return DPOTrainer(args=DPOConfig(beta=settings.beta, **own), **given)
-    own = _arguments(settings, settings.imitation_rate, settings.imitation_epochs)
+    own = _arguments(settings, settings.imitation_rate, settings.imitation_epochs, folder)
     return SFTTrainer(args=SFTConfig(**own), **given)
 
 
@@ -145,11 +147,11 @@ def _with_adapter(network: Any, adapter: str | None, settings: WriterSettings) -
     return get_peft_model(network, low_rank)
 
 
-def _arguments(settings: WriterSettings, rate: float, epochs: int) -> dict[str, Any]:
+def _arguments(settings: WriterSettings, rate: float, epochs: int, folder: str) -> dict[str, Any]:
     import torch
 
     return {
-        "output_dir": tempfile.mkdtemp(prefix="qiance-writer-run-"),
+        "output_dir": folder,
         "per_device_train_batch_size": settings.batch,
         "num_train_epochs": epochs,
         "learning_rate": rate,
