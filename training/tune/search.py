@@ -1,4 +1,4 @@
-"""Which configuration is tried next: Optuna's TPE, asked and told by Ray Tune, with all state in a database.
+"""Which configuration is tried next: Optuna's studies in a database, asked and told by Ray Tune.
 
 Ray's own `OptunaSearch` keeps the trials in flight in memory and in a pickle that is written every few
 seconds, next to a JSON file that is not replaced at once; what a kill leaves of them may be half written, and
@@ -8,19 +8,17 @@ SQLite, and a trial that was in flight is handed out again under its number.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from training.tune.gaussian import SeededGaussian
 from training.tune.space import Space
 from training.tune.trial import VALUE
 from training.tune.work import MODES
@@ -29,43 +27,6 @@ STUDY = "study.db"
 # Trials of trees cost a third of those of networks, and have more to find: they get two of three.
 SHARES = {"network": 1, "trees": 2}
 Key = tuple[str, int]  # model, number
-
-
-class SeededTPE(BaseSampler):
-    """TPE whose draws for a trial hang on the seed, its number and what is known by then, and nothing else.
-
-    So a study that is opened again goes on with other random numbers than it began with. startup: trials at
-    random before the first that learns from them.
-
-    Source: Bergstra et al., "Algorithms for Hyper-Parameter Optimization" (2011).
-    """
-
-    def __init__(self, seed: int, startup: int) -> None:
-        self._seed, self._startup = seed, startup
-        self._number, self._inner = -1, TPESampler(seed=seed)
-
-    def _of(self, trial: FrozenTrial) -> TPESampler:
-        if trial.number != self._number:
-            text = hashlib.sha256(f"{self._seed}/{trial.number}".encode()).digest()
-            seed = int.from_bytes(text[:4], "big")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                # Trials in flight count as bad ones, so that two workers do not try the same.
-                self._inner = TPESampler(seed=seed, n_startup_trials=self._startup, constant_liar=True)
-            self._number = trial.number
-        return self._inner
-
-    def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
-        """See Optuna."""
-        return self._of(trial).infer_relative_search_space(study, trial)
-
-    def sample_relative(self, study: Any, trial: FrozenTrial, search_space: Any) -> dict[str, Any]:
-        """See Optuna."""
-        return self._of(trial).sample_relative(study, trial, search_space)
-
-    def sample_independent(self, study: Any, trial: FrozenTrial, name: str, distribution: Any) -> Any:
-        """See Optuna."""
-        return self._of(trial).sample_independent(study, trial, name, distribution)
 
 
 def open_studies(
@@ -82,7 +43,7 @@ def open_studies(
     direction = "minimize" if MODES[metric] == "min" else "maximize"
     studies = {}
     for place, model in enumerate(space.models):
-        sampler = SeededTPE(seed * 2 + place, startup)
+        sampler = SeededGaussian(space.distributions(model), seed * 2 + place, startup)
         study = optuna.create_study(
             storage=storage, study_name=model, sampler=sampler, direction=direction, load_if_exists=True
         )
