@@ -54,7 +54,7 @@ class SalesVectorEnv(LockstepEnv):
 
     ## Arguments
     num_envs: users at once. They start from the published states, without replacement while those suffice.
-    data: folder with `user_model.npz` and `initial_states.npz`. horizon: days, 30 in the benchmark.
+    data: folder with the users, see `rllib.sales_users`. horizon: days, 30 in the benchmark.
     """
 
     def __init__(self, num_envs: int, data: str | Path, horizon: int = DAYS) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,14 @@ from numpy.typing import NDArray
 
 Floats32 = NDArray[np.float32]
 Floats = NDArray[np.float64]
+Arrays = Mapping[str, NDArray[np.floating]]
 MODEL_FILE, STATES_FILE = "user_model.npz", "initial_states.npz"
+# As the repository polixir/NeoRL has them: the model's state, and arrays of the same two names.
+PUBLISHED_MODEL = "user_model.pt"
+PUBLISHED_STATES = {
+    "internal_states": "test_initial_states_10000_people.npy",
+    "agent_obs": "evaluation_init_obs.npy",
+}
 MODELS, STATE, ORDERS = 5, 18, 6
 # Rows at a time: the widest activations of a block stay in a core's cache.
 _BLOCK = 256
@@ -87,25 +95,39 @@ class SalesUsers:
 
 
 def load_users(folder: Path) -> SalesUsers:
-    """Read `user_model.npz` and `initial_states.npz` from `folder`; ValueError says what is wrong."""
+    """Users from `folder`, as NeoRL publishes them or as two `.npz`; ValueError says what is wrong."""
+    read = _read_published if (folder / PUBLISHED_MODEL).exists() else _read_arrays
     try:
-        with np.load(folder / MODEL_FILE, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        with np.load(folder / STATES_FILE, allow_pickle=False) as stored:
-            states, seen = stored["internal_states"], stored["agent_obs"]
+        arrays, states, seen = read(folder)
         models = tuple(_nets(arrays, number) for number in range(MODELS))
     except FileNotFoundError as error:
         raise ValueError(
             f"data: {folder} has no {Path(str(error.filename)).name}; it must hold the user model of "
             "SalesPromotion, see docs/planning.md"
         ) from None
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise ValueError(f"data: {folder} holds no users of SalesPromotion ({error})") from None
     if states.ndim != 2 or states.shape[1] != STATE or seen.shape != (len(states), 4) or not len(states):
         raise ValueError(
-            f"data: {STATES_FILE} holds {states.shape} and {seen.shape}; must be [U, {STATE}] and [U, 4]"
+            f"data: {folder} has states {states.shape} and {seen.shape}; must be [U, {STATE}] and [U, 4]"
         )
     return SalesUsers(models, states.astype(np.float64), seen.astype(np.float64))
+
+
+def _read_arrays(folder: Path) -> tuple[Arrays, Floats, Floats]:
+    with np.load(folder / MODEL_FILE, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    with np.load(folder / STATES_FILE, allow_pickle=False) as stored:
+        return arrays, stored["internal_states"], stored["agent_obs"]
+
+
+def _read_published(folder: Path) -> tuple[Arrays, Floats, Floats]:
+    import torch
+
+    state = torch.load(folder / PUBLISHED_MODEL, map_location="cpu", weights_only=True)
+    arrays = {name: value.numpy() for name, value in state.items()}
+    found = {name: np.load(folder / file, allow_pickle=False) for name, file in PUBLISHED_STATES.items()}
+    return arrays, found["internal_states"], found["agent_obs"]
 
 
 def _ask(nets: UserNets, state: Floats32, rng: np.random.Generator) -> tuple[Floats, Floats]:
@@ -126,11 +148,11 @@ def _sigmoid(x: NDArray[np.floating]) -> Floats:
     return np.asarray(0.5 * (1.0 + np.tanh(0.5 * x)), dtype=np.float64)
 
 
-def _nets(arrays: Mapping[str, NDArray[np.floating]], number: int) -> UserNets:
+def _nets(arrays: Arrays, number: int) -> UserNets:
     return UserNets(*(_net(arrays, f"models.{number}.{head}", *parts) for head, parts in _HEADS.items()))
 
 
-def _net(arrays: Mapping[str, NDArray[np.floating]], name: str, body: str, heads: tuple[str, ...]) -> Net:
+def _net(arrays: Arrays, name: str, body: str, heads: tuple[str, ...]) -> Net:
     """Three hidden layers, and the heads side by side as one last layer; stored weights are `[out, in]`."""
     layers = [[f"{name}.{body}.{layer}"] for layer in range(3)] + [[f"{name}.{head}" for head in heads]]
     weights = [np.concatenate([arrays[f"{part}.weight"] for part in parts]) for parts in layers]

@@ -36,7 +36,7 @@ EnvironmentOption = Annotated[
     ),
 ]
 DataOption = Annotated[
-    Path | None, typer.Option(help="sales: folder with user_model.npz and initial_states.npz.")
+    Path | None, typer.Option(help="sales: folder with NeoRL's users, see docs/planning.md.")
 ]
 WorldOption = Annotated[
     Path | None, typer.Option(help="promotion: rl/world.npz of a run; default: a made-up population.")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import shutil
 import warnings
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -187,6 +189,27 @@ def test_the_step_after_the_end_starts_anew(data: Path) -> None:
     assert not ended.any()
     assert not rewards.any()
     assert (observations[:, 3] == 1).all()
+
+
+def test_users_are_read_as_they_are_published(data: Path, tmp_path: Path) -> None:
+    with np.load(data / "user_model.npz") as arrays:
+        torch.save(
+            {name: torch.from_numpy(arrays[name]) for name in arrays.files}, tmp_path / "user_model.pt"
+        )
+    with pytest.raises(ValueError, match=r"has no test_initial_states_10000_people\.npy"):
+        SalesVectorEnv(2, tmp_path)
+    with np.load(data / "initial_states.npz") as states:
+        np.save(tmp_path / "test_initial_states_10000_people.npy", states["internal_states"])
+        np.save(tmp_path / "evaluation_init_obs.npy", states["agent_obs"])
+    ours, published = SalesVectorEnv(50, data), SalesVectorEnv(50, tmp_path)
+    offer = np.tile([1.0, 0.8], (50, 1))
+    for env in (ours, published):
+        env.reset(seed=3)
+    for _ in range(3):
+        np.testing.assert_array_equal(ours.step(offer)[0], published.step(offer)[0])
+    torch.save({"not": pickle.PickleBuffer}, tmp_path / "user_model.pt")
+    with pytest.raises(ValueError, match="holds no users"):
+        SalesVectorEnv(2, tmp_path)
 
 
 def test_misuse_is_refused(data: Path, tmp_path: Path) -> None:
