@@ -3,6 +3,9 @@
 Five response families, frozen before our learner was written (allocating/families.py). Everybody gets the
 same 20,000 logged rows, the same arrivals, budget, cap and guard. The oracle is the linear program on the
 true expected responses of the whole day, drift and later visits included: it knows what nobody can.
+
+`small_log` has what risk-adjusted values gain where little is known: the same days with 2,000 logged rows,
+ours beside its own values without shrinking and beside one fit.
 """
 
 from __future__ import annotations
@@ -36,15 +39,17 @@ from training.dose import DoseModel, DoseSettings
 
 CAUSALML = ("causalml==0.15.5", "lightgbm==4.6.0")
 PEERS = ("causalml_lp", "greedy_roi", "response_score", "article")
+UNSHRUNKEN = ("plain_mean", "point_estimate")
 TIMED = 1_000
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a mode. scale: rows of the allocation whose time is measured."""
+    """Of a mode. few: rows of the small log; scale: rows of the allocation whose time is measured."""
 
     seeds: int
     rows: int
+    few: int
     arrivals: int
     trees: int
     epochs: int
@@ -52,9 +57,9 @@ class Sizes:
     scale: int
 
 
-SMOKE = Sizes(1, 2_000, 500, 20, 1, DoseSettings(members=1, epochs=1, trees=20), 600)
-QUICK = Sizes(1, 20_000, 8_000, 100, 10, DoseSettings(), 100_000)
-FULL = Sizes(5, 20_000, 20_000, 100, 10, DoseSettings(), 1_000_000)
+SMOKE = Sizes(1, 2_000, 500, 500, 20, 1, DoseSettings(members=1, heads=1, epochs=1, trees=20), 600)
+QUICK = Sizes(1, 20_000, 2_000, 8_000, 100, 10, DoseSettings(), 100_000)
+FULL = Sizes(5, 20_000, 2_000, 20_000, 100, 10, DoseSettings(), 1_000_000)
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,9 @@ def one(response: Response, seed: int, sizes: Sizes, peer: PeerEnvironment) -> R
     """Learn from the log, then live through the day with every chooser."""
     logged, day = draw_log(response, sizes.rows, seed), draw_day(response, sizes.arrivals, seed)
     model = learners.ours(logged, seed, sizes.dose)
-    single = learners.ours(logged, seed, replace(sizes.dose, members=1, bootstrap=False))
     x = learners.queries(logged, day.x)
-    choosers = _ours(model, single, logged, day, response, x) | _peers(logged, day, x, seed, sizes, peer)
+    choosers = _valued(model, logged, day, x, seed, sizes) | _informed(model, logged, day, response, x)
+    choosers |= _peers(logged, day, x, seed, sizes, peer)
     outcomes = {name: run_day(day, chooser) for name, chooser in choosers.items()}
     return Result(outcomes, oracle_value(day), _seconds(model, logged, day))
 
@@ -87,18 +92,37 @@ def _table(found: np.ndarray, logged: Log) -> Table:
     return Table(found[plan:], found[:plan])
 
 
-def _ours(
-    model: DoseModel, single: DoseModel, logged: Log, day: Day, response: Response, x: np.ndarray
-) -> dict[str, Any]:
-    mean, shrunken = (_table(model.predict(x, kind).response, logged) for kind in (False, True))
-    point = _table(single.predict(x).response, logged)
-    before = np.zeros(len(mean.plan), dtype=np.bool_)
-    truth = Table(day.response, response(logged.x[:PLAN], DEPTHS, before))
+def small(response: Response, seed: int, sizes: Sizes) -> dict[str, float]:
+    """Shares of the oracle with little known, of ours and of what it would be without shrinking."""
+    logged, day = draw_log(response, sizes.few, seed), draw_day(response, sizes.arrivals, seed)
+    model = learners.ours(logged, seed, sizes.dose)
+    choosers = _valued(model, logged, day, learners.queries(logged, day.x), seed, sizes)
+    oracle = oracle_value(day)
+    return {name: run_day(day, chooser).value / oracle for name, chooser in choosers.items()}
+
+
+def _valued(
+    model: DoseModel, logged: Log, day: Day, x: np.ndarray, seed: int, sizes: Sizes
+) -> dict[str, Priced]:
+    """The same control on our values, on them without shrinking, and on those of one fit."""
+    single = learners.ours(logged, seed, replace(sizes.dose, members=1, heads=0))
+    tables = {
+        "qiance": model.predict(x),
+        "plain_mean": model.predict(x, shrunken=False),
+        "point_estimate": single.predict(x),
+    }
+    return {name: Priced(_table(found, logged), logged, day, ahead=True) for name, found in tables.items()}
+
+
+def _informed(
+    model: DoseModel, logged: Log, day: Day, response: Response, x: np.ndarray
+) -> dict[str, Priced]:
+    """Ours without its look-ahead, and with the true responses."""
+    plan = min(PLAN, len(logged.x))
+    before = np.zeros(plan, dtype=np.bool_)
+    truth = Table(day.response, response(logged.x[:plan], DEPTHS, before))
     return {
-        "qiance": Priced(mean, logged, day, ahead=True),
-        "shrunken": Priced(shrunken, logged, day, ahead=True),
-        "point_estimate": Priced(point, logged, day, ahead=True),
-        "no_look_ahead": Priced(mean, logged, day),
+        "no_look_ahead": Priced(_table(model.predict(x), logged), logged, day),
         "known_response": Priced(truth, logged, day, ahead=True),
     }
 
@@ -122,7 +146,7 @@ def _peers(
 
 def _seconds(model: DoseModel, logged: Log, day: Day) -> np.ndarray:
     """`[2, TIMED]` of one arrival each: features to choice, scored by the model on the spot."""
-    chooser = Priced(lambda batch: model.predict(batch.x).response, logged, day, ahead=True)
+    chooser = Priced(lambda batch: model.predict(batch.x), logged, day, ahead=True)
     times = np.empty((2, min(TIMED, len(day))))
     for row in range(times.shape[1]):
         rows = np.array([row])
@@ -154,10 +178,11 @@ def family_figures(results: Sequence[Result]) -> dict[str, Any]:
     """Of one family, over its seeds: shares of the oracle with 95 % t intervals, and ratios."""
     ours = [result.share("qiance") for result in results]
     figures: dict[str, Any] = {"oracle_share": float(np.mean(ours)), **_interval(ours)}
-    for name in ("shrunken", "point_estimate", "no_look_ahead", "known_response"):
+    for name in ("plain_mean", "point_estimate", "no_look_ahead", "known_response"):
         figures[name] = float(np.mean([result.share(name) for result in results]))
-    ratio = [result.share("qiance") / result.share("point_estimate") for result in results]
-    figures["vs_point_estimate"] = float(np.median(ratio))
+    for name in UNSHRUNKEN:
+        ratio = [result.share("qiance") / result.share(name) for result in results]
+        figures[f"vs_{name}"] = float(np.median(ratio))
     for peer in PEERS:
         shares = [best_share(result, peer) for result in results]
         known = [share for share in shares if share is not None]
@@ -192,9 +217,28 @@ def summary(results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
         ratios = [found[f"vs_{peer}"] for found in families.values()]
         figures[f"vs_{peer}"] = min(ratios) if None not in ratios else None
         figures[f"vs_{peer}_median"] = float(np.median(ratios)) if None not in ratios else None
-    figures["vs_point_estimate"] = float(np.median([f["vs_point_estimate"] for f in families.values()]))
+    for name in UNSHRUNKEN:
+        figures[f"vs_{name}"] = float(np.median([found[f"vs_{name}"] for found in families.values()]))
     figures["spent"] = float(np.mean([outcome.spent for outcome in own]))
     return figures | {"families": families}
+
+
+def small_figures(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
+    """Of the small log: mean shares by family, and ours ÷ the others, median over families and seeds."""
+    every = [shares for of in found.values() for shares in of]
+    ratios = {
+        f"vs_{name}": float(np.median([shares["qiance"] / shares[name] for shares in every]))
+        for name in UNSHRUNKEN
+    }
+    won = {
+        f"better_than_{name}": sum(shares["qiance"] > shares[name] for shares in every) / len(every)
+        for name in UNSHRUNKEN
+    }
+    families = {
+        family: {name: float(np.mean([shares[name] for shares in of])) for name in of[0]}
+        for family, of in found.items()
+    }
+    return ratios | won | {"families": families}
 
 
 def _times(seconds: Sequence[np.ndarray]) -> dict[str, float]:
@@ -232,6 +276,11 @@ def measure(args: Args) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
             shares = ", ".join(f"{key} {result.share(key):.3f}" for key in result.outcomes)
             log(f"seed {args.seed + number}, {name}: {shares}")
     figures = summary(results)
+    log(f"the same with {sizes.few:,} logged rows")
+    seeds = range(args.seed, args.seed + sizes.seeds)
+    figures["small_log"] = {"rows": sizes.few} | small_figures(
+        {name: [small(response, seed, sizes) for seed in seeds] for name, response in FAMILIES.items()}
+    )
     log(f"allocating {sizes.scale:,} rows at once")
     figures["scale"] = measure_scale(sizes.scale, args.seed)
     protocol = {
@@ -247,7 +296,7 @@ def measure(args: Args) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
         "afternoon_rate": LATE_RATE,
         "pacing": "ours for causalml_lp and greedy_roi; own threshold for response_score; none for article",
         "causalml": "best of its S, T and X learners by the true result",
-        "qiance": "mean over bootstrap heads; shrunken: their empirical-Bayes means; point_estimate: one fit",
+        "qiance": "empirical-Bayes means of the lifts; plain_mean: not shrunken; point_estimate: one fit",
         "missing": peer.missing("causalml_lp"),
     }
     return figures, peer_figures(figures["families"]), protocol

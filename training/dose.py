@@ -1,16 +1,18 @@
 """How likely a user buys at each depth of an offer, learned from a randomised log.
 
-Two kinds of members are averaged, each fitted to a bootstrap sample: small networks whose log-odds rise with
-the depth (a free step for being contacted at all, which may be negative), and boosted trees that take the
-depth as a feature. They err differently: networks find smooth responses, trees hard borders. How much either
-counts is chosen by the log loss on the rows that a member has not seen. The spread of the members says how
-sure the lifts are; empirical Bayes can shrink them by it (`qiance.allocate.risk`).
+Two kinds of models are averaged: small networks whose log-odds rise with the depth (a free step for being
+contacted at all, which may be negative), and boosted trees that take the depth as a feature. They err
+differently: networks find smooth responses, trees hard borders. Members are fitted to the whole log and
+predict. Heads are fitted to bootstrap samples and tell what members cannot know of themselves: how much
+either kind counts, by the log loss on the rows that a head has not seen, and how sure the lifts are, by the
+spread of the heads. Lifts are shrunken by it (`qiance.allocate.risk`), so that the winner's curse does not
+spend the budget.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,21 +23,24 @@ from qiance.evaluate.arrays import finite_matrix, finite_vector, index_vector, r
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-# Error of the members' mean as a share of one member's: averaging bootstrap fits about halves it. With 1, the
-# planted responses of benchmarks/allocating were shrunken too far (seeds from 1,000 on).
+# Error of the members' mean as a share of one head's: averaging, and the whole log, about halve it. With 1,
+# the planted responses of benchmarks/allocating were shrunken too far (seeds from 1,000 on).
 _MEAN_ERROR = 0.5
+_PRIOR_ROWS = 5_000
+_HEAD_SEED = 500_000
 
 
 @dataclass(frozen=True, slots=True)
 class DoseSettings:
-    """members: networks and as many boosted ensembles; bootstrap: each on a resampled log.
+    """members: networks and as many boosted ensembles, on the whole log; heads: as many of each again, on
+    resampled logs. Without heads both kinds count half, and nothing is shrunken.
 
     hidden: width of the two layers; epochs, batch, rate, decay: of the networks. trees, leaves, shrinkage,
     least_rows: of the boosted ensembles.
     """
 
     members: int = 4
-    bootstrap: bool = True
+    heads: int = 4
     hidden: int = 32
     epochs: int = 8
     batch: int = 256
@@ -50,15 +55,31 @@ class DoseSettings:
         for name in ("members", "hidden", "epochs", "batch", "trees", "least_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is less than 1")
+        if self.heads < 0:
+            raise ValueError(f"heads: {self.heads} is less than 0")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Dose:
-    """response: `[n, D]` purchase probability at each depth; spread: `[n, D]` standard deviation over the
-    members of its lift over depth 0."""
+class Ensemble:
+    """Networks and boosters, as many of each, over standardised features `[n, F]` and all depths."""
 
-    response: Floats
-    spread: Floats
+    depths: Floats
+    networks: tuple[tuple[Floats, ...], ...]
+    boosters: tuple[Any, ...]
+
+    def responses(self, z: Floats) -> tuple[Floats, Floats]:
+        """Purchase probabilities `[M, n, D]` of the networks and of the boosters."""
+        grid = _with_depth(np.repeat(z, len(self.depths), axis=0), np.tile(self.depths, len(z)))
+        shape = (len(z), len(self.depths))
+        hard = [booster.predict(grid, num_threads=1).reshape(shape) for booster in self.boosters]
+        return np.stack([_forward(network, z) for network in self.networks]), np.stack(hard)
+
+    def spread(self, z: Floats, share: float) -> Floats:
+        """`[n, D]` standard deviation of the lift over depth 0, networks counting `share`."""
+        smooth, hard = (part - part[:, :, :1] for part in self.responses(z))
+        middle = share * smooth.mean(axis=0) + (1 - share) * hard.mean(axis=0)
+        squares = [((part - middle) ** 2).mean(axis=0) for part in (smooth, hard)]
+        return np.asarray(np.sqrt(share * squares[0] + (1 - share) * squares[1]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,36 +87,28 @@ class DoseModel:
     """A fitted model.
 
     share: what the networks count, the boosters counting the rest. prior: of the lifts, over the users that
-    it was fitted on; error: `[D]` their typical standard error.
+    it was fitted on; error: `[D]` their typical standard error. Both are None where there were no heads.
     """
 
-    depths: Floats
     middle: Floats
     scale: Floats
-    networks: tuple[tuple[Floats, ...], ...]
-    boosters: tuple[Any, ...]
+    members: Ensemble
     share: float
-    prior: Prior
-    error: Floats
+    prior: Prior | None = None
+    error: Floats | None = None
 
-    def predict(self, x: Floats, shrunken: bool = False) -> Dose:
-        """For users of features `[n, F]`: the mean over the members, or posterior means of the lifts."""
-        found = _dose(self._members(x), len(self.networks), self.share)
-        if not shrunken:
+    def predict(self, x: Floats, shrunken: bool = True) -> Floats:
+        """`[n, D]` purchase probability at each depth of users `[n, F]`: by posterior means of the lifts, or
+        the plain mean over the members."""
+        smooth, hard = self.members.responses((x - self.middle) / self.scale)
+        found: Floats = self.share * smooth.mean(axis=0) + (1 - self.share) * hard.mean(axis=0)
+        if not shrunken or self.prior is None or self.error is None:
             return found
         # One error for all users of a level: where the response is high its spread is too, and users that
         # respond most would be shrunken most.
-        lift = found.response - found.response[:, :1]
+        lift = found - found[:, :1]
         lift = self.prior.posterior(lift, np.broadcast_to(self.error, lift.shape))
-        return Dose(np.clip(found.response[:, :1] + lift, 1e-6, 1 - 1e-6), found.spread)
-
-    def _members(self, x: Floats) -> Floats:
-        z = (x - self.middle) / self.scale
-        parts = [_forward(network, z) for network in self.networks]
-        grid = _with_depth(np.repeat(z, len(self.depths), axis=0), np.tile(self.depths, len(z)))
-        shape = (len(z), len(self.depths))
-        parts += [booster.predict(grid, num_threads=1).reshape(shape) for booster in self.boosters]
-        return np.stack(parts)
+        return np.clip(found[:, :1] + lift, 1e-6, 1 - 1e-6)
 
 
 def fit_dose(
@@ -126,46 +139,57 @@ def fit_dose(
     refuse_where("propensity", chance, (chance <= 0) | (chance > 1), "must be in (0, 1]")
     middle, scale = features.mean(axis=0), features.std(axis=0)
     scale = np.where(scale > 0, scale, 1.0)
-    z, weight = (features - middle) / scale, 1.0 / chance
-    networks, boosters, unseen = [], [], []
-    for member in range(chosen.members):
-        rng = np.random.default_rng([seed, member])
-        drawn = weight * (rng.poisson(1.0, len(z)) if chosen.bootstrap else 1.0)
-        networks.append(_network(z, levels, labels, drawn, grid.size, chosen, seed * 1_000 + member))
-        boosters.append(_booster(z, grid[levels], labels, drawn, chosen, member))
-        unseen.append(drawn == 0)
-    share = _share(networks, boosters, np.array(unseen), z, levels, labels, grid)
-    parts = (grid, middle, scale, tuple(networks), tuple(boosters), share)
-    plain = DoseModel(*parts, Prior(np.zeros(1), np.zeros(1)), np.zeros(1))
-    found = plain.predict(features[:5_000], shrunken=False)
-    lift = found.response - found.response[:, :1]
-    error = _MEAN_ERROR * np.sqrt((found.spread**2).mean(axis=0))
-    return DoseModel(*parts, Prior.of(lift, np.broadcast_to(error, lift.shape)), error)
+    rows = _Rows((features - middle) / scale, levels, labels, 1.0 / chance, grid)
+    members = rows.fit([np.ones(len(features))] * chosen.members, chosen, seed)
+    if not chosen.heads:
+        return DoseModel(middle, scale, members, 0.5)
+    random = np.random.default_rng(seed)
+    times = [random.poisson(1.0, len(features)).astype(np.float64) for _ in range(chosen.heads)]
+    heads = rows.fit(times, chosen, seed + _HEAD_SEED)
+    share = rows.share(heads, np.array(times) == 0)
+    plain = DoseModel(middle, scale, members, share)
+    found = plain.predict(features[:_PRIOR_ROWS])
+    spread = heads.spread(rows.z[:_PRIOR_ROWS], share)
+    error = _MEAN_ERROR * np.sqrt((spread**2).mean(axis=0))
+    lift = found - found[:, :1]
+    return replace(plain, prior=Prior.of(lift, np.broadcast_to(error, lift.shape)), error=error)
 
 
-def _share(
-    networks: Sequence[tuple[Floats, ...]],
-    boosters: Sequence[Any],
-    unseen: NDArray[np.bool_],
-    z: Floats,
-    level: Ints,
-    bought: Ints,
-    grid: Floats,
-) -> float:
-    """What the networks should count: least log loss of the mixture on rows that members have not seen."""
-    times = unseen.sum(axis=0)
-    rows = np.flatnonzero(times)
-    if not rows.size:
-        return 0.5
-    depth, at = grid[level[rows]], np.arange(rows.size)
-    smooth, hard = np.zeros(rows.size), np.zeros(rows.size)
-    for network, booster, mine in zip(networks, boosters, unseen[:, rows], strict=True):
-        smooth += mine * _forward(network, z[rows])[at, level[rows]]
-        hard += mine * booster.predict(_with_depth(z[rows], depth), num_threads=1)
-    smooth, hard = smooth / times[rows], hard / times[rows]
-    shares = np.linspace(0.0, 1.0, 11)
-    losses = [_log_loss(bought[rows], share * smooth + (1 - share) * hard) for share in shares]
-    return float(shares[int(np.argmin(losses))])
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """A log: z `[n, F]` standardised; level, bought, weight `[n]`; grid: depths."""
+
+    z: Floats
+    level: Ints
+    bought: Ints
+    weight: Floats
+    grid: Floats
+
+    def fit(self, times: Sequence[Floats], settings: DoseSettings, seed: int) -> Ensemble:
+        """A network and boosted trees for each `[n]` of how often a row counts."""
+        networks, boosters = [], []
+        for number, counted in enumerate(times):
+            drawn, own = self.weight * counted, seed * 1_000 + number
+            networks.append(_network(self, drawn, settings, own))
+            boosters.append(_booster(self, drawn, settings, own))
+        return Ensemble(self.grid, tuple(networks), tuple(boosters))
+
+    def share(self, heads: Ensemble, unseen: NDArray[np.bool_]) -> float:
+        """What networks should count: least log loss of the mixture on rows that heads `[M, n]` have not
+        seen."""
+        times = unseen.sum(axis=0)
+        rows = np.flatnonzero(times)
+        if not rows.size:
+            return 0.5
+        depth, at = self.grid[self.level[rows]], np.arange(rows.size)
+        z, smooth, hard = self.z[rows], np.zeros(rows.size), np.zeros(rows.size)
+        for network, booster, mine in zip(heads.networks, heads.boosters, unseen[:, rows], strict=True):
+            smooth += mine * _forward(network, z)[at, self.level[rows]]
+            hard += mine * booster.predict(_with_depth(z, depth), num_threads=1)
+        smooth, hard = smooth / times[rows], hard / times[rows]
+        shares = np.linspace(0.0, 1.0, 11)
+        mixed = [share * smooth + (1 - share) * hard for share in shares]
+        return float(shares[int(np.argmin([_log_loss(self.bought[rows], chance) for chance in mixed]))])
 
 
 def _log_loss(bought: Ints, chance: Floats) -> float:
@@ -173,33 +197,22 @@ def _log_loss(bought: Ints, chance: Floats) -> float:
     return float(-np.where(bought == 1, np.log(kept), np.log1p(-kept)).mean())
 
 
-def _dose(members: Floats, networks: int, share: float) -> Dose:
-    """The weighted mean, and the weighted spread of the lifts."""
-    others = len(members) - networks
-    weight = np.concatenate([np.full(networks, share / networks), np.full(others, (1 - share) / others)])
-    lifts = members - members[:, :, :1]
-    middle = np.tensordot(weight, lifts, axes=1)
-    spread = np.sqrt(np.tensordot(weight, (lifts - middle) ** 2, axes=1))
-    return Dose(np.tensordot(weight, members, axes=1), spread)
-
-
 def _with_depth(z: Floats, depth: Floats) -> Floats:
     return np.column_stack([z, depth, depth > 0])
 
 
-def _booster(
-    z: Floats, depth: Floats, bought: Ints, weight: Floats, settings: DoseSettings, seed: int
-) -> Any:
+def _booster(rows: _Rows, weight: Floats, settings: DoseSettings, seed: int) -> Any:
     import lightgbm
 
     kept = weight > 0
-    data = lightgbm.Dataset(_with_depth(z, depth)[kept], bought[kept], weight=weight[kept] / weight.mean())
+    inputs = _with_depth(rows.z, rows.grid[rows.level])[kept]
+    data = lightgbm.Dataset(inputs, rows.bought[kept], weight=weight[kept] / weight.mean())
     options = {
         "objective": "binary",
         "learning_rate": settings.shrinkage,
         "num_leaves": settings.leaves,
         "min_data_in_leaf": settings.least_rows,
-        "monotone_constraints": [0] * z.shape[1] + [1, 0],
+        "monotone_constraints": [0] * rows.z.shape[1] + [1, 0],
         "feature_fraction": 0.8,
         "lambda_l2": 5.0,
         "num_threads": 1,
@@ -210,35 +223,31 @@ def _booster(
     return lightgbm.train(options, data, settings.trees)
 
 
-def _network(
-    z: Floats, level: Ints, bought: Ints, weight: Floats, depths: int, settings: DoseSettings, seed: int
-) -> tuple[Floats, ...]:
+def _network(rows: _Rows, weight: Floats, settings: DoseSettings, seed: int) -> tuple[Floats, ...]:
     import torch
     from torch import nn
 
     torch.manual_seed(seed)
     hidden = settings.hidden
     net = nn.Sequential(
-        nn.Linear(z.shape[1], hidden),
+        nn.Linear(rows.z.shape[1], hidden),
         nn.SiLU(),
         nn.Linear(hidden, hidden),
         nn.SiLU(),
-        nn.Linear(hidden, depths + 1),
+        nn.Linear(hidden, len(rows.grid) + 1),
     )
-    inputs, given = torch.tensor(z, dtype=torch.float32), torch.tensor(level)
-    target, size = (
-        torch.tensor(bought, dtype=torch.float32),
-        torch.tensor(weight / weight.mean(), dtype=torch.float32),
-    )
+    inputs, given = torch.tensor(rows.z, dtype=torch.float32), torch.tensor(rows.level)
+    target = torch.tensor(rows.bought, dtype=torch.float32)
+    counts = torch.tensor(weight / weight.mean(), dtype=torch.float32)
     optimiser = torch.optim.AdamW(net.parameters(), lr=settings.rate, weight_decay=settings.decay)
-    batches = -(-len(z) // settings.batch)
+    batches = -(-len(rows.z) // settings.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2 * settings.rate, settings.epochs * batches)
     for _ in range(settings.epochs):
-        for rows in torch.randperm(len(z)).split(settings.batch):
-            logits = _levels(net(inputs[rows]), torch).gather(1, given[rows][:, None])[:, 0]
-            losses = nn.functional.binary_cross_entropy_with_logits(logits, target[rows], reduction="none")
+        for drawn in torch.randperm(len(rows.z)).split(settings.batch):
+            logits = _levels(net(inputs[drawn]), torch).gather(1, given[drawn][:, None])[:, 0]
+            losses = nn.functional.binary_cross_entropy_with_logits(logits, target[drawn], reduction="none")
             optimiser.zero_grad()
-            (losses * size[rows]).mean().backward()
+            (losses * counts[drawn]).mean().backward()
             optimiser.step()
             schedule.step()
     return tuple(part.detach().numpy().astype(np.float64) for part in net.parameters())

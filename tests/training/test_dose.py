@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from training.dose import DoseModel, DoseSettings, fit_dose
 
 DEPTHS = [0.0, 0.1, 0.2]
-SMALL = DoseSettings(members=2, epochs=6, trees=60)
+SMALL = DoseSettings(members=2, heads=2, epochs=6, trees=60)
 
 
 def truth(x: np.ndarray) -> np.ndarray:
@@ -36,7 +37,7 @@ def model() -> DoseModel:
 
 def test_it_finds_who_responds_and_who_is_put_off(model: DoseModel) -> None:
     x = make_log(4_000, seed=1)["x"]
-    found = model.predict(x).response
+    found = model.predict(x)
     lift, true = found - found[:, :1], truth(x) - truth(x)[:, :1]
     assert np.abs(lift - true).mean() < 0.06
     assert np.corrcoef(lift[:, 2], true[:, 2])[0, 1] > 0.9
@@ -47,17 +48,35 @@ def test_it_finds_who_responds_and_who_is_put_off(model: DoseModel) -> None:
 def test_shrinking_keeps_the_mean_and_lessens_the_differences(model: DoseModel) -> None:
     x = make_log(5_000, seed=2)["x"]
     shrunken, plain = (model.predict(x, kind) for kind in (True, False))
-    lifts = [part.response[:, 2] - part.response[:, 0] for part in (shrunken, plain)]
+    lifts = [part[:, 2] - part[:, 0] for part in (shrunken, plain)]
     assert lifts[0].mean() == pytest.approx(lifts[1].mean(), abs=5e-3)
     assert lifts[0].std() < lifts[1].std()
-    assert (plain.spread[:, 0] == 0).all()
-    assert (plain.spread[:, 1:] > 0).all()
+
+
+def test_what_is_less_sure_is_shrunken_more() -> None:
+    x = make_log(5_000, seed=2)["x"]
+    kept = []
+    for rows in (500, 6_000):
+        model = fit_dose(**make_log(rows), settings=SMALL)
+        shrunken, plain = (
+            model.predict(x, kind)[:, 2] - model.predict(x, kind)[:, 0] for kind in (True, False)
+        )
+        kept.append(shrunken.std() / plain.std())
+    assert kept[0] < kept[1] - 0.02
+    assert kept[1] > 0.9
+
+
+def test_without_heads_nothing_is_shrunken() -> None:
+    model = fit_dose(**make_log(1_000), settings=replace(SMALL, heads=0))
+    x = make_log(50, seed=2)["x"]
+    assert model.share == 0.5
+    np.testing.assert_array_equal(model.predict(x), model.predict(x, shrunken=False))
 
 
 def test_rows_are_scored_alone_as_together(model: DoseModel) -> None:
     x = make_log(5, seed=3)["x"]
-    together = model.predict(x).response
-    alone = np.concatenate([model.predict(x[row : row + 1]).response for row in range(5)])
+    together = model.predict(x)
+    alone = np.concatenate([model.predict(x[row : row + 1]) for row in range(5)])
     np.testing.assert_allclose(alone, together, rtol=1e-9)
 
 

@@ -43,7 +43,7 @@ def open_studies(
     direction = "minimize" if MODES[metric] == "min" else "maximize"
     studies = {}
     for place, model in enumerate(space.models):
-        sampler = SeededGaussian(space.distributions(model), seed * 2 + place, startup)
+        sampler = SeededGaussian(seed * 2 + place, startup)
         study = optuna.create_study(
             storage=storage, study_name=model, sampler=sampler, direction=direction, load_if_exists=True
         )

@@ -25,8 +25,8 @@ from training.tune.work import BLOCK, MODES, SweepData
 
 INPUTS, LOCK = "inputs.json", ".sweep.lock"
 # Steps before a trial may be stopped. Small trees are the slowest to learn and often the best in the end, and
-# trees end by themselves for a tenth of what a network costs: only what goes on for long is compared.
-GRACE = {"network": 3, "trees": 18}
+# trees end by themselves for less than what a network costs: only what goes on for very long is compared.
+GRACE = {"network": 3, "trees": 54}
 _FAILURES = 2  # restarts of a trial whose process died
 Tell = Callable[[float, str], None]
 
