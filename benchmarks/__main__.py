@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.harness import ROOT
-from benchmarks.page import Result, merge, read_result
+from benchmarks.page import CHARTS, Result, merge, picture, read_result
 
 FOLDER = Path(__file__).resolve().parent
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -81,7 +81,13 @@ def choose(found: Sequence[str], only: Sequence[str] | None) -> list[str]:
 
 
 def update(page: Path, folder: Path, result: Result) -> None:
-    """Write the section of one benchmark; those of the others stay as they are."""
+    """Write the section of one benchmark and its chart; those of the others stay as they are."""
+    shown, chart = picture(result), page.parent / CHARTS / f"{result.name}.svg"
+    if shown is not None:
+        chart.parent.mkdir(exist_ok=True)
+        chart.write_text(shown, encoding="utf-8")
+    else:
+        chart.unlink(missing_ok=True)
     before = page.read_text(encoding="utf-8") if page.exists() else ""
     page.write_text(merge(before, names(folder), folder, result), encoding="utf-8")
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.chart import chart, ratios
 from benchmarks.harness import KEYS
 
 HEAD = """# Benchmarks
@@ -21,6 +22,7 @@ Qiance is better than that peer. Peers run in turn with ours on the same data an
 """
 NOTHING = "No benchmark has landed yet, so there is no figure to show.\n"
 MOST_COLUMNS = 12  # of a table that can still be read
+CHARTS = "charts"  # folder beside the page
 _SECTION = re.compile(r"^## (\w+)$", re.M)
 
 
@@ -76,10 +78,22 @@ def merge(before: str, names: Sequence[str], folder: Path, result: Result | None
 def body(result: Result, folder: Path) -> str:
     """The text below a section's heading."""
     report = result.report
-    parts = [_purpose(folder / f"{result.name}.py"), _figures(report["figures"])]
+    parts = [_purpose(folder / f"{result.name}.py"), _picture(result), _figures(report["figures"])]
     if report["peers"]:
         parts.append(_peers(report["peers"], report["protocol"].get("missing", {})))
     return "\n\n".join([*filter(None, parts), _protocol(report), _footer(result)])
+
+
+def picture(result: Result) -> str | None:
+    """SVG of the comparison with the peers; None where there is none."""
+    found = ratios(result.report["figures"])
+    return chart(found) if found else None
+
+
+def _picture(result: Result) -> str:
+    if not ratios(result.report["figures"]):
+        return ""
+    return f"![{result.name}: ratios to peers, above 1 Qiance is better]({CHARTS}/{result.name}.svg)"
 
 
 def _purpose(path: Path) -> str:
@@ -110,22 +124,30 @@ def _arranged(figures: Mapping[str, Any], prefix: str) -> tuple[list[list[Any]],
 
 
 def _are_alike(parts: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether they fit one table: a row each, in few columns most of which every row has."""
+    """Whether they fit one table, upright or lying, most of whose cells are filled."""
     columns = {name for part in parts for name in part}
     cells = sum(map(len, parts))
-    return len(parts) > 1 and len(columns) <= MOST_COLUMNS and cells > 0.6 * len(parts) * len(columns)
+    narrow = min(len(columns), len(parts)) <= MOST_COLUMNS
+    return len(parts) > 1 and narrow and cells > 0.6 * len(parts) * len(columns)
 
 
 def _side_by_side(corner: str, parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row for each part; a column for each where rows would be too long to read."""
     columns = list(dict.fromkeys(column for own in parts.values() for column in own))
+    if len(columns) > MOST_COLUMNS:
+        lying = [[column, *(own.get(column) for own in parts.values())] for column in columns]
+        return table([corner, *parts], lying)
     rows = [[name, *(own.get(column) for column in columns)] for name, own in parts.items()]
     return table([corner, *columns], rows)
 
 
 def _peers(peers: Mapping[str, Any], missing: Mapping[str, str]) -> str:
-    flat = {name: flatten(own) for name, own in peers.items() if own is not None}
+    measured = {name: own for name, own in peers.items() if own is not None}
+    flat = {name: flatten(own) for name, own in measured.items()}
     without = [f"`{name}` was not measured: {missing[name]}." for name, own in peers.items() if own is None]
-    return "\n\n".join([*([_side_by_side("peer", flat)] if flat else []), *without])
+    if len(flat) == 1 or _are_alike(list(flat.values())):
+        return "\n\n".join([_side_by_side("peer", flat), *without])
+    return "\n\n".join([*([_figures(measured)] if measured else []), *without])
 
 
 def _protocol(report: Mapping[str, Any]) -> str:

@@ -2,8 +2,9 @@
 
 Hillstrom's test, three arms. Half of the users train, half judge, at random, 50 times: what it is worth to
 write to the best 10, 30 and 50 % (SNIPS), with corrected resampled t intervals (Nadeau and Bengio, 2003) of
-the difference to everyone else. Then the same users with effects that are planted, so that errors are known
-(PEHE).
+the difference to everyone else. `not_worse_than_any` says that no such interval lies below 0 as a whole; the
+differences themselves may be of either sign. Then the same users with effects that are planted, so that
+errors are known (PEHE).
 
 `response` writes to whoever visits most likely, `random` to anyone; both with an arm that is best for them. A
 peer runs in two configurations; what is compared is the one that is better on the score in question.
@@ -99,7 +100,9 @@ def policy_values(table: Table) -> dict[str, Any]:
             name = best_of(peer, table, score)
             beside[peer] = name and differences(table["qiance"], table[name])[score]
         shown = [one for one in beside.values() if one]
-        not_worse = all(one["high"] is None or one["high"] >= 0 for one in shown)
+        not_worse = (
+            all(one["high"] >= 0 for one in shown) if all(one["high"] is not None for one in shown) else None
+        )
         found[f"{budget:g}"] = {
             "qiance": interval(table["qiance"][score]),
             "minus": beside,

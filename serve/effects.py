@@ -10,6 +10,7 @@ import numpy as np
 from qiance.artifacts.effect import EffectModel
 from qiance.artifacts.explain import BACKGROUND, Explanation, Method
 from qiance.decide.predictor import ActionGrid
+from qiance.decide.unknown import Blind
 from qiance.domain import CONTROL, Action, Effect
 from qiance.features.user_row import UserRows
 from qiance.ledger.schema import to_micros
@@ -111,8 +112,11 @@ class Planner:
         _, items = predictor.items.at(to_micros(now))
         grid = ActionGrid(model, catalogue, actions, items, predictor.snapshot.categories)
         prediction = grid.score(rows).prediction
+        cold = predictor.cold(actions, to_micros(now))
+        blind = Blind(predictor.unknown_of(model, grid), read.strangers, cold)
         table = [
-            prediction.effects_on([user] * len(actions), range(len(actions))) for user in range(len(user_ids))
+            prediction.effects_on(each, every, unknown=blind.variance(each, every))
+            for each, every in (([user] * len(actions), range(len(actions))) for user in range(len(user_ids)))
         ]
         pairs = zip(user_ids, read.flags, strict=True)
         flags = tuple(f"{flag}:{user}" for user, of_user in pairs for flag in of_user)

@@ -13,6 +13,7 @@ import numpy as np
 
 from qiance.artifacts.effect import EffectModel
 from qiance.decide.predictor import ActionGrid, FramePredictor, GridPredictor
+from qiance.decide.unknown import USERS, Blind, Unknown
 from qiance.domain import Action, Audience, GridPrediction, UserTable
 from qiance.features import user_row
 from qiance.features.columns import EFFECT_SCHEMA
@@ -47,7 +48,8 @@ class Prepared:
     """What scoring needs besides the users, worked out once: it holds from `since_us` to `until_us`.
 
     static: `[A]` margin floor and stock admit the action. audiences: each rule with its columns `[A]`.
-    values: `[I]` per item feature; items: their content hash. cold: some live item's values are defaults.
+    values: `[I]` per item feature; items: their content hash. cold: `[A]`, without control, the item's values
+    are defaults. unknown: how effects differ between users, and between items.
     """
 
     state: LiveState
@@ -61,7 +63,8 @@ class Prepared:
     categories: tuple[str, ...]
     values: Mapping[str, np.ndarray]
     items: str
-    cold: bool
+    cold: Mask
+    unknown: Unknown
 
     def fits(self, state: LiveState, model: EffectModel, frame: ItemFrame, now_us: int) -> bool:
         """Whether it is about these, at this instant."""
@@ -165,7 +168,7 @@ class Predictor:
     def _prepare(self, state: LiveState, model: EffectModel, now_us: int) -> Prepared:
         catalogue, offered = self.snapshot.catalogue, state.actions[1:]
         frame, values = self.items.at(now_us)
-        rows = state.item_row[state.item_row >= 0]
+        grid = ActionGrid(model, catalogue, offered, values, self.snapshot.categories)
         wanted = sorted({catalogue[a.item_id].category for a in offered if a.item_id is not None})
         return Prepared(
             state=state,
@@ -173,14 +176,37 @@ class Predictor:
             frame=frame,
             since_us=now_us,
             until_us=self.items.next_expiry(frame, now_us),
-            grid=ActionGrid(model, catalogue, offered, values, self.snapshot.categories),
+            grid=grid,
             static=floors(state, catalogue, self._min_margin) & self._in_stock(state, now_us),
             audiences=_audiences(state),
             categories=tuple(wanted),
             values=values,
             items=self._keep(values),
-            cold=bool(self.items.cold(now_us)[rows].any()),
+            cold=self.cold(offered, now_us),
+            unknown=self._unknown(state, model, grid),
         )
+
+    def _unknown(self, state: LiveState, model: EffectModel, grid: ActionGrid) -> Unknown:
+        """Once for a model and its candidates: items move too little to ask again each time they do."""
+        before = self._ready
+        if before is not None and before.state is state and before.model is model:
+            return before.unknown
+        return self.unknown_of(model, grid)
+
+    def cold(self, actions: Sequence[Action], now_us: int) -> Mask:
+        """`[A]` actions that show an item of which nothing is known, or only what is too old."""
+        index, cold = self.snapshot.catalogue.index, self.items.cold(now_us)
+        rows = [-1 if action.item_id is None else index[action.item_id] for action in actions]
+        return np.array([row >= 0 and bool(cold[row]) for row in rows], dtype=np.bool_)
+
+    def unknown_of(self, model: EffectModel, grid: ActionGrid) -> Unknown:
+        """How the effects of the actions of `grid` differ between users, and between their items."""
+        return Unknown.of(grid, self._some_users(model))
+
+    def _some_users(self, model: EffectModel) -> UserRows:
+        ids = self.snapshot.users.user_ids
+        places = np.linspace(0, len(ids) - 1, min(USERS, len(ids))).astype(int)
+        return self._frame_of(model).rows([ids[place] for place in places])
 
     def _keep(self, values: Mapping[str, np.ndarray]) -> str:
         """Content hash under which the item values can be found at a replay."""
@@ -205,7 +231,7 @@ class Predictor:
             value[:, 1:], prediction = scores.value, scores.prediction
             np.maximum(scores.cost, 0.0, out=cost[:, 1:])
         flags = ("item_snapshot",) if self.items.degraded else ()
-        flags = (*flags, "cold_start_item") if prepared.cold else flags
+        flags = (*flags, "cold_start_item") if prepared.cold.any() else flags
         return ScoredBatch(
             candidate_set=prepared.state.candidate_set,
             value=value,
@@ -216,6 +242,7 @@ class Predictor:
             items=prepared.items,
             user_rows=tuple(user_row.pack_all(rows)),
             degraded=tuple((*of_user, *flags) for of_user in read.flags),
+            blind=Blind(prepared.unknown, read.strangers, prepared.cold),
         )
 
     def read(self, requests: Sequence[ScoreRequest], categories: Sequence[str]) -> tuple[UserRows, UserRead]:
@@ -247,8 +274,11 @@ class Predictor:
         return [user if agrees else STRANGER for user, agrees in zip(user_ids, allowed, strict=True)]
 
     def _frame(self) -> FramePredictor:
+        return self._frame_of(self.model)
+
+    def _frame_of(self, model: EffectModel) -> FramePredictor:
         snapshot = self.snapshot
-        items = GridPredictor(self.model, snapshot.catalogue, snapshot.item, snapshot.categories)
+        items = GridPredictor(model, snapshot.catalogue, snapshot.item, snapshot.categories)
         return FramePredictor(items, snapshot.users, snapshot.user_category)
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from qiance.decide.unknown import Blind
 from qiance.domain import Effect, GridPrediction
 from qiance.ledger.schema import to_micros
 
@@ -47,6 +48,7 @@ class ScoredBatch:
     admissible: `[U, A]` audience, stock and margin floor admit the user.
     prediction: of all columns but control's, None where nothing was predicted.
     items: content hash of the item values, empty where they were not kept. user_rows, degraded: per user.
+    blind: users and items of which nothing is known, what is said of these is wider; None: of none.
     """
 
     candidate_set: str
@@ -58,13 +60,16 @@ class ScoredBatch:
     items: str
     user_rows: tuple[bytes, ...]
     degraded: tuple[tuple[str, ...], ...]
+    blind: Blind | None = None
 
     def effects(self, users: Sequence[int], columns: Sequence[int]) -> list[Effect | None]:
         """Predicted effects of the actions in `columns` `[n]` on `users` `[n]`; None for control."""
         if self.prediction is None:
             return [None] * len(users)
         told = [place for place, column in enumerate(columns) if column != 0]
-        found = self.prediction.effects_on([users[n] for n in told], [columns[n] - 1 for n in told])
+        who, what = [users[n] for n in told], [columns[n] - 1 for n in told]
+        unknown = self.blind.variance(who, what) if self.blind else None
+        found = self.prediction.effects_on(who, what, unknown=unknown)
         effects: list[Effect | None] = [None] * len(users)
         for place, effect in zip(told, found, strict=True):
             effects[place] = effect

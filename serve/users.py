@@ -32,6 +32,8 @@ COLD_START = "cold_start"
 STALE = "stale_features"
 FROM_SNAPSHOT = "feature_snapshot"
 FROM_DEFAULTS = "feature_defaults"
+# Flags of users in whose place the population's means stand.
+STRANGERS = frozenset({NO_CONSENT, COLD_START, STALE, FROM_DEFAULTS})
 # How long a store that failed is left alone, so that its time-outs do not add to every decision.
 PAUSE_S = 1.0
 
@@ -72,6 +74,11 @@ class UserRead:
     filled: Mapping[str, Floats]
     user_category: Mapping[str, Floats]
     flags: tuple[tuple[str, ...], ...]
+
+    @property
+    def strangers(self) -> Bools:
+        """`[U]` users of whom nothing is known."""
+        return np.array([not STRANGERS.isdisjoint(of_user) for of_user in self.flags], dtype=np.bool_)
 
 
 class LiveUsers:

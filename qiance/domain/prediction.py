@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import NormalDist
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,18 +57,41 @@ class GridPrediction:
         return self.effects_on([user], [action], confidence)[0]
 
     def effects_on(
-        self, users: Sequence[int], actions: Sequence[int], confidence: float = 0.9
+        self,
+        users: Sequence[int],
+        actions: Sequence[int],
+        confidence: float = 0.9,
+        unknown: NDArray[np.float64] | None = None,
     ) -> list[Effect]:
-        """Effects of `[n]` actions on as many users, each on the user of the same place."""
+        """Effects of `[n]` actions on as many users, each on the user of the same place.
+
+        unknown: `[5, n]` variance, in the order of the fields of `Effect`, of what is not known of the user
+        or the item; it widens the interval.
+        """
         at = np.asarray(users, dtype=np.int64), np.asarray(actions, dtype=np.int64)
         net = self.margin[at] - self.contact_cost[at[1]][:, None]
         draws = (self.click[at], self.conversion[at], self.sales[at], net, net - self.control_margin[at[0]])
-        return self._effects(np.stack(draws), confidence)
+        return self._effects(np.stack(draws), confidence, unknown)
 
-    def _effects(self, draws: Draws, confidence: float) -> list[Effect]:
+    def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """`[5, U, A]` means over the heads and squares of their widened spread, in the order of the fields of
+        `Effect`."""
+        net = self.margin - self.contact_cost[None, :, None]
+        draws = (self.click, self.conversion, self.sales, net, self.uplift())
+        means = np.stack([part.mean(axis=2, dtype=np.float64) for part in draws])
+        spread = np.stack([_spread(part) for part in draws]).astype(np.float64)
+        return means, (self.width_scale * spread) ** 2
+
+    def _effects(
+        self, draws: Draws, confidence: float, unknown: NDArray[np.float64] | None = None
+    ) -> list[Effect]:
         """From `[5, n, H]` head means, in the order of the fields of `Effect`."""
         values = draws.mean(axis=2).T.tolist()
-        halves = _half_width(draws, self.width_scale, confidence).T.tolist()
+        half = _half_width(draws, self.width_scale, confidence)
+        if unknown is not None:
+            # Errors of the model and what is not known of the user are independent: variances add up.
+            half = np.hypot(half, _normal_quantile(confidence) * np.sqrt(unknown))
+        halves = half.T.tolist()
         return [
             Effect(*(_interval(*part) for part in zip(value, half, *_BOUNDS, strict=True)))
             for value, half in zip(values, halves, strict=True)
@@ -95,9 +119,18 @@ def _interval(value: float, half: float, low: float, high: float) -> Interval:
 
 def _half_width(draws: NDArray[np.floating], scale: float, confidence: float) -> NDArray[Any]:
     """Half of the interval's width for `[..., H]` head means; 0 where there is one head only."""
-    heads = draws.shape[-1]
-    spread = draws.std(axis=-1, ddof=1) if heads > 1 else np.zeros(draws.shape[:-1])
-    return np.asarray(_student_quantile(confidence, max(heads - 1, 1)) * scale * spread)
+    degrees = max(draws.shape[-1] - 1, 1)
+    return np.asarray(_student_quantile(confidence, degrees) * scale * _spread(draws))
+
+
+def _spread(draws: NDArray[np.floating]) -> NDArray[Any]:
+    """Standard deviation over the heads; 0 where there is one only."""
+    return draws.std(axis=-1, ddof=1) if draws.shape[-1] > 1 else np.zeros(draws.shape[:-1])
+
+
+@lru_cache(maxsize=64)
+def _normal_quantile(confidence: float) -> float:
+    return NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
 @lru_cache(maxsize=64)

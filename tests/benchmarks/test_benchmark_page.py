@@ -63,7 +63,9 @@ def test_the_harness_is_no_benchmark(project: Path) -> None:
 def test_a_benchmark_becomes_a_section(project: Path) -> None:
     assert benchmarks.main(["--only", "sums"]) == 0
     text = benchmarks.PAGE.read_text()
-    assert "## sums\n\nHow fast sums are.\n\n| figure | value |" in text
+    shown = "![sums: ratios to peers, above 1 Qiance is better](charts/sums.svg)"
+    assert f"## sums\n\nHow fast sums are.\n\n{shown}\n\n| figure | value |" in text
+    assert "<svg" in (benchmarks.PAGE.parent / "charts" / "sums.svg").read_text()
     assert "| vs_other | 1.235 |\n| sqlite.rows_per_s | 123,457 |\n| absent | – |" in text
     assert (
         "| peer | rows_per_s |\n| --- | --- |\n| other | 100 |\n\n`far` was not measured: no wheel." in text
@@ -119,6 +121,15 @@ def test_the_committed_page_is_of_this_code() -> None:
 def test_what_is_no_result(stdout: str) -> None:
     with pytest.raises(RuntimeError, match=r"^sums: the "):
         read_result("sums", stdout, 1.0)
+
+
+def test_peers_with_many_figures_lie_on_their_side(tmp_path: Path) -> None:
+    many = {f"figure_{number}": number for number in range(20)}
+    (tmp_path / "sums.py").write_text(SUMS)
+    wide = {"peers": {"one": {"fast": many, "slow": many}, "two": {"plain": {"a": 1}}}}
+    page = merge("", ["sums"], tmp_path, Result("sums", report("sums", {"a": 1}) | wide, 1.0))
+    assert "`one`:\n\n| one | fast | slow |\n| --- | --- | --- |\n| figure_0 | 0 | 0 |" in page
+    assert "| two.plain.a | 1 |" in page
 
 
 def test_nested_figures_get_dotted_names() -> None:

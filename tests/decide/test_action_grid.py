@@ -11,6 +11,7 @@ import torch
 from qiance.artifacts import EffectModel, write_artifact
 from qiance.artifacts.effect import KIND, TASKS, EffectDraws
 from qiance.decide.predictor import ActionGrid, GridPredictor, discount_of
+from qiance.decide.unknown import Blind, Unknown
 from qiance.domain import (
     Action,
     Catalogue,
@@ -196,3 +197,45 @@ def test_a_trained_model_scores_in_parts_what_it_scores_in_rows(tmp_path: Path, 
     assert parts.effect(count - 1, 599).sales.value == pytest.approx(
         float(parts.prediction.sales[count - 1, 599].mean())
     )
+
+
+def test_means_are_those_of_the_effects() -> None:
+    prediction = (
+        ActionGrid(Linear(), CATALOGUE, [action(0), action(1, 0.2)], ITEMS, CATEGORIES)
+        .score(users(6))
+        .prediction
+    )
+    means, errors = prediction.moments()
+    assert means.shape == (5, 6, 2)
+    effect = prediction.effect_on(4, 1)
+    told = [getattr(effect, name).value for name in ("ctr", "cvr", "sales", "margin", "uplift")]
+    np.testing.assert_allclose(means[:, 4, 1], told, rtol=1e-4, atol=1e-3)
+    half = effect.margin.high - effect.margin.value
+    assert half == pytest.approx(2.92 * np.sqrt(errors[3, 4, 1]), rel=1e-3), (
+        "Student t, two degrees of freedom"
+    )
+
+
+def test_what_is_not_known_widens_what_is_said_and_moves_nothing() -> None:
+    grid = ActionGrid(Linear(), CATALOGUE, [action(0), action(1, 0.2)], ITEMS, CATEGORIES)
+    unknown = Unknown.of(grid, users(200, seed=1))
+    scored = grid.score(users(3)).prediction
+    blind = Blind(unknown, np.array([False, True, False]), np.array([False, True]))
+    assert blind.variance([0, 2], [0, 0]) is None, "all is known there"
+    variance = blind.variance([0, 1, 0, 1], [0, 0, 1, 1])
+    assert variance is not None
+    means, _ = scored.moments()
+    assert (variance[:, 0] == 0).all()
+    np.testing.assert_allclose(variance[:, 3], variance[:, 1] * 0 + unknown.user[:, 1] + unknown.item)
+    plain = scored.effects_on([0, 1], [0, 0])
+    wide = scored.effects_on([0, 1], [0, 0], unknown=variance[:, :2])
+    assert wide[0] == plain[0]
+    assert wide[1].sales.value == plain[1].sales.value == pytest.approx(means[2, 1, 0], rel=1e-4)
+    half = wide[1].sales.high - wide[1].sales.value
+    before = plain[1].sales.high - plain[1].sales.value
+    assert half == pytest.approx(np.hypot(before, 1.6449 * np.sqrt(unknown.user[2, 0])), rel=1e-3)
+
+
+def test_one_item_tells_nothing_of_what_another_would_be() -> None:
+    grid = ActionGrid(Linear(), CATALOGUE, [action(0), action(2, 0.2)], ITEMS, CATEGORIES)
+    assert (Unknown.of(grid, users(20)).item == 0).all()

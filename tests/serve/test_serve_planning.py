@@ -95,6 +95,20 @@ def test_an_unknown_user_has_the_average_effect_and_is_named(shop: Shop) -> None
     assert len(answer["effects"]) == 2
 
 
+def test_what_is_said_of_an_unknown_user_holds_most_known_ones(shop: Shop) -> None:
+    known = list(shop.built.snapshot.users.user_ids)
+    asked = {"user_ids": ["stranger", *known], "actions": ["s0-email"]}
+    stranger, *others = (row["effect"] for row in shop.post("/v1/effects", asked).json()["effects"])
+    for name in ("ctr", "sales", "uplift"):
+        low, high = stranger[name]["low"], stranger[name]["high"]
+        inside = np.mean([low <= other[name]["value"] <= high for other in others])
+        width = np.median([other[name]["high"] - other[name]["low"] for other in others])
+        assert inside >= 0.8, (
+            f"{name}: 90 % of users should be where a user is expected of whom nothing is known"
+        )
+        assert high - low > width
+
+
 @pytest.mark.parametrize("segment", ["all", "everybody", "recent-shoppers", RECENT.describe()])
 def test_a_segment_has_the_mean_effect_of_its_users(shop: Shop, segment: str) -> None:
     answer = shop.post("/v1/effects", {"segment": segment, "actions": ["s0-email", "s2-email"]}).json()
