@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qiance.evaluate.arrays import FloatArray, IndexArray
+from qiance.evaluate.arrays import FloatArray, IndexArray, finite_vector, index_vector, refuse_where
 
 _SLOTS = 5  # of a frequency cap, that are looked ahead on
 
@@ -24,6 +24,17 @@ class Later:
     cost: FloatArray
     slots: IndexArray
     visits: FloatArray
+
+    def __post_init__(self) -> None:
+        if np.ndim(self.value) != 3 or np.shape(self.cost) != np.shape(self.value):
+            shapes = f"{np.shape(self.cost)} and value {np.shape(self.value)}"
+            raise ValueError(f"cost: has shape {shapes}; both must be [n, J, A]")
+        object.__setattr__(self, "slots", index_vector("slots", self.slots, len(self)))
+        visits = finite_vector("visits", self.visits, len(self))
+        refuse_where("visits", visits, visits < 0, "must be ≥ 0")
+
+    def __len__(self) -> int:
+        return len(self.value)
 
     def slot_worth(self, price: float) -> FloatArray:
         """`[n]` what the last of each user's slots is expected to bring later at the price λ.
