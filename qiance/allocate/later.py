@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qiance.evaluate.arrays import FloatArray, IndexArray, finite_vector, index_vector, refuse_where
+from qiance.evaluate.arrays import FloatArray, IndexArray
 
 _SLOTS = 5  # of a frequency cap, that are looked ahead on
 
@@ -26,12 +26,12 @@ class Later:
     visits: FloatArray
 
     def __post_init__(self) -> None:
-        if np.ndim(self.value) != 3 or np.shape(self.cost) != np.shape(self.value):
-            shapes = f"{np.shape(self.cost)} and value {np.shape(self.value)}"
-            raise ValueError(f"cost: has shape {shapes}; both must be [n, J, A]")
-        object.__setattr__(self, "slots", index_vector("slots", self.slots, len(self)))
-        visits = finite_vector("visits", self.visits, len(self))
-        refuse_where("visits", visits, visits < 0, "must be ≥ 0")
+        shape = np.shape(self.value)
+        if len(shape) != 3:
+            raise ValueError(f"value: has shape {shape}; must be [n, J, A]")
+        for name, wanted in (("cost", shape), ("slots", shape[:1]), ("visits", shape[:1])):
+            if np.shape(getattr(self, name)) != wanted:
+                raise ValueError(f"{name}: has shape {np.shape(getattr(self, name))}; must be {wanted}")
 
     def __len__(self) -> int:
         return len(self.value)

@@ -268,6 +268,7 @@ def _checked(
 def _costs(name: str, values: ArrayLike, shape: tuple[int, ...]) -> FloatArray:
     """`values` as finite float64 of `shape`, ≥ 0 and 0 in column 0."""
     costs = finite_matrix(name, values, shape).astype(np.float64, copy=False)
-    refuse_where(name, costs, costs < 0, "must be ≥ 0")
-    refuse_where(name, costs[:, :1], costs[:, :1] != 0, "must be 0: column 0 is doing nothing")
+    bad = costs < 0
+    bad[:, 0] = costs[:, 0] != 0
+    refuse_where(name, costs, bad, "must be ≥ 0, and 0 in column 0, which is doing nothing")
     return costs

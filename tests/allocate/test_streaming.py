@@ -137,6 +137,22 @@ def test_a_slot_is_worth_the_best_that_it_can_still_bring():
     assert few[2] < few[1] / 5
 
 
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("cost", r"\(3, 2, 2\)"), ("slots", r"\(3,\)"), ("visits", r"\(3,\)")]
+)
+def test_later_visits_of_other_users_are_refused(name, wanted):
+    given = {
+        "value": np.ones((3, 2, 2)),
+        "cost": np.ones((3, 2, 2)),
+        "slots": np.ones(3, int),
+        "visits": np.ones(3),
+    }
+    with pytest.raises(ValueError, match=rf"{name}: has shape .*; must be {wanted}"):
+        Later(**{**given, name: given[name][:2]})
+    with pytest.raises(ValueError, match=r"value: has shape \(3, 2\); must be \[n, J, A\]"):
+        Later(**{**given, "value": np.ones((3, 2))})
+
+
 def test_returns_are_counted():
     rng, rate = np.random.default_rng(0), ReturnRate(1 / 100)
     for _ in range(400):
@@ -218,12 +234,15 @@ def state(stream: StreamAllocator) -> tuple[float, ...]:
             {"most": np.array([[0, 4.0], [0, np.nan], [0, 4.0]])},
             "most: row 1, column 1 is nan; must be finite",
         ),
-        ({"most": np.array([[0, 4.0], [0, 4.0], [9.0, 4]])}, r"most: row 2, column 0 is 9\.0; must be 0"),
+        (
+            {"most": np.array([[0, 4.0], [0, 4.0], [9.0, 4]])},
+            r"most: row 2, column 0 is 9\.0; must be ≥ 0, and 0 in column 0",
+        ),
         ({"most": np.ones((2, 2))}, r"most: has shape \(2, 2\); must be \(3, 2\)"),
         ({"most": np.ones(3)}, r"most: has shape \(3,\); must have 2 dimensions"),
         ({"value": np.ones((3, 5))}, "value: has 5 columns; must have 2, as plan_value"),
         ({"cost": -ARRIVALS["cost"]}, r"cost: row 0, column 1 is -1\.0; must be ≥ 0"),
-        ({"cost": np.ones((3, 2))}, r"cost: row 0, column 0 is 1\.0; must be 0: column 0 is doing nothing"),
+        ({"cost": np.ones((3, 2))}, r"cost: row 0, column 0 is 1\.0; must be ≥ 0, and 0 in column 0"),
         ({"admissible": np.ones((3, 2))}, "admissible: dtype is float64; must be bool"),
         ({"uses": np.ones((2, 3, 2))}, r"uses: has shape \(2, 3, 2\); must be \(1, 3, 2\), one matrix per"),
         ({"uses": np.full((1, 3, 2), np.inf)}, "uses: constraint 0, row 0, column 0 is inf"),

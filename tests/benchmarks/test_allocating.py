@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -73,8 +74,8 @@ def test_every_offer_that_the_guard_takes_away_is_counted() -> None:
 def test_figures_have_the_guards_share_and_the_worst_run() -> None:
     outcome = Outcome(10.0, 0.9, 0.0, 0, 2, 8, np.ones(3))
     slow, quick = (np.tile(np.linspace(1e-4, most, 101), (2, 1)) for most in (9e-4, 5e-4))
-    names = ("qiance", "shrunken", "point_estimate", "no_look_ahead", "known_response")
-    runs = [Result(dict.fromkeys(names, outcome), 20.0, seconds) for seconds in (quick, quick, slow)]
+    days = defaultdict(lambda: outcome, qiance=outcome)  # of every chooser
+    runs = [Result(days, 20.0, seconds) for seconds in (quick, quick, slow)]
     figures = summary({"logistic": runs})
     assert figures["guard_refusals"] == pytest.approx(0.2)
     assert figures["p99_us"] == pytest.approx(496)
