@@ -246,10 +246,11 @@ def steps_of(
     ratio = probs / log.propensity
     weight = np.asarray(np.cumprod(ratio, axis=1), dtype=np.float64)
     before = np.hstack([np.ones((len(weight), 1)), weight[:, :-1]])
-    if asked.overlap != "none":
-        alone = asked.overlap == "each"
-        pair = (np.ones_like(ratio), ratio) if alone else (before, weight)
-        refuse_gap(probs, *pair, log.inside(ratio.shape[1]), words)
+    inside = log.inside(ratio.shape[1])
+    if asked.overlap == "along":
+        refuse_gap(probs, before, weight, inside, words)
+    elif asked.overlap == "each":
+        refuse_gap(probs, np.ones_like(ratio), ratio, inside, words)
     factor = discount ** np.arange(weight.shape[1])
     zeros = np.zeros_like(weight)
     logged = zeros if logged_model is None else log.checked("logged_model", logged_model, 0.0)
