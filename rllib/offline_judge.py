@@ -9,9 +9,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from qiance.evaluate.ope_densities import density_pair
 from qiance.evaluate.ope_fitted_q import fitted_q, fitted_q_numbers
 from qiance.evaluate.ope_result import Estimate, GateResult, clears_gate
-from qiance.evaluate.ope_trajectory import TrajectoryLog, density_pair, trajectory_improvement
+from qiance.evaluate.ope_trajectory import TrajectoryLog, trajectory_improvement
 from rllib.explore import Exploring
 from rllib.lockstep import Floats
 from rllib.plan_log import PlanningLog
@@ -42,7 +43,7 @@ def judge(log: PlanningLog, policy: Exploring, discount: float = 1.0, confidence
     flat = log.observation.reshape(-1, log.observation.shape[-1])
     shape, inside = log.reward.shape, log.inside()
     wanted = policy.log_propensity(flat, log.dials.reshape(-1, *log.dials.shape[2:])).reshape(shape)
-    pair = density_pair(np.log(log.propensity), np.where(inside, wanted, 0.0))
+    pair = density_pair(np.log(log.propensity), np.where(inside, wanted, 0.0), log.length)
     trajectories = TrajectoryLog(log.reward, pair[0], log.length)
     models = _value_model(log, trajectories, policy, flat, discount)
     found = {

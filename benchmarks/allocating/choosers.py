@@ -48,7 +48,7 @@ class Priced:
         self._visit = _Visits(log, VISITS / day.forecast)
         settings = StreamSettings(budget=day.budget, forecast=np.full(24, day.forecast / 24))
         self.stream = StreamAllocator(settings, *self._grids(plan, predict(plan)))
-        self._cost: list[Floats] = []
+        self._offers: list[Ints] = []
 
     def _grids(self, batch: Batch, response: Floats) -> tuple[Floats, Floats, Bools]:
         value, cost = predicted_worth(response, batch)
@@ -65,14 +65,13 @@ class Priced:
         response = self._predict(batch)
         value, cost, allowed = self._grids(batch, response)
         later = self._visit.later(batch, response, self.stream.coming) if self._ahead else None
-        choice = self.stream.decide(value, cost, allowed, batch.most, later=later).choice
-        self._cost.append(cost[np.arange(choice.size), choice])
-        return choice
+        made = self.stream.decide(value, cost, allowed, batch.most, later=later)
+        self._offers.append(made.offer)
+        return made.choice
 
     def learn(self, batch: Batch, choice: Ints, bought: Bools, paid: Floats) -> None:
         """Settle what was reserved."""
-        most = batch.most[np.arange(choice.size), choice]
-        self.stream.settle(self._cost.pop(0), most, paid)
+        self.stream.settle(self._offers.pop(0), paid)
 
     def replan(self, now: float) -> None:
         """A new price."""

@@ -1,4 +1,10 @@
-"""Runs a chooser through a day: micro-batches in order of time, one guard for everybody, outcomes late."""
+"""Runs a chooser through a day: micro-batches in order of time, one guard for everybody, outcomes late.
+
+The guard reserves the worst case of every offer and takes away those that what is left could not pay, so
+nobody's overspend can be above 0, however it chooses. Whether a chooser keeps its budget by itself is told by
+`guard_refusals`: how often the guard had to take an offer from it. `StreamAllocator` holds a lease on the
+same terms as the guard, so that a refusal of a chooser that decides by it would be a fault of the lease.
+"""
 
 from __future__ import annotations
 
@@ -57,12 +63,14 @@ class Chooser(Protocol):
 @dataclass(frozen=True)
 class Outcome:
     """What a day brought. value: expected, true; spent: share of the budget, as paid; overspend: what of it
-    is beyond the budget; seconds: `[batches]` of each decision."""
+    is beyond the budget, 0 by the guard; guard_refusals: offers that the guard took away; offers: those that
+    were given; seconds: `[batches]` of each decision."""
 
     value: float
     spent: float
     overspend: float
     violations: int
+    guard_refusals: int
     offers: int
     seconds: Floats
 
@@ -100,12 +108,13 @@ def run_day(day: Day, chooser: Chooser) -> Outcome:
     if pending is not None:
         state.settle(pending[0].most, pending[1], pending[3])
     spent = state.spent / day.budget
-    return Outcome(value, spent, max(spent - 1.0, 0.0), violations, offers, np.array(seconds))
+    over = max(spent - 1.0, 0.0)
+    return Outcome(value, spent, over, violations, state.refusals, offers, np.array(seconds))
 
 
 class _Money:
     def __init__(self, budget: float) -> None:
-        self.budget, self.spent, self.reserved = budget, 0.0, 0.0
+        self.budget, self.spent, self.reserved, self.refusals = budget, 0.0, 0.0, 0
 
     def guard(self, choice: Ints, most: Floats) -> Ints:
         """Nothing for who cannot be paid at worst; reserves for the others."""
@@ -114,6 +123,7 @@ class _Money:
         if ask.sum() > left:
             for row in range(choice.size):
                 if ask[row] > left:
+                    self.refusals += int(choice[row] > 0)
                     ask[row], choice[row] = 0.0, 0
                 left -= ask[row]
         self.reserved += float(ask.sum())

@@ -24,7 +24,7 @@ class Size:
     """Of the grid.
 
     rows: of a log. seeds: per cell. compared: how many of them OBP estimates too; parity: how many of those
-    compare every fixed estimator with ours.
+    compare each fixed estimator with ours, but for mrdr, which the two fit in different ways.
     """
 
     rows: int
@@ -40,7 +40,8 @@ class Outcome:
 
     cell: actions, β, form. ours: the estimate by "auto". fixed: OBP's estimators; rules: other ways to
     choose.
-    interval: OBP's bootstrap of DR. parity: largest difference between our fixed estimators and OBP's.
+    interval: OBP's bootstrap of DR. parity: largest difference between our fixed estimators and OBP's, mrdr
+    left out.
     """
 
     cell: tuple[int, float, str]
@@ -97,7 +98,7 @@ def _joined(one: Outcome, theirs: dict[str, Any], log: Sample, model: Floats | N
 
 
 def _parity(log: Sample, model: Floats, values: dict[str, float]) -> float:
-    """Largest difference between OBP's fixed estimators and ours."""
+    """Largest difference between OBP's fixed estimators `values` and ours on the same model."""
     gaps = []
     for key, value in values.items():
         name, _, rest = key.partition("(")

@@ -25,6 +25,17 @@ class Later:
     slots: IndexArray
     visits: FloatArray
 
+    def __post_init__(self) -> None:
+        shape = np.shape(self.value)
+        if len(shape) != 3:
+            raise ValueError(f"value: has shape {shape}; must be [n, J, A]")
+        for name, wanted in (("cost", shape), ("slots", shape[:1]), ("visits", shape[:1])):
+            if np.shape(getattr(self, name)) != wanted:
+                raise ValueError(f"{name}: has shape {np.shape(getattr(self, name))}; must be {wanted}")
+
+    def __len__(self) -> int:
+        return len(self.value)
+
     def slot_worth(self, price: float) -> FloatArray:
         """`[n]` what the last of each user's slots is expected to bring later at the price λ.
 

@@ -13,16 +13,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from qiance.allocate.later import Later
 from qiance.allocate.problem import Problem
 from qiance.allocate.single import solve_single
+from qiance.allocate.stream_state import CostFactor, OpenOffers, Traffic, Window
 from qiance.decide.rule import Decided, decide
-from qiance.evaluate.arrays import BoolArray, FloatArray, IndexArray, finite_vector, refuse_where
+from qiance.evaluate.arrays import (
+    BoolArray,
+    FloatArray,
+    IndexArray,
+    finite_matrix,
+    finite_vector,
+    mask_matrix,
+    refuse_where,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,12 +66,23 @@ class StreamSettings:
                 raise ValueError(f"{name}: {getattr(self, name)} is not a positive number")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Offered(Decided):
+    """A decision with the numbers of its offers, `[n]`: `settle` wants them. −1 where nothing is offered."""
+
+    offer: IndexArray
+
+
 class StreamAllocator:
     """Decides for micro-batches of arrivals. Not for several threads; a replica has its own, with its lease
     as the budget.
 
     plan_value, plan_cost, plan_admissible: `[n, A]` predictions for users like those expected: what the first
-    price is solved on.
+    price is solved on. spent: what settled offers cost. units: `[A]` what is left of the stock.
+    limit_prices: `[K]` of the limits on averages.
+    What is spent and reserved never passes the budget (but for the rounding of sums), whatever is predicted:
+    a call that would is refused by a ValueError that names the array, the row and the value, and changes
+    nothing.
     """
 
     def __init__(
@@ -74,25 +93,32 @@ class StreamAllocator:
         plan_admissible: BoolArray,
     ) -> None:
         self.settings = settings
-        self.price, self.spent, self.reserved = 0.0, 0.0, 0.0
-        actions = plan_value.shape[1]
+        self.price, self.spent = 0.0, 0.0
+        plan = _checked("plan_", plan_value, plan_cost, plan_admissible)
+        actions = plan[0].shape[1]
         units = np.full(actions, np.inf) if settings.units is None else np.asarray(settings.units, np.float64)
         if units.shape != (actions,):
             raise ValueError(f"units: has shape {units.shape}; must be ({actions},), one per action")
+        refuse_where("units", units, ~(units >= 0), "must be ≥ 0; infinite where there is no limit")
         self.units = units.copy()
         targets = np.zeros(0) if settings.targets is None else finite_vector("targets", settings.targets)
         self._targets, self.limit_prices, self._used = targets, np.zeros(targets.size), np.zeros(targets.size)
-        self._window = _Window(settings.window, plan_value, plan_cost, plan_admissible)
-        self._traffic = _Traffic(np.asarray(settings.forecast, dtype=np.float64), settings.memory)
-        self._costs = _CostFactor(settings.offers)
-        self._pending = 0.0  # predicted cost of what is reserved
-        self._worth = float(np.abs(plan_value).max(axis=1).mean()) or 1.0
+        self._window = Window(settings.window, *plan)
+        self._traffic = Traffic(np.asarray(settings.forecast, dtype=np.float64), settings.memory)
+        self._costs = CostFactor(settings.offers)
+        self._open = OpenOffers()
+        self._worth = float(np.abs(plan[0]).max(axis=1).mean()) or 1.0
         self.replan(0.0)
 
     @property
     def coming(self) -> float:
         """Arrivals still expected, as of the last `replan`."""
         return self._traffic.coming
+
+    @property
+    def reserved(self) -> float:
+        """The most that offers without an outcome can still cost."""
+        return self._open.reserved
 
     @property
     def left(self) -> float:
@@ -110,44 +136,48 @@ class StreamAllocator:
         uses: FloatArray | None = None,
         epsilon: float = 0.0,
         uniforms: FloatArray | None = None,
-    ) -> Decided:
+    ) -> Offered:
         """Decide for n arrivals and reserve the most that their actions can cost.
 
-        value, cost, admissible: `[n, A]` as for `qiance.decide.decide`. most: `[n, A]` the most an action can
-        take from the budget, ≥ 0, 0 for doing nothing. later: what the same users may be worth at a later
-        visit; with it, an offer has to earn what the frequency cap's slot would bring then. uses: `[K, n, A]`
-        of the limits on averages.
-        What the budget or the stock cannot pay is not admissible. Settle each decision later, once.
+        value, cost, admissible: `[n, A]` as for `qiance.decide.decide`; doing nothing, column 0, costs 0.
+        most: `[n, A]` the most an action can take from the budget, ≥ 0, 0 for doing nothing. later: what the
+        same users may be worth at a later visit; with it, an offer has to earn what the frequency cap's slot
+        would bring then. uses: `[K, n, A]` of the limits on averages.
+        What the budget or the stock cannot pay is not admissible. Settle each offer later, once.
         """
-        net = value if uses is None else value - np.tensordot(self.limit_prices, uses, axes=1)
+        value, cost, able = _checked("", value, cost, admissible, self.units.size)
+        most = _costs("most", most, value.shape)
+        used = None if uses is None else self._checked_uses(uses, value.shape)
+        net = value if used is None else value - np.tensordot(self.limit_prices, used, axes=1)
         if later is not None:
+            if len(later) != len(value):
+                raise ValueError(f"later: is of {len(later)} users; must be of {len(value)}, one per arrival")
             net = net.astype(np.float64)  # a copy
             net[:, 1:] -= later.slot_worth(self.price)[:, None]
         if epsilon > 0 and uniforms is None:
             raise ValueError("uniforms: exploring needs numbers in [0, 1) to draw with, one per arrival")
-        able = np.array(admissible)
-        able[:, 0] = True
         mask = able & (most <= self.left) & (self.units >= 1)
         mask[:, 0] = True
         drawn = np.zeros(len(net)) if uniforms is None else uniforms
         made = decide(net, cost, mask, self.price, epsilon, uniforms=drawn)
         if not self._affordable(made.choice, most):
             made = self._one_by_one(net, cost, mask, most, epsilon, drawn)
-        self._take(made.choice, cost, most)
+        offer = self._take(made.choice, cost, most)
         self._window.add(net, cost, able)
         self._traffic.arrived += len(net)
-        if uses is not None:
-            self._descend(uses, made.choice)
-        return made
+        if used is not None:
+            self._descend(used, made.choice)
+        return Offered(made.choice, made.probabilities, made.propensity, made.score, made.uniforms, offer)
 
-    def settle(self, cost: FloatArray, most: FloatArray, paid: FloatArray) -> None:
-        """The outcomes of decided offers, `[n]` each: predicted cost, what was reserved, what was paid."""
-        if (np.asarray(paid) > np.asarray(most) * (1 + 1e-9)).any():
-            raise ValueError("paid: is more than was reserved; `most` must bound what an action can cost")
-        self.reserved = max(self.reserved - float(np.sum(most)), 0.0)
-        self.spent += float(np.sum(paid))
-        self._pending = max(self._pending - float(np.sum(cost)), 0.0)
-        self._costs.add(np.asarray(cost), np.asarray(paid))
+    def settle(self, offer: ArrayLike, paid: ArrayLike) -> None:
+        """The outcomes of n offers, in any order: what was reserved and not paid may be spent again.
+
+        offer: `[n]` numbers from `Offered.offer`; paid: `[n]` what each took from the budget, at most its
+        `most`, and 0 where nothing was offered (−1). An offer is settled once.
+        """
+        cost, amount = self._open.close(offer, paid)
+        self.spent += float(amount.sum())
+        self._costs.add(cost, amount)
 
     def replan(self, now: float) -> float:
         """The price for what is left at `now`, a share of the horizon in [0, 1]; returned and kept."""
@@ -155,7 +185,7 @@ class StreamAllocator:
             raise ValueError(f"now: {now} is outside [0, 1], a share of the horizon")
         coming = max(self._traffic.remaining(now), 1.0)
         factor = self._costs.factor
-        left = max(self.settings.budget - self.spent - self._pending * factor, 0.0)
+        left = max(self.settings.budget - self.spent - self._open.predicted * factor, 0.0)
         value, cost, admissible = self._window.rows()
         budget = np.array([left * len(value) / coming / factor])
         self.price = float(solve_single(Problem(value, cost[None], budget, admissible))[0][0])
@@ -190,13 +220,22 @@ class StreamAllocator:
             units[action] -= action > 0
         return decide(net, cost, allowed, self.price, epsilon, uniforms=drawn)
 
-    def _take(self, choice: IndexArray, cost: FloatArray, most: FloatArray) -> None:
+    def _take(self, choice: IndexArray, cost: FloatArray, most: FloatArray) -> IndexArray:
+        """The numbers of the offers made."""
         at = np.arange(choice.size)
-        self.reserved += float(most[at, choice].sum())
-        self._pending += float(cost[at, choice].sum())
         given = np.bincount(choice, minlength=self.units.size)
         given[0] = 0
         self.units -= given
+        return self._open.add(choice, most[at, choice], cost[at, choice])
+
+    def _checked_uses(self, uses: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+        """`[K, n, A]`."""
+        array = np.asarray(uses, dtype=np.float64)
+        if array.shape != (self._targets.size, *shape):
+            wanted = (self._targets.size, *shape)
+            raise ValueError(f"uses: has shape {array.shape}; must be {wanted}, one matrix per target")
+        refuse_where("uses", array, ~np.isfinite(array), "must be finite")
+        return array
 
     def _descend(self, uses: FloatArray, choice: IndexArray) -> None:
         """One step of mirror descent: a limit that is used faster than its target becomes dearer.
@@ -214,82 +253,22 @@ class StreamAllocator:
         self.limit_prices = np.maximum(self.limit_prices + rate * (used - target * count), 0.0)
 
 
-class _Window:
-    """The last arrivals, as a ring."""
-
-    def __init__(self, size: int, value: FloatArray, cost: FloatArray, admissible: BoolArray) -> None:
-        self._arrays: tuple[NDArray[Any], ...] = (
-            np.array(value[-size:], dtype=np.float64),
-            np.array(cost[-size:], dtype=np.float64),
-            np.array(admissible[-size:], dtype=np.bool_),
-        )
-        self._size, self._next = size, 0
-
-    def add(self, *rows: NDArray[Any]) -> None:
-        """Write over the oldest."""
-        length, count = len(self._arrays[0]), len(rows[0])
-        if length < self._size:
-            self._arrays = tuple(
-                np.concatenate([old, new])[-self._size :] for old, new in zip(self._arrays, rows, strict=True)
-            )
-            return
-        place = (self._next + np.arange(count)) % length
-        for old, new in zip(self._arrays, rows, strict=True):
-            old[place] = new
-        self._next = (self._next + count) % length
-
-    def rows(self) -> tuple[NDArray[Any], ...]:
-        """(value, cost, admissible) of the window."""
-        return self._arrays
+def _checked(
+    prefix: str, value: ArrayLike, cost: ArrayLike, admissible: ArrayLike, actions: int | None = None
+) -> tuple[FloatArray, FloatArray, BoolArray]:
+    """Predictions `[n, A]`; doing nothing, column 0, is admissible and costs nothing."""
+    worth = finite_matrix(f"{prefix}value", value)
+    if actions is not None and worth.shape[1] != actions:
+        raise ValueError(f"value: has {worth.shape[1]} columns; must have {actions}, as plan_value")
+    able = mask_matrix(f"{prefix}admissible", admissible, worth.shape).copy()
+    able[:, 0] = True
+    return worth, _costs(f"{prefix}cost", cost, worth.shape), able
 
 
-class _Traffic:
-    """The forecast, corrected by who came: a discounted ratio of arrivals to expected ones."""
-
-    def __init__(self, forecast: FloatArray, memory: float) -> None:
-        self._until = np.concatenate([[0.0], np.cumsum(forecast)])
-        self._prior = memory * float(self._until[-1])
-        self._memory, self._seen, self._expected, self._now = memory, 0.0, 0.0, 0.0
-        self.arrived, self._counted = 0, 0
-        self.coming = float(self._until[-1])
-
-    def remaining(self, now: float) -> float:
-        """Arrivals still to come at `now`."""
-        at = self._expected_until(now)
-        fade = math.exp(-max(now - self._now, 0.0) / self._memory)
-        self._seen = self._seen * fade + (self.arrived - self._counted)
-        self._expected = self._expected * fade + at - self._expected_until(self._now)
-        self._counted, self._now = self.arrived, now
-        ratio = (self._seen + self._prior * fade) / (self._expected + self._prior * fade)
-        self._prior *= fade
-        self.coming = ratio * (float(self._until[-1]) - at)
-        return self.coming
-
-    def _expected_until(self, now: float) -> float:
-        slots = np.linspace(0.0, 1.0, self._until.size)
-        return float(np.interp(now, slots, self._until))
-
-
-class _CostFactor:
-    """Paid ÷ predicted costs of settled offers, discounted, and started at 1 with some weight."""
-
-    def __init__(self, offers: float) -> None:
-        self._offers, self._paid, self._predicted = offers, 0.0, 0.0
-        self._prior = 0.0
-
-    @property
-    def factor(self) -> float:
-        """To multiply predicted costs with, in [1/3, 3]."""
-        if self._predicted + self._prior <= 0:
-            return 1.0
-        return min(max((self._paid + self._prior) / (self._predicted + self._prior), 1 / 3), 3.0)
-
-    def add(self, predicted: FloatArray, paid: FloatArray) -> None:
-        """Outcomes of offers; rows that cost nothing say nothing."""
-        offers = int(np.count_nonzero(predicted > 0))
-        if not offers:
-            return
-        fade = math.exp(-offers / self._offers)
-        self._paid = self._paid * fade + float(paid.sum())
-        self._predicted = self._predicted * fade + float(predicted.sum())
-        self._prior = max(self._prior, 0.25 * self._offers * float(predicted.sum()) / offers)
+def _costs(name: str, values: ArrayLike, shape: tuple[int, ...]) -> FloatArray:
+    """`values` as finite float64 of `shape`, ≥ 0 and 0 in column 0."""
+    costs = finite_matrix(name, values, shape).astype(np.float64, copy=False)
+    bad = costs < 0
+    bad[:, 0] = costs[:, 0] != 0
+    refuse_where(name, costs, bad, "must be ≥ 0, and 0 in column 0, which is doing nothing")
+    return costs

@@ -13,7 +13,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qiance.evaluate.ope import Estimate, GateResult, IntervalKind
+from qiance.evaluate.arrays import FloatArray
+from qiance.evaluate.ope import (
+    BanditLog,
+    Estimate,
+    GateResult,
+    IntervalKind,
+    clears_gate,
+    difference,
+    estimate,
+)
 
 app = typer.Typer(help="Estimate what a policy would have earned, before it is live.", no_args_is_help=True)
 
@@ -23,6 +32,16 @@ DEFAULT = ("auto", "sndr", "snipw", "ipw")
 @app.callback()
 def root() -> None:
     """Nothing is done at import."""
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """How intervals are made."""
+
+    confidence: float
+    seed: int
+    interval: IntervalKind
+    reward_range: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -62,7 +81,8 @@ def ope(
     estimator: Annotated[
         list[str] | None,
         typer.Option(
-            help="May be repeated: auto, ipw, clipped-ipw, snipw, dm, dr, sndr, greg, switch-dr, dros, mrdr."
+            help="May be repeated: auto, ipw, clipped-ipw, snipw, dm, dr, sndr, greg, switch-dr, dros, mrdr; "
+            "the improvement is by the first."
         ),
     ] = None,
     reward_model: Annotated[
@@ -75,7 +95,10 @@ def ope(
     confidence: Annotated[float, typer.Option(help="Of the intervals, between 0 and 1.")] = 0.95,
     interval: Annotated[
         IntervalKind,
-        typer.Option(help="default; bernstein holds for every sample size, anytime also while you watch."),
+        typer.Option(
+            help="Of values and of the improvement: default; bernstein holds for every sample size, anytime "
+            "also while you watch."
+        ),
     ] = "default",
     reward_range: Annotated[
         tuple[float, float] | None,
@@ -91,11 +114,11 @@ def ope(
     """Estimate the value per decision of policies from a log of decisions with known propensities.
 
     Nothing goes live. Each estimate has an interval; the notes below the table say what the log cannot answer
-    and what to do about it. With --baseline the improvement must clear --margin to pass the gate.
+    and what to do about it. With --baseline the improvement must clear --margin to pass the gate. Ends with 1
+    where the gate is closed for any of the policies.
     """
     from qiance.cli.policy_source import matrix_of, policy_of, read_log
     from qiance.cli.stages import Stages
-    from qiance.evaluate.ope import clears_gate, difference, estimate
     from qiance.evaluate.ope_models import fit_reward_model
 
     stages = Stages(Console(stderr=True))
@@ -110,6 +133,7 @@ def ope(
             if reward_model
             else fit_reward_model(given.log, len(given.arms), seed=seed)
         )
+    ask = _Ask(confidence, seed, interval, reward_range)
     found = []
     with stages.stage("estimating") as stage:
         live = policy_of(given, baseline) if baseline else None
@@ -118,28 +142,35 @@ def ope(
             probs = policy_of(given, text)
             # MRDR fits a model of its own kind unless one was brought.
             models = {n: None if n == "mrdr" and not reward_model else model for n in names}
-            estimates = tuple(
-                estimate(
-                    given.log,
-                    probs,
-                    models[name],
-                    name,
-                    confidence,
-                    seed,
-                    interval=interval,
-                    reward_range=reward_range,
-                )
-                for name in names
-            )
-            gain = (
-                None if live is None else difference(given.log, probs, live, model, "auto", confidence, seed)
-            )
-            gate = None if gain is None else clears_gate(gain, margin)
-            found.append(_Judged(text, estimates, gain, gate))
+            found.append(_judge(text, given.log, (probs, live), models, margin, ask))
     if as_json:
         typer.echo(json.dumps(_document(given.reward, baseline, found), ensure_ascii=False, allow_nan=False))
     else:
         _print(Console(), given.reward, baseline, found)
+    if any(one.gate is not None and not one.gate.passed for one in found):
+        raise typer.Exit(1)
+
+
+def _judge(
+    policy: str,
+    log: BanditLog,
+    probs: tuple[FloatArray, FloatArray | None],
+    models: dict[str, FloatArray | None],
+    margin: float,
+    ask: _Ask,
+) -> _Judged:
+    """Estimates by the estimators named in `models`; the improvement by the first of them."""
+    chosen, live = probs
+    numbers, how = (ask.confidence, ask.seed), ask.interval
+    estimates = tuple(
+        estimate(log, chosen, model, name, *numbers, interval=how, reward_range=ask.reward_range)
+        for name, model in models.items()
+    )
+    if live is None:
+        return _Judged(policy, estimates)
+    name, model = next(iter(models.items()))
+    gain = difference(log, chosen, live, model, name, *numbers, interval=how, reward_range=ask.reward_range)
+    return _Judged(policy, estimates, gain, clears_gate(gain, margin))
 
 
 def _document(reward: str, baseline: str | None, found: list[_Judged]) -> dict[str, Any]:
@@ -173,7 +204,8 @@ def _print(console: Console, reward: str, baseline: str | None, found: list[_Jud
         for number, e in enumerate(one.estimates):
             table.add_row("" if number else escape(one.policy), _estimator(e), *_numbers(e))
         if one.improvement is not None:
-            table.add_row("", f"improvement over {escape(baseline or '')}", *_numbers(one.improvement))
+            label = f"improvement over {escape(baseline or '')}, {_estimator(one.improvement)}"
+            table.add_row("", label, *_numbers(one.improvement))
         table.add_section()
     console.print(table)
     console.print(_health(found))

@@ -26,14 +26,7 @@ from qiance.evaluate.inference import (
 )
 from qiance.evaluate.ope_diagnostics import Diagnostics, diagnose, worse_of
 from qiance.evaluate.ope_estimators import ESTIMATORS, Terms, mrdr_weight, terms_of
-from qiance.evaluate.ope_intervals import (
-    Range,
-    bernstein_bound,
-    betting_bound,
-    independent_rows,
-    known_range,
-    two_sided,
-)
+from qiance.evaluate.ope_intervals import Range, certain_interval
 from qiance.evaluate.ope_models import fit_reward_model
 from qiance.evaluate.ope_result import Estimate, GateResult, clears_gate
 from qiance.evaluate.ope_tuning import RowEstimate, belief
@@ -50,8 +43,9 @@ __all__ = [
 ]
 
 IntervalKind = Literal["default", "normal", "bootstrap", "bernstein", "anytime"]
-# What "auto" becomes: between the generalised regression estimator and the direct method.
-BLEND = "blend"
+AUTO = "auto"
+# These hold for every sample size, and are made from the weights and rewards alone, whatever the estimator.
+_CERTAIN = ("bernstein", "anytime")
 # Fewer effective units than this cannot tell how well the model scales.
 _LEAST_TO_RESCALE = 20.0
 
@@ -70,7 +64,7 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
-    """point: the answer; centre: what the interval is of, by the estimator `by`; shares: of a blend."""
+    """point: the answer; centre: what the interval is of, by the estimator `by`; shares: of "auto"."""
 
     point: RowEstimate
     centre: RowEstimate
@@ -106,7 +100,8 @@ def estimate(
         units. Estimators that give up some truth for less variance (clipped-ipw, switch-dr, dros, and auto)
         have the interval of one that does not, stretched to hold the value. "normal" and "bootstrap" are the
         plain ones. "bernstein" holds for every sample size, "anytime" also for every moment at which one may
-        look; both are for independent rows in the order in which they came, and much wider.
+        look; both are for independent rows in the order in which they came, and much wider. They are those of
+        ipw, stretched to hold the value.
     reward_range: (least, largest) possible reward, for "bernstein" and "anytime"; not needed for 0 and 1.
     parameter: of clipped-ipw, switch-dr (both a weight) and dros (a squared weight); None: chosen by the log.
     ValueError names the array, row and value that is wrong, and refuses a log in which the policy's actions
@@ -115,7 +110,7 @@ def estimate(
     asked = _Asked(_known(estimator), confidence, seed, interval, reward_range, parameter)
     units = _checked(asked, log)
     terms, diagnostics = _prepare("policy_probs", log, policy_probs, reward_model, asked, units)
-    return _with_interval(_found(terms, None, asked), terms, units, diagnostics, asked)
+    return _with_interval(_found(terms, None, asked), terms, None, diagnostics, asked)
 
 
 def difference(
@@ -127,21 +122,18 @@ def difference(
     confidence: float = 0.95,
     seed: int = 0,
     *,
-    interval: Literal["default", "normal", "bootstrap"] = "default",
+    interval: IntervalKind = "default",
+    reward_range: Range | None = None,
     parameter: float | None = None,
 ) -> Estimate:
     """Improvement of a policy over a baseline (the live policy) on the same log.
 
     Arguments as for `estimate`; baseline_probs: `[n, n_actions]`. Both are estimated from the same rows, so
     the interval is that of the per-row difference of their influences, which is narrower than two separate
-    intervals wherever the policies agree. Diagnostics are the worse of the two, field by field.
+    intervals wherever the policies agree. Diagnostics are the worse of the two, field by field. "anytime" is
+    here that of `ope_sequence.difference_sequence`, for which rows need not be independent.
     """
-    if interval in ("bernstein", "anytime"):
-        raise ValueError(
-            f"interval: {interval!r} is for a policy's value; for a difference use default, normal or "
-            "bootstrap"
-        )
-    asked = _Asked(_known(estimator), confidence, seed, interval, None, parameter)
+    asked = _Asked(_known(estimator), confidence, seed, interval, reward_range, parameter)
     units = _checked(asked, log)
     terms, of_policy = _prepare("policy_probs", log, policy_probs, reward_model, asked, units)
     base, of_baseline = _prepare("baseline_probs", log, baseline_probs, reward_model, asked, units)
@@ -151,17 +143,13 @@ def difference(
             "as policy_probs"
         )
     found = _found(terms, base, asked)
-    judged = _with_interval(found, terms, units, worse_of(of_policy, of_baseline), asked)
-    return replace(judged, baseline_value=_blend_value(base, asked, found.shares))
+    judged = _with_interval(found, terms, base, worse_of(of_policy, of_baseline), asked)
+    return replace(judged, baseline_value=_baseline_value(base, asked, found.shares))
 
 
 def _known(name: str) -> str:
-    if name in ("auto", BLEND):
-        return BLEND
-    if name not in ESTIMATORS:
-        raise ValueError(
-            f"estimator: {name!r} is not known; choose one of {', '.join(['auto', *ESTIMATORS])}"
-        )
+    if name not in (AUTO, *ESTIMATORS):
+        raise ValueError(f"estimator: {name!r} is not known; choose one of {', '.join([AUTO, *ESTIMATORS])}")
     return name
 
 
@@ -172,7 +160,7 @@ def _checked(asked: _Asked, log: BanditLog) -> Units:
             f"interval: {asked.interval!r} is not known; choose one of {', '.join(get_args(IntervalKind))}"
         )
     if asked.parameter is not None:
-        if asked.estimator == BLEND or not ESTIMATORS[asked.estimator].tuned:
+        if asked.estimator == AUTO or not ESTIMATORS[asked.estimator].tuned:
             tuned = ", ".join(name for name, one in ESTIMATORS.items() if one.tuned)
             raise ValueError(f"parameter: {asked.estimator} has none; only {tuned} have one")
         if not asked.parameter >= 0:
@@ -192,8 +180,8 @@ def _prepare(
     probs = checked_policy(array, policy_probs, log)
     model = None if reward_model is None else checked_model(reward_model, probs.shape)
     plain = terms_of(log, probs, None, units, asked.parameter)
-    needs_model = asked.estimator == BLEND or ESTIMATORS[asked.estimator].needs_model
-    needs_overlap = asked.estimator == BLEND or ESTIMATORS[asked.estimator].needs_overlap
+    needs_model = asked.estimator == AUTO or ESTIMATORS[asked.estimator].needs_model
+    needs_overlap = asked.estimator == AUTO or ESTIMATORS[asked.estimator].needs_overlap
     if needs_overlap and not plain.weight.any():
         raise ValueError(
             f"{array}: no overlap: the policy gives probability 0 to the logged action in every row (row 0: "
@@ -214,8 +202,9 @@ def _found(terms: Terms, base: Terms | None, asked: _Asked) -> _Found:
         found = ESTIMATORS[name].rows(terms)
         return found if base is None else found - ESTIMATORS[name].rows(base)
 
-    if asked.estimator != BLEND:
-        point, by = rows(asked.estimator), ESTIMATORS[asked.estimator].centre
+    certain = "ipw" if asked.interval in _CERTAIN else ""
+    if asked.estimator != AUTO:
+        point, by = rows(asked.estimator), certain or ESTIMATORS[asked.estimator].centre
         return _Found(point, rows(by) if by else point, by or asked.estimator)
     enough = min(_effective(one) for one in (terms, base or terms)) >= _LEAST_TO_RESCALE
     by = "greg" if enough else "sndr"
@@ -223,10 +212,11 @@ def _found(terms: Terms, base: Terms | None, asked: _Asked) -> _Found:
     share = belief(unbiased, direct, terms.units)
     shares = ((by, 1 - share), ("dm", share))
     value = unbiased.value + share * (direct.value - unbiased.value)
-    return _Found(RowEstimate(value, unbiased.influence), unbiased, by, shares)
+    centre = rows(certain) if certain else unbiased
+    return _Found(RowEstimate(value, unbiased.influence), centre, certain or by, shares)
 
 
-def _blend_value(base: Terms, asked: _Asked, shares: tuple[tuple[str, float], ...]) -> float:
+def _baseline_value(base: Terms, asked: _Asked, shares: tuple[tuple[str, float], ...]) -> float:
     """The baseline's own value, by the shares that its difference was taken with."""
     if not shares:
         return ESTIMATORS[asked.estimator].rows(base).value
@@ -240,15 +230,15 @@ def _effective(terms: Terms) -> float:
 
 
 def _with_interval(
-    found: _Found, terms: Terms, units: Units, diagnostics: Diagnostics, asked: _Asked
+    found: _Found, terms: Terms, base: Terms | None, diagnostics: Diagnostics, asked: _Asked
 ) -> Estimate:
-    error, low, high = _interval(found, terms, units, asked)
+    error, low, high = _interval(found, terms, base, asked)
     notes = _notes(found, error, asked)
     if notes:
         diagnostics = replace(diagnostics, warnings=(*diagnostics.warnings, *notes))
     value = found.point.value
     if found.shares:
-        # The unbiased interval outranks the model: the blend does not leave it.
+        # The unbiased interval outranks the model: "auto" does not leave it.
         value = min(max(value, low), high)
     return Estimate(
         value=value,
@@ -265,15 +255,14 @@ def _with_interval(
     )
 
 
-def _interval(found: _Found, terms: Terms, units: Units, asked: _Asked) -> tuple[float, float, float]:
+def _interval(found: _Found, terms: Terms, base: Terms | None, asked: _Asked) -> tuple[float, float, float]:
     """(standard error, low, high) around the centre."""
-    centre, kind = found.centre, asked.interval
+    centre, kind, units = found.centre, asked.interval, terms.units
     error = standard_error(centre.influence, units)
-    if kind in ("bernstein", "anytime"):
-        independent_rows(units, kind)
-        bound = bernstein_bound if kind == "bernstein" else betting_bound
-        span = known_range(terms.reward, asked.span)
-        return error, *two_sided(bound, terms.weight, terms.reward, span, asked.confidence)
+    if kind in _CERTAIN:
+        weights = (terms.weight, None if base is None else base.weight)
+        span, confidence = asked.span, asked.confidence
+        return error, *certain_interval(kind, *weights, terms.reward, units, span, confidence)
     if kind == "normal":
         return error, *normal_interval(centre.value, error, asked.confidence)
     how = ESTIMATORS[found.by].interval
@@ -286,7 +275,10 @@ def _interval(found: _Found, terms: Terms, units: Units, asked: _Asked) -> tuple
 
 
 def _notes(found: _Found, error: float, asked: _Asked) -> list[str]:
-    if asked.estimator == "dm" and asked.interval not in ("bernstein", "anytime"):
+    if asked.interval in _CERTAIN:
+        of_model = "the interval is that of ipw; the value is that of dm, with the error of the reward model"
+        return [of_model] if asked.estimator == "dm" else []
+    if asked.estimator == "dm":
         return ["the interval of dm covers the sampling of users, not the error of the reward model"]
     if error == 0.0:
         return ["the rewards that carry weight do not vary, so the interval has no width: do not rely on it"]

@@ -14,10 +14,11 @@ class Estimate:
     """An off-policy estimate with its two-sided interval at `confidence`.
 
     value, low, high, std_error: per decision, in the units of the reward; std_error is that of the interval.
-    estimator: the one used; "blend" where it was chosen by the log, and `shares` then says of what.
+    estimator: the one asked for; where it is "auto", `shares` says of which others it was made.
     baseline_value: None for a policy's value; for a difference the estimated value of the baseline, and
     `value` is the policy's value minus it.
-    interval: how the interval was made, and `centre` by which estimator, where that is another one.
+    interval: how the interval was made, and `centre` by which estimator, where that is another one;
+    "bernstein" and "anytime" are those of ipw.
     parameter: the clip, threshold or shrinkage that was used, where the estimator has one.
     """
 
@@ -55,7 +56,7 @@ def clears_gate(
     improvement: from `difference`. margin: in the units of the reward, per decision; the lower bound must be
     greater. The interval cannot see its own blind spots, so the gate also asks for enough effective decisions
     (identical rewards in a handful of rows give an interval without width), for little probability on actions
-    never logged, and for another estimator than dm, whose interval leaves the model's error out.
+    never logged, and for another estimator than dm, whose value has the model's error.
     """
     if improvement.baseline_value is None:
         raise ValueError(
@@ -66,7 +67,7 @@ def clears_gate(
     health = improvement.diagnostics
     reason = ""
     if improvement.estimator == "dm":
-        reason = "the interval of dm leaves out the error of the reward model; use sndr or dr"
+        reason = "dm is no better than its reward model, whose error is in no interval; use sndr or dr"
     elif health.effective_sample_size < min_effective_sample_size:
         size = health.effective_sample_size
         reason = (

@@ -10,12 +10,7 @@ from numpy.typing import NDArray
 
 from qiance.evaluate.arrays import FloatArray, IndexArray, fraction
 from qiance.evaluate.bandit_log import BanditLog, checked_policy
-from qiance.evaluate.ope_intervals import Range, known_range
-
-# Rates of the exponential supermartingales that share the error: small ones for long and noisy logs.
-_RATES = np.geomspace(3e-3, 0.75, 12)
-# ψ(λ) = −ln(1 − λ) − λ
-_PRICE = -np.log1p(-_RATES) - _RATES
+from qiance.evaluate.ope_intervals import Range, drifting_bounds, known_range
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,14 +47,8 @@ def difference_sequence(
     mean improvement on the decisions that were logged; for other users see `difference`.
 
     Rewards r are put on [0, 1]; x_i = π/p · r + b/p · (1 − r) is ≥ 0, and given the past its mean is 1 + the
-    improvement on row i. For every rate λ in (0, 1)
-
-        exp(λ Σ (x_i − E x_i) − ψ(λ) Σ (x_i − 1)²),  ψ(λ) = −ln(1 − λ) − λ
-
-    is a supermartingale, which bounds Σ E x_i from below by Ville's inequality; the best of 12 rates is
-    taken, each with its share of the error. The upper bound is that of the baseline over the policy.
-    Source: Howard, Ramdas, McAuliffe & Sekhon, Ann. Stat. 49 (2021), 1055-1080 (empirical Bernstein); for
-    policies: Waudby-Smith, Wu, Ramdas, Karampatziakis & Mineiro, ACM/IMS J. Data Sci. 1 (2024), 3.
+    improvement on row i. `ope_intervals.drifting_bounds` bounds that from below; the upper bound is that of
+    the baseline over the policy.
     """
     error = 1.0 - fraction("confidence", confidence, open_ends=True)
     row = np.arange(len(log))
@@ -69,8 +58,8 @@ def difference_sequence(
     )
     marks, (least, most) = _checked_ends(ends, len(log)), known_range(log.reward, reward_range)
     reward = (log.reward - least) / (most - least)
-    low = _lower(mine * reward + base * (1.0 - reward), error / 2)[marks - 1]
-    high = -_lower(base * reward + mine * (1.0 - reward), error / 2)[marks - 1]
+    low = drifting_bounds(mine * reward + base * (1.0 - reward), error / 2)[marks - 1] - 1.0
+    high = 1.0 - drifting_bounds(base * reward + mine * (1.0 - reward), error / 2)[marks - 1]
     # Few rows of much weight can lead the plain estimate out of what is possible.
     value = np.clip(np.cumsum((mine - base) * reward)[marks - 1] / marks, -1.0, 1.0)
     width = most - least
@@ -88,14 +77,3 @@ def _checked_ends(ends: IndexArray, rows: int) -> IndexArray:
     if marks.ndim != 1 or not marks.size or marks[0] < 1 or marks[-1] > rows or (np.diff(marks) < 0).any():
         raise ValueError(f"ends: {marks.tolist()[:10]} must be ascending numbers of rows in [1, {rows}]")
     return marks
-
-
-def _lower(values: FloatArray, error: float) -> FloatArray:
-    """`[n]` lower bounds, after each row, of the mean of E x_i − 1 for `values` x `[n]` ≥ 0."""
-    moved = values - 1.0
-    total, spread = np.cumsum(moved), np.cumsum(np.square(moved))
-    length = np.log(_RATES.size / error)
-    best = np.full(values.size, -np.inf)
-    for rate, price in zip(_RATES, _PRICE, strict=True):
-        np.maximum(best, total - (price * spread + length) / rate, out=best)
-    return np.asarray(best / np.arange(1, values.size + 1))

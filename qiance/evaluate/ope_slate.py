@@ -7,14 +7,16 @@ slot.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from numpy.typing import ArrayLike
 
 from qiance.evaluate.arrays import fraction
+from qiance.evaluate.ope_overlap import Words
 from qiance.evaluate.ope_result import Estimate
 from qiance.evaluate.ope_trajectory import (
+    StepEstimator,
     Steps,
     TrajectoryLog,
     doubly_robust,
@@ -52,19 +54,18 @@ def pseudo_inverse(steps: Steps) -> RowEstimate:
     return mean_rows(factor * steps.reward.sum(axis=1))
 
 
-SLATE: Mapping[str, tuple[Callable[[Steps], RowEstimate], bool]] = MappingProxyType(
+SLATE: Mapping[str, StepEstimator] = MappingProxyType(
     {
-        "sips": (whole, False),
-        "iips": (independent, False),
-        "rips": (per_decision, False),
-        "snrips": (weighted, False),
-        "pi": (pseudo_inverse, False),
-        "cascade-dr": (doubly_robust, True),
+        "sips": StepEstimator(whole),
+        "iips": StepEstimator(independent, overlap="each"),
+        "rips": StepEstimator(per_decision),
+        "snrips": StepEstimator(weighted),
+        "pi": StepEstimator(pseudo_inverse, overlap="each"),
+        "cascade-dr": StepEstimator(doubly_robust, needs_model=True),
     }
 )
-"""Name → (estimator, whether it needs the value model): sips for users of whom nothing is assumed, rips,
-snrips and cascade-dr for those who read from the top, iips for those who look at each slot by itself, pi for
-a sum."""
+"""sips for users of whom nothing is assumed, rips, snrips and cascade-dr for those who read from the top,
+iips for those who look at each slot by itself, pi for a sum."""
 
 
 def estimate_slates(
@@ -84,13 +85,14 @@ def estimate_slates(
     estimator: sips, iips, rips (reward interaction: McInerney et al., KDD 2020, 1779-1788), snrips (the same,
         self-normalised), pi, cascade-dr (Kiyohara et al., WSDM 2022, 487-497).
 
-    Interval and errors as `estimate_trajectories`. Diagnostics are of the weights that the estimator uses.
+    Interval and errors as `estimate_trajectories`. A slot without overlap is refused: iips and pi need it in
+    each slot by itself, the others given the slots above. Diagnostics are of the weights that are used.
     """
-    found, needs_model = looked_up(SLATE, estimator)
+    found = looked_up(SLATE, estimator)
     fraction("confidence", confidence, open_ends=True)
-    if needs_model and (logged_model is None or policy_model is None):
+    if found.needs_model and (logged_model is None or policy_model is None):
         raise ValueError(f"estimator: {estimator!r} needs logged_model and policy_model [n, L]")
-    steps = steps_of(log, policy_probs, logged_model, policy_model, 1.0)
-    alone = estimator in ("iips", "pi")
-    weight = steps.ratio.mean(axis=1) if alone else steps.weight[:, -1]
-    return judged(found(steps), estimator, weight, log.units(), confidence)
+    words = Words("lists", "slot")
+    steps = steps_of(log, policy_probs, logged_model, policy_model, 1.0, found, words)
+    weight = steps.ratio.mean(axis=1) if found.overlap == "each" else steps.weight[:, -1]
+    return judged(found.rows(steps), estimator, weight, log.units(), confidence)

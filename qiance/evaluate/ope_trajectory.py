@@ -3,7 +3,7 @@
 Notation: trajectory i has rewards r_it, propensities p_it of the logged actions and the policy's
 probabilities π_it of them; ρ_it = Π_{s ≤ t} π_is / p_is is the weight up to step t, ρ_i,−1 = 1; γ is the
 discount; the value model says q_it = Q(s_it, a_it) and v_it = Σ_a π(a|s_it) Q(s_it, a). Where actions are
-numbers, densities take the place of probabilities: only their ratio counts, see `density_pair`.
+numbers, densities take the place of probabilities: only their ratio counts, see `ope_densities`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,11 +20,11 @@ from qiance.evaluate.arrays import FloatArray, IndexArray, finite_matrix, fracti
 from qiance.evaluate.bandit_log import BanditLog
 from qiance.evaluate.inference import Units, influence_freedom, standard_error, student_interval, units_of
 from qiance.evaluate.ope_diagnostics import diagnose
+from qiance.evaluate.ope_overlap import Words, refuse_gap
 from qiance.evaluate.ope_result import Estimate
 from qiance.evaluate.ope_tuning import RowEstimate, mean_rows
 
 _T = TypeVar("_T")
-_FAR = 150.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,17 +141,31 @@ def direct(steps: Steps) -> RowEstimate:
     return mean_rows(steps.policy_model[:, 0])
 
 
-SEQUENTIAL: Mapping[str, tuple[Callable[[Steps], RowEstimate], bool]] = MappingProxyType(
+@dataclass(frozen=True, slots=True)
+class StepEstimator:
+    """An entry of `SEQUENTIAL` or `SLATE`.
+
+    rows: the estimate. needs_model: the value model is used. overlap: what the log must hold, or it is
+    refused: at every step some trajectory with weight up to it; in each by itself, whatever came before; or
+    none. The doubly robust need it too: without, they would be the model alone under an interval that leaves
+    the model's error out.
+    """
+
+    rows: Callable[[Steps], RowEstimate]
+    needs_model: bool = False
+    overlap: Literal["along", "each", "none"] = "along"
+
+
+SEQUENTIAL: Mapping[str, StepEstimator] = MappingProxyType(
     {
-        "is": (whole, False),
-        "pdis": (per_decision, False),
-        "wpdis": (weighted, False),
-        "dm": (direct, True),
-        "dr": (doubly_robust, True),
-        "wdr": (weighted_doubly_robust, True),
+        "is": StepEstimator(whole),
+        "pdis": StepEstimator(per_decision),
+        "wpdis": StepEstimator(weighted),
+        "dm": StepEstimator(direct, needs_model=True, overlap="none"),
+        "dr": StepEstimator(doubly_robust, needs_model=True),
+        "wdr": StepEstimator(weighted_doubly_robust, needs_model=True),
     }
 )
-"""Name → (estimator, whether it needs the value model)."""
 
 
 def estimate_trajectories(
@@ -171,7 +185,8 @@ def estimate_trajectories(
 
     The interval is Student-t with the standard error of the per-trajectory influence, clustered by
     `log.cluster`; that of dm leaves out the error of the model. Diagnostics are of the whole trajectories'
-    weights: long trajectories leave few that count. ValueError names the array, row and value that is wrong.
+    weights: long trajectories leave few that count. ValueError names the array, row and value that is wrong,
+    and refuses a log without overlap at some step (`ope_overlap.refuse_gap`), which dm alone does not need.
     """
     fraction("confidence", confidence, open_ends=True)
     steps, rows = _estimated(log, policy_probs, logged_model, policy_model, estimator, discount)
@@ -207,12 +222,13 @@ def _estimated(
     estimator: str,
     discount: float,
 ) -> tuple[Steps, RowEstimate]:
-    found, needs_model = looked_up(SEQUENTIAL, estimator)
+    found = looked_up(SEQUENTIAL, estimator)
     fraction("discount", discount)
-    if needs_model and (logged_model is None or policy_model is None):
+    if found.needs_model and (logged_model is None or policy_model is None):
         raise ValueError(f"estimator: {estimator!r} needs logged_model and policy_model [n, T]; see fitted_q")
-    steps = steps_of(log, policy_probs, logged_model, policy_model, discount)
-    return steps, found(steps)
+    words = Words(model_only="dm" if found.needs_model else "")
+    steps = steps_of(log, policy_probs, logged_model, policy_model, discount, found, words)
+    return steps, found.rows(steps)
 
 
 def steps_of(
@@ -221,18 +237,20 @@ def steps_of(
     logged_model: ArrayLike | None,
     policy_model: ArrayLike | None,
     discount: float,
+    asked: StepEstimator,
+    words: Words,
 ) -> Steps:
-    """Checked arrays, cumulated and discounted."""
+    """Checked arrays, cumulated and discounted; refused where they lack the overlap that is asked for."""
     probs = log.checked("policy_probs", policy_probs, 1.0)
     refuse_where("policy_probs", probs, (probs < 0) | (probs > 1), "must be in [0, 1], a probability")
     ratio = probs / log.propensity
     weight = np.asarray(np.cumprod(ratio, axis=1), dtype=np.float64)
-    if not weight[:, 0].any():
-        raise ValueError(
-            "policy_probs: no overlap: the policy never takes the first action that was logged (row 0: 0.0), "
-            "so the log says nothing about it; log more exploration"
-        )
     before = np.hstack([np.ones((len(weight), 1)), weight[:, :-1]])
+    inside = log.inside(ratio.shape[1])
+    if asked.overlap == "along":
+        refuse_gap(probs, before, weight, inside, words)
+    elif asked.overlap == "each":
+        refuse_gap(probs, np.ones_like(ratio), ratio, inside, words)
     factor = discount ** np.arange(weight.shape[1])
     zeros = np.zeros_like(weight)
     logged = zeros if logged_model is None else log.checked("logged_model", logged_model, 0.0)
@@ -248,6 +266,9 @@ def judged(rows: RowEstimate, name: str, weight: FloatArray, units: Units, confi
     # One action that everybody takes: support is judged where actions are known, which is not here.
     log = BanditLog(np.zeros(len(weight), np.int64), np.zeros(len(weight)), np.ones(len(weight)))
     health = diagnose(log, np.ones((len(weight), 1)), weight, units)
+    if name == "dm":
+        note = "the interval of dm covers the sampling of trajectories, not the error of the value model"
+        health = replace(health, warnings=(*health.warnings, note))
     return Estimate(rows.value, low, high, name, health, confidence, error)
 
 
@@ -257,25 +278,11 @@ def looked_up(table: Mapping[str, _T], name: str) -> _T:
     return table[name]
 
 
-def density_pair(logged: ArrayLike, policy: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """(propensity, policy_probs) in (0, 1] and [0, 1] with the ratios of two log-densities, `[n, T]` each.
-
-    Both are divided by the larger one. Weights that no log supports are kept within what can be computed
-    with: those beyond e^150 count as that, and where all first ones would be 0, they are raised alike.
-    """
-    log_p, log_pi = (finite_matrix(name, x) for name, x in (("logged", logged), ("policy", policy)))
-    weight = np.cumsum(log_pi - log_p, axis=1)
-    weight = np.minimum(weight + max(0.0, -_FAR - float(weight[:, 0].max())), _FAR)
-    ratio = np.diff(weight, axis=1, prepend=0.0)
-    return np.exp(-np.clip(ratio, 0.0, 2 * _FAR)), np.exp(np.minimum(ratio, 0.0))
-
-
 def _normalised(weight: FloatArray, outcome: FloatArray) -> RowEstimate:
     """Σ_t of weighted means, with the leave-one-out influence of each (see `ope_estimators`)."""
     total = weight.sum(axis=0)
-    safe = np.where(total > 0, total, 1.0)
-    mean = (weight * outcome).sum(axis=0) / safe
-    share = weight / safe
+    mean = (weight * outcome).sum(axis=0) / total
+    share = weight / total
     if float(share.max()) > 1 - 1e-9:
         row, step = (int(i) for i in np.unravel_index(int(share.argmax()), share.shape))
         raise ValueError(

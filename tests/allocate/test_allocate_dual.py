@@ -84,12 +84,14 @@ def brute_force(value, cost, budget):
     return best
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(12))
-def test_bound_holds_against_every_integral_allocation(seed):
-    value, cost, budget, _ = make_problem(6, 3, 1 + seed % 2, seed, "integer")
+def test_small_problems_are_solved_to_the_best_of_every_integral_allocation(seed, kind):
+    value, cost, budget, _ = make_problem(6, 3, 1 + seed % 2, seed, kind)
     best = brute_force(value, cost, budget)
     found = allocate(value, cost, budget)
     assert found.value <= best + 1e-9 <= found.bound + 2e-9
+    assert found.value >= (1 - 2e-5) * best - 1e-9  # as docs/allocation.md promises
 
 
 def test_loose_budget_gives_everybody_the_best_and_a_price_of_zero():

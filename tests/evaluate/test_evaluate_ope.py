@@ -392,8 +392,8 @@ def test_one_user_gives_no_interval():
         ValueError, match="'anytime' is for independent rows, and cluster has 2 units for 3 rows"
     ):
         estimate(pairs, HALF, interval="anytime")
-    with pytest.raises(ValueError, match="'bernstein' is for a policy's value"):
-        difference(BanditLog(**LOG), HALF, HALF, interval="bernstein")
+    with pytest.raises(ValueError, match="'bernstein' is for independent rows"):
+        difference(pairs, HALF, HALF, interval="bernstein")
 
 
 def test_difference_names_the_baseline():

@@ -104,7 +104,7 @@ def test_auto_believes_a_right_model_and_not_a_wrong_one():
     for seed in range(40):
         log, policy, mean = world(1500, seed)
         found = estimate(log, policy, mean)
-        assert found.estimator == "blend"
+        assert found.estimator == "auto"
         assert found.centre == "greg"
         assert dict(found.shares)["dm"] == pytest.approx(1 - dict(found.shares)["greg"])
         errors["auto"].append(abs(found.value - target))
@@ -141,7 +141,7 @@ def test_auto_of_a_difference_blends_both_alike():
     log, policy, mean = world(1500, 6)
     uniform = np.full_like(policy, 1 / 8)
     gain = difference(log, policy, uniform, mean)
-    assert gain.estimator == "blend"
+    assert gain.estimator == "auto"
     share = dict(gain.shares)["dm"]
     value = [
         (1 - share) * estimate(log, p, mean, "greg").value + share * estimate(log, p, mean, "dm").value

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LinearRegression
 
+from qiance.evaluate.ope_densities import density_pair
 from qiance.evaluate.ope_fitted_q import fitted_q_numbers
 from qiance.evaluate.ope_result import clears_gate
 from qiance.evaluate.ope_trajectory import (
     TrajectoryLog,
-    density_pair,
     estimate_trajectories,
     trajectory_improvement,
 )
