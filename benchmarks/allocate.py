@@ -14,16 +14,15 @@ over families and seeds; `p99_us_worst` is the worst run's.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from benchmarks.allocating import learners
-from benchmarks.allocating.choosers import PLAN, FirstCome, Priced, Score, Table
+from benchmarks.allocating.choosers import FirstCome, Priced, Score
 from benchmarks.allocating.day import (
     BUDGET_SHARE,
     CAP,
@@ -36,14 +35,15 @@ from benchmarks.allocating.day import (
     draw_log,
 )
 from benchmarks.allocating.families import DEPTHS, FAMILIES, Response, strength
+from benchmarks.allocating.ours import UNSHRUNKEN, informed, small_log, table_of, valued
 from benchmarks.allocating.runner import Batch, Outcome, oracle_value, run_day
 from benchmarks.allocating.scale import measure_scale
+from benchmarks.allocating.summary import interval
 from benchmarks.harness import Args, PeerEnvironment, emit, log, parse, peer_environment
 from training.dose import DoseModel, DoseSettings
 
 CAUSALML = ("causalml==0.15.5", "lightgbm==4.6.0")
 PEERS = ("causalml_lp", "greedy_roi", "response_score", "article")
-UNSHRUNKEN = ("plain_mean", "point_estimate")
 TIMED = 1_000
 
 
@@ -85,57 +85,18 @@ def one(response: Response, seed: int, sizes: Sizes, peer: PeerEnvironment) -> R
     logged, day = draw_log(response, sizes.rows, seed), draw_day(response, sizes.arrivals, seed)
     model = learners.ours(logged, seed, sizes.dose)
     x = learners.queries(logged, day.x)
-    choosers = _valued(model, logged, day, x, seed, sizes) | _informed(model, logged, day, response, x)
+    choosers = valued(model, logged, day, x, seed, sizes.dose)
+    choosers |= informed(model, logged, day, response, x)
     choosers |= _peers(logged, day, x, seed, sizes, peer)
     outcomes = {name: run_day(day, chooser) for name, chooser in choosers.items()}
     return Result(outcomes, oracle_value(day), _seconds(model, logged, day))
 
 
-def _table(found: np.ndarray, logged: Log) -> Table:
-    plan = min(PLAN, len(logged.x))
-    return Table(found[plan:], found[:plan])
-
-
-def small(response: Response, seed: int, sizes: Sizes) -> dict[str, float]:
-    """Shares of the oracle with little known, of ours and of what it would be without shrinking."""
-    logged, day = draw_log(response, sizes.few, seed), draw_day(response, sizes.arrivals, seed)
-    model = learners.ours(logged, seed, sizes.dose)
-    choosers = _valued(model, logged, day, learners.queries(logged, day.x), seed, sizes)
-    oracle = oracle_value(day)
-    return {name: run_day(day, chooser).value / oracle for name, chooser in choosers.items()}
-
-
-def _valued(
-    model: DoseModel, logged: Log, day: Day, x: np.ndarray, seed: int, sizes: Sizes
-) -> dict[str, Priced]:
-    """The same control on our values, on them without shrinking, and on those of one fit."""
-    single = learners.ours(logged, seed, replace(sizes.dose, members=1, heads=0))
-    tables = {
-        "qiance": model.predict(x),
-        "plain_mean": model.predict(x, shrunken=False),
-        "point_estimate": single.predict(x),
-    }
-    return {name: Priced(_table(found, logged), logged, day, ahead=True) for name, found in tables.items()}
-
-
-def _informed(
-    model: DoseModel, logged: Log, day: Day, response: Response, x: np.ndarray
-) -> dict[str, Priced]:
-    """Ours without its look-ahead, and with the true responses."""
-    plan = min(PLAN, len(logged.x))
-    before = np.zeros(plan, dtype=np.bool_)
-    truth = Table(day.response, response(logged.x[:plan], DEPTHS, before))
-    return {
-        "no_look_ahead": Priced(_table(model.predict(x), logged), logged, day),
-        "known_response": Priced(truth, logged, day, ahead=True),
-    }
-
-
 def _peers(
     logged: Log, day: Day, x: np.ndarray, seed: int, sizes: Sizes, peer: PeerEnvironment
 ) -> dict[str, Any]:
-    score = _table(learners.response_model(logged, seed, sizes.trees)(x), logged)
-    network = _table(learners.article(logged, seed, sizes.epochs)(x), logged)
+    score = table_of(learners.response_model(logged, seed, sizes.trees)(x), logged)
+    network = table_of(learners.article(logged, seed, sizes.epochs)(x), logged)
     found: dict[str, Any] = {
         "greedy_roi": Priced(score, logged, day, best_ratio=True),
         "response_score": Score(score, logged, day),
@@ -144,7 +105,7 @@ def _peers(
     }
     if peer.python is not None:
         for name, table in learners.causalml(peer.python, logged, x).items():
-            found[f"causalml_{name}"] = Priced(_table(table, logged), logged, day)
+            found[f"causalml_{name}"] = Priced(table_of(table, logged), logged, day)
     return found
 
 
@@ -181,7 +142,7 @@ def best_share(result: Result, peer: str) -> float | None:
 def family_figures(results: Sequence[Result]) -> dict[str, Any]:
     """Of one family, over its seeds: shares of the oracle with 95 % t intervals, and ratios."""
     ours = [result.share("qiance") for result in results]
-    figures: dict[str, Any] = {"oracle_share": float(np.mean(ours)), **_interval(ours)}
+    figures: dict[str, Any] = {"oracle_share": float(np.mean(ours)), **interval(ours)}
     for name in ("plain_mean", "point_estimate", "no_look_ahead", "known_response"):
         figures[name] = float(np.mean([result.share(name) for result in results]))
     for name in UNSHRUNKEN:
@@ -194,16 +155,6 @@ def family_figures(results: Sequence[Result]) -> dict[str, Any]:
         ratios = [own / share for own, share in zip(ours, known, strict=False)]
         figures[f"vs_{peer}"] = float(np.median(ratios)) if known else None
     return figures
-
-
-def _interval(values: Sequence[float]) -> dict[str, float | None]:
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return {"low": None, "high": None}
-    half = float(t.ppf(0.975, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    middle = float(np.mean(values))
-    return {"low": middle - half, "high": middle + half}
 
 
 def summary(results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
@@ -226,24 +177,6 @@ def summary(results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
         figures[f"vs_{name}"] = float(np.median([found[f"vs_{name}"] for found in families.values()]))
     figures["spent"] = float(np.mean([outcome.spent for outcome in own]))
     return figures | {"families": families}
-
-
-def small_figures(found: Mapping[str, Sequence[Mapping[str, float]]]) -> dict[str, Any]:
-    """Of the small log: mean shares by family, and ours ÷ the others, median over families and seeds."""
-    every = [shares for of in found.values() for shares in of]
-    ratios = {
-        f"vs_{name}": float(np.median([shares["qiance"] / shares[name] for shares in every]))
-        for name in UNSHRUNKEN
-    }
-    won = {
-        f"better_than_{name}": sum(shares["qiance"] > shares[name] for shares in every) / len(every)
-        for name in UNSHRUNKEN
-    }
-    families = {
-        family: {name: float(np.mean([shares[name] for shares in of])) for name in of[0]}
-        for family, of in found.items()
-    }
-    return ratios | won | {"families": families}
 
 
 def _refused(outcomes: Sequence[Outcome]) -> float:
@@ -293,9 +226,7 @@ def measure(args: Args) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
     figures = summary(results)
     log(f"the same with {sizes.few:,} logged rows")
     seeds = range(args.seed, args.seed + sizes.seeds)
-    figures["small_log"] = {"rows": sizes.few} | small_figures(
-        {name: [small(response, seed, sizes) for seed in seeds] for name, response in FAMILIES.items()}
-    )
+    figures["small_log"] = small_log(sizes.few, sizes.arrivals, seeds, sizes.dose)
     log(f"allocating {sizes.scale:,} rows at once")
     figures["scale"] = measure_scale(sizes.scale, args.seed)
     protocol = {
