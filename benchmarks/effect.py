@@ -1,10 +1,10 @@
 """The response model on public sets, beside what else predicts responses: log loss, calibration, intervals.
 
 Open Bandit (clicks, six logs pooled), The Complete Journey (redemption of a campaign's coupons, spend while
-it runs) and Hillstrom (visit, conversion). Users are split, 10 times anew; features are of before the
-contact. The difference to a peer is paired by user. `deep` is DCN V2 of torch-rechub. `vs_deep` compares the
-rows a second that one network of each goes through; what a whole fit takes, with its 5 members and their
-trees, is `fit_s`.
+it runs) and Hillstrom (visit, conversion, and spend of those who buy). Users are split, 10 times anew;
+features are of before the contact. The difference to a peer is paired by user. `deep` is DCN V2 of
+torch-rechub. `vs_deep` compares the rows a second that one network of each goes through; what a whole fit
+takes, with its 5 members and their trees, is `fit_s`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NOT_IN_SMOKE = "not installed for --smoke"
 def measure(args: Args) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Figures, peers' figures, protocol."""
     every = tuple(SETS)
-    sets, missing = load_sets(args.pick(smoke=VALUE_ONLY, quick=every, full=every))
+    sets, missing = load_sets(args.pick(smoke=VALUE_ONLY[:1], quick=every, full=every))
     chosen = list(sets)
     python, missing["deep"] = _deep(args)
     seeds = args.pick(smoke=1, quick=2, full=10)
@@ -50,6 +50,8 @@ def measure(args: Args) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
     if "vs_deep" in figures:
         figures["ne_vs_deep"] = figures.pop("vs_deep")
     figures |= _speed(args, python)
+    for name in (name for name in chosen if name not in VALUE_ONLY):
+        figures[name]["rows_per_s"] = _rows_per_s(args, name)
     peers |= dict.fromkeys((*_sets_missing(missing), *(("deep",) if python is None else ())))
     protocol = {
         "rows": {name: len(sets[name]) for name in chosen},
@@ -145,6 +147,12 @@ def _speed(args: Args, python: str | None) -> dict[str, Any]:
     if deep:
         speed |= {"rows_per_s_deep": median_of(deep), "vs_deep": median_of(ours) / median_of(deep)}
     return speed
+
+
+def _rows_per_s(args: Args, name: str) -> float:
+    """Of one network on one thread, on another set than the peer's."""
+    limit, epochs = args.pick(smoke=2_000, quick=12_000, full=10**9), args.pick(smoke=1, quick=1, full=2)
+    return median_of(network_speed(name, None, limit, epochs, 1)[0])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -129,5 +129,7 @@ SETS: dict[str, Callable[[], ResponseRows]] = {
     "hillstrom_visit": lambda: hillstrom("click"),
     "hillstrom_conversion": lambda: hillstrom("conversion"),
     "journey_spend": journey_spend,
+    "hillstrom_spend": lambda: hillstrom("conversion"),
 }
-VALUE_ONLY = ("journey_spend",)  # nearly every household buys: only how much is a question
+# Whether it buys is another set's question, or none where nearly every household does: here, how much.
+VALUE_ONLY = ("journey_spend", "hillstrom_spend")

@@ -101,18 +101,20 @@ def _bounds(log_means: Floats, scores: Sequence[Floats], confidence: float) -> t
     # Rounded so that 0.05 · 20, which a float makes 1 + 2e-16, is the first rank and not the second.
     low = math.floor(round(tail * (count + 1), 9))
     high = math.ceil(round((1 - tail) * (count + 1), 9))
-    return _ranked(log_means, scores, low), _ranked(log_means, scores, high)
+    return _ranked(log_means, scores, low)[0], _ranked(log_means, scores, high)[1]
 
 
-def _ranked(log_means: Floats, scores: Sequence[Floats], rank: int) -> Floats:
-    """`[N]` the `rank`-th smallest of {log_means[:, k] + scores[k]} over all k; ∓∞ beyond their number.
+def _ranked(log_means: Floats, scores: Sequence[Floats], rank: int) -> tuple[Floats, Floats]:
+    """`[N]` below and above the `rank`-th smallest of {log_means[:, k] + scores[k]} over all k, by next to
+    nothing; ∓∞ beyond their number. Many purchases may be of one price: a bound on the wrong side of it would
+    miss all of them.
 
     By halving: how many lie at or below a value takes K binary searches; the union would be N times as long
     as all purchases.
     """
     count = sum(part.size for part in scores)
     if not 1 <= rank <= count:
-        return np.full(len(log_means), -np.inf if rank < 1 else np.inf)
+        return (np.full(len(log_means), -np.inf if rank < 1 else np.inf),) * 2
     low = np.full(len(log_means), np.inf)
     high = np.full(len(log_means), -np.inf)
     for place, part in enumerate(scores):
@@ -129,4 +131,4 @@ def _ranked(log_means: Floats, scores: Sequence[Floats], rank: int) -> Floats:
         enough = below >= rank
         high = np.where(enough, middle, high)
         low = np.where(enough, low, middle)
-    return high
+    return low, high

@@ -93,11 +93,24 @@ def test_it_survives_being_written(fitted: tuple[ValueModel, ResponseRows]) -> N
 def test_ranks_are_those_of_the_union(scores: list[list[float]], means: list[float], rank: int) -> None:
     parts = [np.sort(np.array(part)) for part in scores]
     log_means = np.add.outer(np.array(means), 0.5 * np.arange(len(parts)))
-    found = _ranked(log_means, parts, rank)
-    for row, value in zip(log_means, found, strict=True):
+    below, above = _ranked(log_means, parts, rank)
+    for row, low, high in zip(log_means, below, above, strict=True):
         union = np.sort(np.concatenate([mean + part for mean, part in zip(row, parts, strict=True)]))
         wanted = -np.inf if rank < 1 else np.inf if rank > len(union) else union[rank - 1]
-        assert value == pytest.approx(wanted, abs=1e-6)
+        assert low <= wanted <= high
+        assert (low, high) == pytest.approx((wanted, wanted), abs=1e-6)
+
+
+def test_purchases_of_one_price_are_held() -> None:
+    rows = planted(900, 3)
+    assert rows.sales is not None
+    cheapest = np.random.default_rng(0).random(len(rows)) < 0.5
+    rows = replace(rows, sales=np.where((rows.sales > 0) & cheapest, 499.0, rows.sales))
+    rows = replace(rows, sales=np.where(rows.sales > 0, np.maximum(rows.sales, 499.0), 0.0))
+    model = fit_value(rows, Encoder.fit(SCHEMA, rows.columns), SETTINGS)
+    everyone = replace(model, weight=0.0, scores={"": model.scores[""]})
+    alike = [np.sort(np.log(part / model.mean)) for part in np.array_split(rows.sales[rows.sales > 0], 3)]
+    assert value_scores(replace(everyone, scores={"": alike}), rows)["coverage90_row"] > 0.9
 
 
 def test_why_there_is_no_value() -> None:
