@@ -221,7 +221,7 @@ def _winners(out: Path) -> dict[str, dict[str, Any]]:
 def _curves(found: Mapping[str, Any]) -> list[Any]:
     from training.tune.record import Point
 
-    return [[Point(**step) for step in row["curve"]] for row in found.values()]
+    return [[Point.of(step) for step in row["curve"]] for row in found.values()]
 
 
 def steady(

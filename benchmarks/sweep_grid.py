@@ -87,15 +87,15 @@ def train_one(job: Job) -> Trained:
     """One configuration to its end, by the code of a trial, but not stopped early."""
     from training.response.members import ResponseSettings
     from training.tune.trial import Run
-    from training.tune.work import Workshop
+    from training.tune.work import ResponseWorkshop
 
     base, data = ResponseSettings(seed=job.split), _data(job.folder, job.split)
     network = replace(base.network, seed=base.network.seed + job.seed - job.split)
-    workshop = Workshop(data, replace(base, seed=job.seed, network=network))
+    workshop = ResponseWorkshop(data, replace(base, seed=job.seed, network=network), "log_loss")
     with tempfile.TemporaryDirectory() as place:
         config = {"model": job.model, "number": 0, "parameters": job.parameters}
-        run = Run.begin(workshop, Path(place), "log_loss", config)
-        while not run.step(data.inputs.target).last:
+        run = Run.begin(workshop, Path(place), "min", config)
+        while not run.step().last:
             pass
     workshop.close()
     cpu = sum(point.cpu for point in run.curve)

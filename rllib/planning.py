@@ -8,42 +8,30 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qiance.artifacts import Artifact, load_manifest
-from qiance.domain import Interval
+from qiance.artifacts import load_manifest
 from rllib.checkpoints import history_of, latest, save_checkpoint
-from rllib.evaluate import mean_interval
 from rllib.plan_algorithms import DEFAULTS, PlanningSettings, algorithm
-from rllib.plan_evaluate import best_constant, compare, verdict
+from rllib.plan_evaluate import best_constant
+from rllib.plan_keep import TUNING_SEED, Kept, keep_better
 from rllib.plan_start import start_from
-from rllib.policies import Network, load_policy, network_of, save_policy
-from rllib.tasks import Constant, Policy, Task, task_of
+from rllib.policies import Network, load_policy, network_of
+from rllib.tasks import Constant, Task, task_of
 from rllib.world import fingerprint
 
 Tell = Callable[[float, str], None]
-# Apart from each other, and from the seeds that training draws its episodes from.
-_TUNING_SEED, _HELD_OUT_SEED = 1_000_000, 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class PlanningTrained:
-    """What a run leaves behind.
+class PlanningTrained(Kept):
+    """What a run leaves behind, beside what was kept.
 
-    artifact: of the policy that is kept. policies: all of them, by name. chosen: `learned` or the name of a
-    rule. best_rule: the best of the rules. returns: of an episode by policy, mean and 90 % interval over
-    held-out episodes. gain: learned minus the best rule on the same episodes. history: by iteration, return
-    of the exploring policy. seconds: of this call.
+    history: by iteration, return of the exploring policy. seconds: of this call.
     """
 
-    artifact: Artifact = field(repr=False)
-    policies: Mapping[str, Policy] = field(repr=False)
-    chosen: str
-    best_rule: str
-    returns: Mapping[str, Interval]
-    gain: Interval
     history: tuple[float, ...]
     seconds: float
 
@@ -79,26 +67,30 @@ def train_planning(
     history = history_of(out, said, resume)
     out.mkdir(parents=True, exist_ok=True)
     tell(0.0, "tuning the rules that a trained policy must beat")
-    constant = best_constant(task, settings.episodes, _TUNING_SEED)
+    constant = best_constant(task, settings.episodes, TUNING_SEED)
     network = _learn(task, given or constant, settings, out, said, history, tell)
-    policies: dict[str, Policy] = {"constant": constant, **task.rules(), "learned": network}
     tell(0.9, f"comparing on {settings.episodes * settings.rounds:,} held-out episodes")
-    seeds = range(_HELD_OUT_SEED, _HELD_OUT_SEED + settings.rounds)
-    returns = compare(task, policies, settings.episodes, seeds)
-    chosen, best_rule, gain = verdict(returns)
-    means = {name: mean_interval(values) for name, values in returns.items()}
-    artifact = save_policy(
-        out,
+    kept = keep_better(
         task,
-        "network" if chosen == "learned" else chosen,
-        policies[chosen],
-        metrics=_metrics(means, gain, len(history)),
-        data_fingerprint=digest(environment, settings),
+        constant,
+        network,
+        settings,
+        out,
+        metrics={"iterations": len(history)},
+        fingerprint=digest(environment, settings),
         parents=parents,
     )
-    tell(1.0, f"policy {artifact.version} written: {chosen}")
-    seconds = time.monotonic() - started
-    return PlanningTrained(artifact, policies, chosen, best_rule, means, gain, tuple(history), seconds)
+    tell(1.0, f"policy {kept.artifact.version} written: {kept.chosen}")
+    return PlanningTrained(
+        kept.artifact,
+        kept.policies,
+        kept.chosen,
+        kept.best_rule,
+        kept.returns,
+        kept.gain,
+        tuple(history),
+        time.monotonic() - started,
+    )
 
 
 def _network(start: Path, task: Task, settings: PlanningSettings) -> Network:
@@ -110,16 +102,6 @@ def _network(start: Path, task: Task, settings: PlanningSettings) -> Network:
     return found
 
 
-def _metrics(means: Mapping[str, Interval], gain: Interval, iterations: int) -> dict[str, float]:
-    found = {f"return_{name}": mean.value for name, mean in means.items()}
-    return found | {
-        "gain": gain.value,
-        "gain_low": gain.low,
-        "gain_high": gain.high,
-        "iterations": iterations,
-    }
-
-
 def _learn(
     task: Task,
     start: Constant | Network,
@@ -128,7 +110,7 @@ def _learn(
     said: Mapping[str, Any],
     history: list[float],
     tell: Tell,
-) -> Policy:
+) -> Network:
     """Train until `settings.iterations` are in `history`, with checkpoints, and return the network."""
     tell(0.05, f"starting {settings.algorithm.upper()}")
     logging.getLogger("ray.rllib").setLevel(logging.ERROR)
@@ -138,7 +120,7 @@ def _learn(
             if history:
                 found.restore_from_path(str(latest(out)))
             elif settings.algorithm == "ppo":
-                start_from(found, start, settings.num_envs, _TUNING_SEED + 1)
+                start_from(found, start, settings.num_envs, TUNING_SEED + 1)
             for number in range(len(history) + 1, settings.iterations + 1):
                 mean = float(found.train()["env_runners"]["episode_return_mean"]) / task.scale
                 history.append(mean)
@@ -155,8 +137,13 @@ def _learn(
 
 def digest(environment: Mapping[str, Any], settings: Any) -> str:
     """SHA-256 (hex) of what was trained on and how: of files their content, not their place."""
-    said = [{name: _content(value) for name, value in environment.items()}, asdict(settings)]
+    said = [content_of(environment), asdict(settings)]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def content_of(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an environment, with hashes of what files hold instead of their place."""
+    return {name: _content(value) for name, value in environment.items()}
 
 
 def _content(value: Any) -> Any:

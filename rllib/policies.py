@@ -149,12 +149,30 @@ def _policy(path: Path, settings: Mapping[str, Any], task: Task) -> Policy:
     return task.rules()[rule]
 
 
-def _weights_writer(policy: Network) -> Callable[[Path], None]:
+def _arrays(policy: Network) -> dict[str, Floats32]:
     arrays = {f"weight{n}": value for n, value in enumerate(policy.weights)}
-    arrays |= {f"bias{n}": value for n, value in enumerate(policy.biases)}
+    return arrays | {f"bias{n}": value for n, value in enumerate(policy.biases)}
 
+
+def _weights_writer(policy: Network) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         with path.open("wb") as stream:
-            np.savez(stream, **arrays)
+            np.savez(stream, **_arrays(policy))
 
     return write
+
+
+def write_network(path: Path, policy: Network) -> None:
+    """A network alone (npz), without an artifact's manifest; the file is replaced at once."""
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("wb") as stream:
+        np.savez(stream, squash=policy.squash, stretch=policy.stretch, **_arrays(policy))
+    temporary.replace(path)
+
+
+def read_network(path: Path, task: Task) -> Network:
+    """What `write_network` wrote."""
+    with np.load(path, allow_pickle=False) as stored:
+        layers = range(sum(name.startswith("weight") for name in stored.files))
+        weights, biases = (tuple(stored[f"{name}{n}"] for n in layers) for name in ("weight", "bias"))
+        return Network(task, weights, biases, bool(stored["squash"]), float(stored["stretch"]))

@@ -18,7 +18,17 @@ from qiance.allocate.allocation import LimitUse, limit_uses
 from qiance.allocate.dual import Found, find_prices
 from qiance.allocate.integral import settle
 from qiance.allocate.limits import FrequencyCap, Limit
-from qiance.allocate.memory import MAX_EDGE_ROWS, Edge, Look, look_at, turns, usable, without_value
+from qiance.allocate.memory import (
+    MAX_EDGE_ROWS,
+    Edge,
+    Look,
+    Tell,
+    look_at,
+    looked,
+    turns,
+    usable,
+    without_value,
+)
 from qiance.allocate.program import Program, compile_program
 
 Batch = dict[str, NDArray[Any]]
@@ -41,10 +51,12 @@ ToRows = Callable[[Batch], Rows]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChunkedAllocation:
-    """choices: dataset of the key and `choice`, computed when it is read. value, bound, gap and limits as in
-    `qiance.allocate.Allocation`; looks: passes over the dataset that the search took."""
+    """choices: dataset of the key and `choice`, computed when it is read. choose: the choices `[n]` of any
+    batch of the dataset, on any worker. value, bound, gap and limits as in `qiance.allocate.Allocation`.
+    looks: passes over the dataset that the search took."""
 
     choices: Any
+    choose: Callable[[Batch], Ints]
     value: float
     bound: float
     gap: float
@@ -52,19 +64,23 @@ class ChunkedAllocation:
     looks: int
 
 
-def allocate_dataset(dataset: Any, to_rows: ToRows, key: str, batch_size: int = 65_536) -> ChunkedAllocation:
+def allocate_dataset(
+    dataset: Any, to_rows: ToRows, key: str, batch_size: int = 65_536, progress: Tell | None = None
+) -> ChunkedAllocation:
     """Allocate the rows of a Ray dataset.
 
     to_rows: makes `Rows` of a batch (numpy columns); runs on workers. key: column of whole numbers ≥ 0,
     different in every row. There is no frequency cap over rows here: mask who is at it, or give a person one
-    row. ValueError and InfeasibleError as `qiance.allocate.allocate`.
+    row. progress: told of each batch of each pass. ValueError and InfeasibleError as
+    `qiance.allocate.allocate`.
     """
-    source = Chunks(dataset, to_rows, key, batch_size)
+    source = Chunks(dataset, to_rows, key, batch_size, progress)
     first = source.look(np.zeros(source.bound.size), 0.0)
     if (first.use <= source.bound + source.slack).all():
         none = _Assign(source, np.zeros((1, source.bound.size)), np.ones(1), _NOBODY, _NOBODY)
         limits = limit_uses(source.program, first.use, np.zeros(source.bound.size))
-        return ChunkedAllocation(none.choices(), first.value, first.value, 0.0, limits, source.looks)
+        choose = none.function()
+        return ChunkedAllocation(none.choices(), choose, first.value, first.value, 0.0, limits, source.looks)
     found = find_prices(source, first)
     return _whole(source, found)
 
@@ -75,9 +91,11 @@ _NOBODY: Ints = np.empty(0, dtype=np.int64)
 class Chunks:
     """A dataset as a `Source`."""
 
-    def __init__(self, dataset: Any, to_rows: ToRows, key: str, batch_size: int) -> None:
+    def __init__(
+        self, dataset: Any, to_rows: ToRows, key: str, batch_size: int, progress: Tell | None = None
+    ) -> None:
         self.dataset, self.to_rows, self.key, self.batch_size = dataset, to_rows, key, batch_size
-        self.looks = 0
+        self.looks, self._tell, self._passes, self._parts = 0, progress, 0, 0
         counted = self.map(lambda batch: _count(to_rows(batch), len(batch[key])))
         if not counted:
             raise ValueError("dataset: is empty; there is nobody to allocate to")
@@ -100,7 +118,15 @@ class Chunks:
             return {"part": part}
 
         parts = self.dataset.map_batches(wrapped, batch_format="numpy", batch_size=self.batch_size)
-        return [row["part"] for row in parts.iter_rows()]
+        found = []
+        for row in parts.iter_rows():
+            found.append(row["part"])
+            if self._tell is not None:
+                # The first pass tells how many batches there are.
+                within = min(len(found) / self._parts, 0.99) if self._parts else 0.0
+                self._tell(looked(self._passes, within), f"pass {self._passes + 1} over all rows")
+        self._passes, self._parts = self._passes + 1, len(found)
+        return found
 
     def sample(self, rows: int) -> Program:
         """About so many rows, the same at every call."""
@@ -152,6 +178,11 @@ class _Assign:
         order = np.argsort(keys)
         self._keys, self._choice = keys[order], choice[order]
 
+    def function(self) -> Callable[[Batch], Ints]:
+        """Of a batch, its choices; it can be sent to workers."""
+        choose, to_rows, sizes = self._function(), self._source.to_rows, self._source.sizes
+        return lambda batch: choose(batch, _compile(to_rows, sizes, batch))
+
     def _function(self) -> Callable[[Batch, Program], Ints]:
         points, weight, keys, settled = self._points, self._weight, self._keys, self._choice
         key = self._source.key
@@ -184,11 +215,10 @@ class _Assign:
 
     def choices(self) -> Any:
         """Dataset of the key and `choice`."""
-        choose, source = self._function(), self._source
-        to_rows, sizes, key = source.to_rows, source.sizes, source.key
+        choose, source, key = self.function(), self._source, self._source.key
 
         def one(batch: Batch) -> Batch:
-            return {key: batch[key], "choice": choose(batch, _compile(to_rows, sizes, batch))}
+            return {key: batch[key], "choice": choose(batch)}
 
         return source.dataset.map_batches(one, batch_format="numpy", batch_size=source.batch_size)
 
@@ -208,6 +238,7 @@ def _whole(source: Chunks, found: Found) -> ChunkedAllocation:
     plan = _Assign(source, found.points, weight, keys, settled.choice)
     return ChunkedAllocation(
         choices=plan.choices(),
+        choose=plan.function(),
         value=settled.value,
         bound=settled.bound,
         gap=max(settled.bound - settled.value, 0.0),

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from qiance.allocate.dual import Found, InfeasibleError, find_prices
 from qiance.allocate.integral import EXACT_CELLS, settle
 from qiance.allocate.limits import Budget, FrequencyCap, Limit
-from qiance.allocate.memory import Memory, mixed
+from qiance.allocate.memory import Memory, Source, Tell, Told, mixed
 from qiance.allocate.problem import Plan, Problem, checked_problem
 from qiance.allocate.program import Program, Sums, compile_program
 from qiance.allocate.rounding import fill, repair
@@ -28,13 +28,15 @@ _ALL_CELLS = 4_000_000
 @dataclass(frozen=True, slots=True)
 class LimitUse:
     """How a limit ended. name; used and limit: in its units, a least amount where `minimum`; price: value
-    gained per unit by which it is relaxed, 0 where it does not bind."""
+    gained per unit by which it is relaxed, 0 where it does not bind; kind: `budget`, `daily budget`, `stock`,
+    `segment floor`, `margin floor` or `depth fairness`."""
 
     name: str
     used: float
     limit: float
     price: float
     minimum: bool = False
+    kind: str = "budget"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +65,7 @@ def allocate(
     admissible: ArrayLike | None = None,
     *,
     limits: Sequence[Limit | FrequencyCap] = (),
+    progress: Tell | None = None,
 ) -> Allocation:
     """Choose one of A actions for each of U rows to maximise total value within the budgets and limits.
 
@@ -73,6 +76,7 @@ def allocate(
     limits: of `qiance.allocate.limits`: daily budgets, stock, segment floors, a margin floor over the plan,
         a frequency cap, fairness of depth. Floors of single actions belong into `admissible`
         (`qiance.decide.margin_floor_mask`).
+    progress: told of each look at all rows, with a share in [0, 1] and a sentence.
 
     Lagrangian relaxation: with a price λ_k on each limit every row takes argmax_a value − Σ_k λ_k use_k,
     and L(λ) = λ·bound + Σ_u max_a (…) bounds every allocation from above; λ minimises it. Rows that are
@@ -91,11 +95,12 @@ def allocate(
         Budget(amount, float(most), name)
         for name, amount, most in zip(names, problem.cost, problem.budget, strict=True)
     ]
-    return _solve(compile_program(problem.value, problem.admissible, [*budgets, *limits]), count)
+    return _solve(compile_program(problem.value, problem.admissible, [*budgets, *limits]), count, progress)
 
 
-def _solve(program: Program, budgets: int) -> Allocation:
-    source = Memory(program)
+def _solve(program: Program, budgets: int, progress: Tell | None) -> Allocation:
+    source: Source = Memory(program)
+    source = source if progress is None else Told(source, progress)
     free = np.zeros(program.bound.size)
     first = source.look(free, 0.0)
     if program.fits(first.use):
@@ -132,14 +137,13 @@ def _whole(program: Program, found: Found) -> tuple[Sums, float]:
 
 def limit_uses(program: Program, use: FloatArray, price: FloatArray) -> tuple[LimitUse, ...]:
     """Of every limit of a program, from a plan's use and prices `[K]`; minima turned round again."""
-    turned = [block.minimum for block in program.blocks for _ in block.names]
-    rows = zip(program.names, use, program.bound, price, turned, strict=True)
-    return tuple(
-        LimitUse(name, -float(used) + 0.0, -float(bound) + 0.0, float(one), True)
-        if minimum
-        else LimitUse(name, float(used), float(bound), float(one))
-        for name, used, bound, one, minimum in rows
-    )
+    of = [block for block in program.blocks for _ in block.names]
+    found = []
+    for name, one, bound, paid, block in zip(program.names, use, program.bound, price, of, strict=True):
+        sign = -1.0 if block.minimum else 1.0
+        used, limit = sign * float(one) + 0.0, sign * float(bound) + 0.0
+        found.append(LimitUse(name, used, limit, float(paid), block.minimum, block.kind))
+    return tuple(found)
 
 
 def _one_budget(problem: Problem) -> Allocation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -59,6 +60,39 @@ class Source(Protocol):
         worthless: as if every value were 0, which asks whether the limits can be kept at all.
         """
         ...
+
+
+Tell = Callable[[float, str], None]
+
+
+def looked(looks: int, within: float = 0.0) -> float:
+    """A share for a progress bar after so many looks, `within` [0, 1) of the next one: how many there will be
+    is not known, most problems take some ten."""
+    return 1.0 - 0.8 ** (looks + within)
+
+
+class Told:
+    """A source that tells of each look at it."""
+
+    def __init__(self, source: Source, tell: Tell) -> None:
+        self._source, self._tell, self._looks = source, tell, 0
+        self.bound, self.slack, self.names = source.bound, source.slack, source.names
+        self.num_rows, self.num_actions = source.num_rows, source.num_actions
+
+    def sample(self, rows: int) -> Program:
+        """See `Source.sample`."""
+        return self._source.sample(rows)
+
+    def everything(self) -> Edge:
+        """See `Source.everything`."""
+        return self._source.everything()
+
+    def look(self, price: FloatArray, reach: float, worthless: bool = False) -> Look:
+        """See `Source.look`."""
+        found = self._source.look(price, reach, worthless)
+        self._looks += 1
+        self._tell(looked(self._looks), f"look {self._looks} at all rows")
+        return found
 
 
 class Memory:

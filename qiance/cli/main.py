@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from qiance import __version__
 from qiance.cli import (
+    allocate,
     copy,
     creatives,
     dashboards,
@@ -59,6 +60,7 @@ app.add_typer(policies.app, name="policies")
 app.add_typer(strategies.app, name="strategies")
 app.add_typer(train.app, name="train")
 app.add_typer(users.app, name="users")
+app.command("allocate")(allocate.allocate)
 app.command("lint")(lint.lint)
 app.command("predict")(predict.predict)
 app.command("propose")(propose.propose)

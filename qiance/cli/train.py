@@ -19,6 +19,7 @@ from qiance.cli.train_copy import copy
 from qiance.cli.train_customers import customers
 from qiance.cli.train_planning import planning
 from qiance.cli.train_planning_offline import planning_log, planning_offline
+from qiance.cli.train_planning_sweep import planning_sweep
 from qiance.cli.train_proposer import proposer
 from qiance.cli.train_uplift import uplift
 from qiance.cli.train_writer import writer
@@ -36,6 +37,7 @@ app.command("customers")(customers)
 app.command("planning")(planning)
 app.command("planning-log")(planning_log)
 app.command("planning-offline")(planning_offline)
+app.command("planning-sweep")(planning_sweep)
 app.command("proposer")(proposer)
 
 

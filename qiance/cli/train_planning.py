@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-if TYPE_CHECKING:
-    from rllib.planning import PlanningTrained
+from qiance.domain import Interval
 
 
 class Environment(StrEnum):
@@ -93,8 +93,8 @@ def planning(
         trained = train_planning(
             arguments, out=out, settings=settings, resume=resume, start=start, progress=stage.tell
         )
-    console.print(_table(trained))
-    console.print(_sentence(trained), highlight=False)
+    console.print(returns_table(trained.returns, trained.chosen))
+    console.print(kept_sentence(trained.chosen, trained.best_rule, trained.gain), highlight=False)
     console.print(f"Policy: [bold]{trained.artifact.path}[/]", highlight=False)
 
 
@@ -111,21 +111,22 @@ def task_arguments(environment: Environment, data: Path | None, world: Path | No
     return {"environment": "promotion"} | ({} if world is None else {"world": str(world.resolve())})
 
 
-def _table(trained: PlanningTrained) -> Table:
+def returns_table(returns: Mapping[str, Interval], chosen: str) -> Table:
+    """Returns of the policies, the best first."""
     table = Table(
         "policy", *(Column(head, justify="right") for head in ("return", "90 % interval")), box=None
     )
-    for name, found in sorted(trained.returns.items(), key=lambda item: -item[1].value):
-        style = "bold" if name == trained.chosen else None
+    for name, found in sorted(returns.items(), key=lambda item: -item[1].value):
+        style = "bold" if name == chosen else None
         table.add_row(name, f"{found.value:.4g}", f"[{found.low:.4g}, {found.high:.4g}]", style=style)
     table.caption = "mean return of held-out episodes"
     return table
 
 
-def _sentence(trained: PlanningTrained) -> str:
-    gain = trained.gain
+def kept_sentence(chosen: str, best_rule: str, gain: Interval) -> str:
+    """What was kept, and what the learned policy brings more than the best rule."""
     text = (
-        f"Kept: {trained.chosen}. Learned brings {gain.value:+.4g} [{gain.low:+.4g}, {gain.high:+.4g}] "
-        f"against the best rule, {trained.best_rule}, on the same episodes"
+        f"Kept: {chosen}. Learned brings {gain.value:+.4g} [{gain.low:+.4g}, {gain.high:+.4g}] "
+        f"against the best rule, {best_rule}, on the same episodes"
     )
-    return text if trained.chosen == "learned" else f"{text}: not enough to replace it"
+    return text if chosen == "learned" else f"{text}: not enough to replace it"

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
-    from training.tune.run import SweepResult
+    from training.tune.engine import SweepResult
 
 
 def tune(
@@ -69,7 +69,7 @@ def tune(
     from serve.loopback import prepare
 
     prepare(os.environ)  # before Ray is imported
-    from training.tune.space import load_space
+    from training.tune.response_space import load_space
     from training.tune.sweep import Sweep, SweepSettings
 
     settings = SweepSettings(trials, metric, folds, seed, workers, os.environ.get("RAY_ADDRESS"))
@@ -87,8 +87,8 @@ def tune(
         if result.before:
             stage.note(f"{result.before} of {len(result.trials)} trials were there before")
     for model, one in result.best.items():
-        console.print(_table(model, result, metric))
-        console.print(_sentence(model, one, result, metric), highlight=False)
+        console.print(trials_table(model, result, metric, larger_is_better=metric == "auc"))
+        console.print(best_sentence(model, one, result, metric), highlight=False)
     console.print(
         f"Best configuration: [bold]{out / 'best.yaml'}[/]; page: {out / 'sweep.html'}", highlight=False
     )
@@ -109,15 +109,18 @@ def _digest(mapping: Path) -> str:
     return hashlib.sha256(load_mapping(mapping).model_dump_json().encode()).hexdigest()
 
 
-def _table(model: str, result: SweepResult, metric: str) -> Table:
+def trials_table(
+    model: str, result: SweepResult, metric: str, *, larger_is_better: bool, spec: str = ".4f"
+) -> Table:
+    """Trials of a model, the best first. spec: how values are written."""
     from qiance.report.sweep import parameter_text
 
     trials = [one for one in result.trials if one.model == model]
-    best_first = sorted(trials, key=lambda one: _order(one.value, metric))
+    best_first = sorted(trials, key=lambda one: _order(one.value, larger_is_better))
     columns = [Column(head, justify="right", no_wrap=True) for head in (metric, "steps", "seconds")]
     table = Table(Column("trial", no_wrap=True), "state", *columns, "parameters", box=None)
     for one in best_first:
-        value = "–" if one.value is None else f"{one.value:.4f}"
+        value = "–" if one.value is None else f"{one.value:{spec}}"
         said = ", ".join(f"{name} {parameter_text(found)}" for name, found in one.parameters.items())
         style = "bold" if result.best.get(model) == one else None
         table.add_row(
@@ -127,8 +130,8 @@ def _table(model: str, result: SweepResult, metric: str) -> Table:
     return table
 
 
-def _order(value: float | None, metric: str) -> tuple[bool, float]:
-    return (value is None, (-1 if metric == "auc" else 1) * (value or 0.0))
+def _order(value: float | None, larger_is_better: bool) -> tuple[bool, float]:
+    return (value is None, (-1 if larger_is_better else 1) * (value or 0.0))
 
 
 def _important(shares: Any) -> str | None:
@@ -138,9 +141,10 @@ def _important(shares: Any) -> str | None:
     return "what mattered: " + ", ".join(f"{name} {share:.0%}" for name, share in first)
 
 
-def _sentence(model: str, best: Any, result: SweepResult, metric: str) -> str:
+def best_sentence(model: str, best: Any, result: SweepResult, metric: str, spec: str = ".4f") -> str:
+    """The best trial of a model, and what the defaults give."""
     default = result.default.get(model)
-    text = f"{model}: {metric} {best.value:.4f} by {best.name}"
+    text = f"{model}: {metric} {best.value:{spec}} by {best.name}"
     if default is not None and default.value is not None and default != best:
-        text += f", where the defaults give {default.value:.4f}"
+        text += f", where the defaults give {default.value:{spec}}"
     return text

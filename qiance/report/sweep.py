@@ -35,15 +35,17 @@ class SweepTrialView:
 
 @dataclass(frozen=True)
 class SweepPage:
-    """What the page shows. units: what a step is, by model; logarithmic: parameters (`model.name`) on such an
-    axis; importance: by model and parameter."""
+    """What the page shows. label: what is predicted, or played; judged_on: in a few words; held_out: what one
+    of those is (rows, episodes); anew: the command that judges the best once more. units: what a step is, by
+    model; logarithmic: parameters (`model.name`) on such an axis; importance: by model and parameter."""
 
     title: str
     metric: str
     larger_is_better: bool
     label: str
-    rows: int
-    folds: int
+    judged_on: str
+    held_out: str
+    anew: str
     units: Mapping[str, str]
     logarithmic: Set[str]
     trials: tuple[SweepTrialView, ...]

@@ -27,7 +27,8 @@ def view(number: int, value: float | None, state: str = "done", **more: object) 
 
 def page(*trials: SweepTrialView) -> SweepPage:
     return SweepPage(
-        title="Sweep of <script>", metric="log_loss", larger_is_better=False, label="click", rows=9, folds=3,
+        title="Sweep of <script>", metric="log_loss", larger_is_better=False, label="click",
+        judged_on="9 rows, 3 held-out folds", held_out="rows", anew="qiance train effect",
         units={"network": "epochs"}, logarithmic={"network.learning_rate"}, trials=trials,
         importance={"network": {"learning_rate": 0.7, "hidden": 0.3}},
     )  # fmt: skip

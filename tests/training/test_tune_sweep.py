@@ -38,7 +38,8 @@ def one_cpu() -> Iterator[None]:
 
     folder = tempfile.mkdtemp(prefix="qiance-")
     ray.shutdown()
-    start_ray({"num_cpus": 1, "include_dashboard": False, "log_to_driver": False, "_temp_dir": folder})
+    options = {"num_cpus": 1, "include_dashboard": False, "log_to_driver": False, "_temp_dir": folder}
+    start_ray(options, "or run it alone")
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)

@@ -16,18 +16,20 @@ from tune_cases import SPACE, small_sweep, written
 
 from qiance.data.errors import DataError
 from training.response.config import check_parameters
+from training.tune.engine import only_one, open_sweep
+from training.tune.experiment import Halving, better_of
 from training.tune.outcome import best_of, efficiency, importance, outcomes
 from training.tune.record import Point, Record
+from training.tune.response_space import load_space
 from training.tune.search import StudySearch, finished, open_studies
-from training.tune.space import load_space
-from training.tune.stopping import Halving, HalvingByModel
-from training.tune.sweep import only_one, open_sweep
-from training.tune.trial import Run, better_of, tell_tune
-from training.tune.work import SweepData, Work, Workshop
+from training.tune.stopping import HalvingByModel
+from training.tune.sweep import SHARES
+from training.tune.trial import Run, tell_tune
+from training.tune.work import FoldWork, ResponseWorkshop, SweepData
 
 
 def point(step: int, value: float, last: bool = False, started: float = 0.0, ended: float = 1.0) -> Point:
-    return Point(step, step, value, value, value, 0.5, 1.0, last, started, ended, ended - started)
+    return Point(step, step, value, value, last, started, ended, ended - started, {"auc": 0.5})
 
 
 def judged(points: list[Point]) -> list[tuple[int, float | None, bool]]:
@@ -41,14 +43,13 @@ def test_a_trial_that_is_interrupted_comes_to_the_same_curve(tmp_path: Path, mod
     data = SweepData.of(sweep.rows, 2, base)
     parameters = sweep.space.decode(model, sweep.space.defaults(model)[0])
     config = {"model": model, "number": 0, "parameters": parameters}
-    target = data.inputs.target
 
     def run(folder: Path, interrupted: bool) -> list[Point]:
-        workshop = Workshop(data, base)
-        trial = Run.begin(workshop, folder, "log_loss", config)
-        while not trial.step(target).last:
+        workshop = ResponseWorkshop(data, base, "log_loss")
+        trial = Run.begin(workshop, folder, "min", config)
+        while not trial.step().last:
             if interrupted:  # everything but what is on disk is lost
-                trial = Run.begin(workshop, folder, "log_loss", config)
+                trial = Run.begin(workshop, folder, "min", config)
         workshop.close()
         return trial.curve
 
@@ -56,8 +57,8 @@ def test_a_trial_that_is_interrupted_comes_to_the_same_curve(tmp_path: Path, mod
     assert len(whole) >= 2
     assert judged(parts) == judged(whole)
     assert Record.of(tmp_path / "b", model, 0).curve() == parts
-    again = Run.begin(Workshop(data, base), tmp_path / "b", "log_loss", config)
-    assert again.step(target) == parts[-1], "a trial that is over trains no more"
+    again = Run.begin(ResponseWorkshop(data, base, "log_loss"), tmp_path / "b", "min", config)
+    assert again.step() == parts[-1], "a trial that is over trains no more"
 
 
 def test_a_half_written_state_is_never_read(tmp_path: Path) -> None:
@@ -69,12 +70,15 @@ def test_a_half_written_state_is_never_read(tmp_path: Path) -> None:
     assert (state["n"], curve) == (1, [point(1, 0.5)])
 
 
-class Diverging(Work):
+class Diverging(FoldWork):
     """Worse and worse, then no number."""
 
     steps, patience = 50, 50
 
-    def advance(self, step: int) -> Any:
+    def __init__(self) -> None:
+        super().__init__(np.repeat([0.0, 1.0], 5), "log_loss")
+
+    def unseen(self, step: int) -> Any:
         return np.full(10, np.nan if step == 3 else 0.5)
 
     def state(self) -> dict[str, Any]:
@@ -87,13 +91,12 @@ class Diverging(Work):
 def test_training_that_diverges_ends_with_its_best(tmp_path: Path) -> None:
     record = Record.of(tmp_path, "network", 0)
     record.begin({})
-    run = Run(Diverging(), record, "log_loss", [])
-    target = np.repeat([0.0, 1.0], 5)
-    found = [run.step(target) for _ in range(3)]
+    run = Run(Diverging(), record, "min", [])
+    found = [run.step() for _ in range(3)]
     assert [one.value is None for one in found] == [False, False, True]
     assert found[-1].last
-    assert tell_tune(found[-1], "log_loss")["value"] == pytest.approx(np.log(2))
-    assert tell_tune(replace(found[-1], best=None), "log_loss")["value"] == float("inf")
+    assert tell_tune(found[-1], "min")["value"] == pytest.approx(np.log(2))
+    assert tell_tune(replace(found[-1], best=None), "min")["value"] == float("inf")
     assert "NaN" not in (record.folder / "curve.json").read_text()
 
 
@@ -101,13 +104,13 @@ def test_patience_counts_steps_without_a_better_value(tmp_path: Path) -> None:
     class Worse(Diverging):
         patience = 2
 
-        def advance(self, step: int) -> Any:
+        def unseen(self, step: int) -> Any:
             return np.where(np.arange(10) < 5, 0.4, 0.6) if step == 2 else np.full(10, 0.5)
 
     record = Record.of(tmp_path, "network", 0)
     record.begin({})
-    run, target = Run(Worse(), record, "log_loss", []), np.repeat([0.0, 1.0], 5)
-    found = [run.step(target) for _ in range(4)]
+    run = Run(Worse(), record, "min", [])
+    found = [run.step() for _ in range(4)]
     assert [one.last for one in found] == [False, False, False, True]
 
 
@@ -115,7 +118,7 @@ def test_patience_counts_steps_without_a_better_value(tmp_path: Path) -> None:
 def test_the_best_is_the_best(values: list[float | None]) -> None:
     best: float | None = None
     for value in values:
-        best = better_of("log_loss", value, best)
+        best = better_of("min", value, best)
     known = [value for value in values if value is not None]
     assert best == (min(known) if known else None)
 
@@ -130,7 +133,7 @@ def decide(scheduler: HalvingByModel, one: Any, curve: list[Point]) -> list[str]
     scheduler.on_trial_add(None, one)
     said = []
     for step in curve:
-        said.append(scheduler.on_trial_result(None, one, tell_tune(step, "log_loss")))
+        said.append(scheduler.on_trial_result(None, one, tell_tune(step, "min")))
         if said[-1] == "STOP":
             break
     return said
@@ -141,7 +144,7 @@ def falling(to: float) -> list[Point]:
 
 
 def test_bad_trials_are_stopped_early_and_good_ones_go_on() -> None:
-    scheduler = HalvingByModel({"network": Halving(9, 3), "trees": Halving(9, 3)}, "log_loss")
+    scheduler = HalvingByModel({"network": Halving(9, 3), "trees": Halving(9, 3)}, "min")
     assert len(decide(scheduler, trial("network", 0), falling(0.5))) == 9
     assert len(decide(scheduler, trial("network", 1), falling(0.4))) == 9, "better than all before"
     bad = decide(scheduler, trial("network", 2), falling(0.9))
@@ -150,7 +153,7 @@ def test_bad_trials_are_stopped_early_and_good_ones_go_on() -> None:
 
 
 def test_a_trial_of_small_steps_is_judged_when_it_has_come_as_far() -> None:
-    scheduler = HalvingByModel({"trees": Halving(9, 3)}, "log_loss")
+    scheduler = HalvingByModel({"trees": Halving(9, 3)}, "min")
     decide(scheduler, trial("trees", 0), falling(0.5))
     slow = [replace(one, reach=one.step / 2) for one in falling(0.9)]
     assert decide(scheduler, trial("trees", 1), slow) == ["CONTINUE"] * 5 + ["STOP"]
@@ -158,7 +161,7 @@ def test_a_trial_of_small_steps_is_judged_when_it_has_come_as_far() -> None:
 
 def test_trees_of_half_the_learning_rate_come_half_as_far(tmp_path: Path) -> None:
     sweep = small_sweep(tmp_path)
-    workshop = Workshop(SweepData.of(sweep.rows, 2, sweep.base()), sweep.base())
+    workshop = ResponseWorkshop(SweepData.of(sweep.rows, 2, sweep.base()), sweep.base(), "log_loss")
     drawn = [("trees", 0.05), ("trees", 0.025), ("network", 0.001)]
     made = [workshop.make(model, {"learning_rate": rate}) for model, rate in drawn]
     workshop.close()
@@ -167,18 +170,18 @@ def test_trees_of_half_the_learning_rate_come_half_as_far(tmp_path: Path) -> Non
 
 def test_early_stopping_remembers_an_earlier_process() -> None:
     halving = {"network": Halving(9, 3)}
-    scheduler = HalvingByModel(halving, "log_loss")
+    scheduler = HalvingByModel(halving, "min")
     scheduler.remember({("network", 0): falling(0.5)}, {("network", 1): falling(0.9)[:4]})
     assert decide(scheduler, trial("network", 2), falling(0.9))[-1] == "STOP"
     # Number 1 has been let through its rung before; it is judged at the next one.
     assert decide(scheduler, trial("network", 1), falling(0.9)[4:]) == ["CONTINUE"] * 4 + ["STOP"]
-    fresh = HalvingByModel(halving, "log_loss")
+    fresh = HalvingByModel(halving, "min")
     assert len(decide(fresh, trial("network", 2), falling(0.9))) == 9
 
 
 def search_of(folder: Path, trials: int = 6) -> StudySearch:
     space = load_space(written(folder, SPACE))
-    return StudySearch(open_studies(folder, space, "log_loss", 0, trials), space, "log_loss", trials)
+    return StudySearch(open_studies(folder, space, "min", 0, trials), space, "min", trials, SHARES)
 
 
 def test_the_search_goes_on_in_another_process(tmp_path: Path) -> None:
@@ -196,11 +199,11 @@ def test_the_search_goes_on_in_another_process(tmp_path: Path) -> None:
     assert after.suggest("b5") == "FINISHED"
     for number in range(5):
         after.on_trial_complete(f"b{number}", {"value": 0.5 + number} if number else None, error=not number)
-    studies = open_studies(tmp_path, load_space(written(tmp_path, SPACE)), "log_loss", 0, 6)
+    studies = open_studies(tmp_path, load_space(written(tmp_path, SPACE)), "min", 0, 6)
     assert sum(len(finished(study)) for study in studies.values()) == 6
     found = outcomes(tmp_path, studies, load_space(tmp_path / "space.yaml"))
     assert [one.name for one in found if one.state == "failed"] == ["network-00"]
-    assert best_of(found, "log_loss")["trees"].value == 0.4
+    assert best_of(found, "min")["trees"].value == 0.4
     assert search_of(tmp_path, 8).suggest("c0") != "FINISHED", "more may be asked for"
 
 
@@ -226,7 +229,7 @@ def test_a_trial_that_was_half_drawn_when_it_was_killed_is_drawn_to_its_end(
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     space = load_space(written(tmp_path, SPACE))
-    whole, halved = search_of(tmp_path / "a"), open_studies(tmp_path / "b", space, "log_loss", 0, 6)
+    whole, halved = search_of(tmp_path / "a"), open_studies(tmp_path / "b", space, "min", 0, 6)
     every = {(one["model"], one["number"]): one for one in (whole.suggest(str(n)) for n in range(4))}
     for model in ("network", "trees"):
         halved[model].ask(fixed_distributions=space.distributions(model))  # the defaults
@@ -246,8 +249,8 @@ def test_a_trial_that_was_half_drawn_when_it_was_killed_is_drawn_to_its_end(
 def test_importance_finds_what_matters(tmp_path: Path) -> None:
     space = load_space(written(tmp_path, {"trees": {**SPACE["trees"], "row_share": {
         "kind": "uniform", "low": 0.5, "high": 1.0}}}))  # fmt: skip
-    studies = open_studies(tmp_path, space, "log_loss", 0, 12)
-    search = StudySearch(studies, space, "log_loss", 12)
+    studies = open_studies(tmp_path, space, "min", 0, 12)
+    search = StudySearch(studies, space, "min", 12, SHARES)
     assert importance(studies) == {}, "nothing is claimed of too few trials"
     for number in range(12):
         config = search.suggest(str(number))
@@ -260,26 +263,26 @@ def test_importance_finds_what_matters(tmp_path: Path) -> None:
 def test_a_sweep_over_something_else_is_refused(tmp_path: Path) -> None:
     sweep, out = small_sweep(tmp_path), tmp_path / "out"
     with pytest.raises(DataError, match="holds no sweep that could go on; leave out --resume"):
-        open_sweep(sweep, out, resume=True)
+        open_sweep(sweep.inputs(), out, resume=True)
     out.mkdir()
-    first = open_sweep(sweep, out, resume=False)
-    assert open_sweep(sweep, out, resume=True) == first
+    first = open_sweep(sweep.inputs(), out, resume=False)
+    assert open_sweep(sweep.inputs(), out, resume=True) == first
     more = replace(sweep, settings=replace(sweep.settings, trials=99, workers=3))
-    assert open_sweep(more, out, resume=False) == first, "more trials are the same sweep"
+    assert open_sweep(more.inputs(), out, resume=False) == first, "more trials are the same sweep"
     other = replace(sweep, rows=replace(sweep.rows, fingerprint="0123456789ab"))
     with pytest.raises(
         DataError, match=r"over something else: data was .*, is 0123456789ab; give what it began"
     ):
-        open_sweep(other, out, resume=False)
+        open_sweep(other.inputs(), out, resume=False)
     with pytest.raises(DataError, match="something else: mapping was m, is n"):
-        open_sweep(replace(sweep, mapping="n"), out, resume=False)
+        open_sweep(replace(sweep, mapping="n").inputs(), out, resume=False)
     narrow = load_space(written(tmp_path, {"trees": SPACE["trees"]}))
     with pytest.raises(DataError, match="something else: space was"):
-        open_sweep(replace(sweep, space=narrow), out, resume=False)
+        open_sweep(replace(sweep, space=narrow).inputs(), out, resume=False)
     with pytest.raises(DataError, match=r'config was .*, is {"members": 3, "network": {}, "trees": {}}'):
-        open_sweep(replace(sweep, given=check_parameters({"members": 3}, "t")), out, resume=False)
+        open_sweep(replace(sweep, given=check_parameters({"members": 3}, "t")).inputs(), out, resume=False)
     with pytest.raises(DataError, match="seed was 0, is 1"):
-        open_sweep(replace(sweep, settings=replace(sweep.settings, seed=1)), out, resume=False)
+        open_sweep(replace(sweep, settings=replace(sweep.settings, seed=1)).inputs(), out, resume=False)
 
 
 def test_one_sweep_at_a_time(tmp_path: Path) -> None:

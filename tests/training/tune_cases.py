@@ -12,7 +12,7 @@ from qiance.data.mapped import read_mapped
 from qiance.data.mapping import load_mapping
 from training.response.config import check_parameters
 from training.response.rows import ResponseRows, response_rows
-from training.tune.space import load_space
+from training.tune.response_space import load_space
 from training.tune.sweep import Sweep, SweepSettings
 
 SHORT = {"network": {"epochs": 4, "heads": 2}, "trees": {"rounds": 100}}

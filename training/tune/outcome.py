@@ -13,7 +13,6 @@ from optuna.trial import TrialState
 from training.tune.record import Point, Record, trial_name
 from training.tune.search import asked, finished
 from training.tune.space import Space
-from training.tune.work import MODES
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Outcome:
 
     @property
     def steps(self) -> int:
-        """Epochs, or blocks of trees."""
+        """Epochs, blocks of trees, or iterations."""
         return len(self.curve)
 
     @property
@@ -70,9 +69,9 @@ def _outcome(folder: Path, model: str, trial: optuna.trial.FrozenTrial, space: S
     return Outcome(model, trial.number, state, value, space.decode(model, trial.params), curve)
 
 
-def best_of(found: Sequence[Outcome], metric: str) -> dict[str, Outcome]:
+def best_of(found: Sequence[Outcome], mode: str) -> dict[str, Outcome]:
     """By model, the trial with the best value; models without one are left out."""
-    sign = 1 if MODES[metric] == "min" else -1
+    sign = 1 if mode == "min" else -1
     best: dict[str, Outcome] = {}
     for one in found:
         if not one.is_over or one.value is None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from ray.tune import Callback
 
+from training.tune.experiment import Experiment, better_of
 from training.tune.search import StudySearch, finished
-from training.tune.sweep import SweepSettings
-from training.tune.trial import VALUE, better_of
+from training.tune.trial import VALUE
 
 Tell = Callable[[float, str], None]
 
@@ -24,19 +24,19 @@ class SweepCallback(Callback):
         self,
         search: StudySearch,
         studies: Mapping[str, Any],
-        settings: SweepSettings,
+        experiment: Experiment,
         log: Callable[[str, int], None],
         failed: Callable[[str, int, str], None],
         tell: Tell,
     ) -> None:
-        self._search, self._settings = search, settings
+        self._search, self._experiment = search, experiment
         self._log, self._failed, self._tell = log, failed, tell
         self._over = sum(len(finished(study)) for study in studies.values())
         self._stopped, self._running = 0, set[str]()
         values = [trial.value for study in studies.values() for trial in finished(study)]
         self._best: float | None = None
         for value in values:
-            self._best = better_of(settings.metric, value, self._best)
+            self._best = better_of(experiment.mode, value, self._best)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune writes a pickle of itself when it begins, which nobody reads."""
@@ -53,7 +53,7 @@ class SweepCallback(Callback):
         """A step further."""
         value = result.get(VALUE)
         if value is not None and abs(value) != float("inf"):
-            self._best = better_of(self._settings.metric, value, self._best)
+            self._best = better_of(self._experiment.mode, value, self._best)
         self._say()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -73,8 +73,8 @@ class SweepCallback(Callback):
         self._say()
 
     def _say(self) -> None:
-        total, best = self._settings.trials, self._best
+        total, best = self._experiment.trials, self._best
         text = f"{self._over} of {total} trials done, {len(self._running)} running, {self._stopped} stopped"
         if best is not None:
-            text += f"; {self._settings.metric} {best:.4f}"
+            text += f"; {self._experiment.metric} {best:{self._experiment.spec}}"
         self._tell(min(self._over / total, 1.0), text)

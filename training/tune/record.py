@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,35 @@ TRIALS = "trials"
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A step of a trial. value: by the sweep's metric on held-out rows, None where training diverged.
+    """A step of a trial. value: by the sweep's metric on what is held out, None where training diverged.
 
-    reach: how far training has come, in steps of the usual learning rate. best: of this and the steps before;
+    reach: how far training has come, in steps of the usual configuration. best: of this and the steps before;
     last: nothing more is to come. started, ended: seconds since the epoch; cpu: seconds of the processor.
+    scores: others of the step, by name.
     """
 
     step: int
     reach: float
     value: float | None
     best: float | None
-    log_loss: float | None
-    auc: float | None
-    ne: float | None
     last: bool
     started: float
     ended: float
     cpu: float
+    scores: Mapping[str, float | None]
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Point:
+        """From what `plain` gave."""
+        own = {field.name for field in fields(cls)}
+        scores = {name: value for name, value in plain.items() if name not in own}
+        return cls(**{name: value for name, value in plain.items() if name in own}, scores=scores)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it: the scores beside the other values."""
+        found = asdict(self)
+        scores: dict[str, Any] = found.pop("scores")
+        return found | scores
 
 
 def trial_name(model: str, number: int) -> str:
@@ -61,7 +73,7 @@ class Record:
 
     def save(self, state: Mapping[str, Any], curve: Sequence[Point]) -> None:
         """Replace state and curve; a kill leaves the one or the other state, never a half."""
-        points = [asdict(point) for point in curve]
+        points = [point.plain() for point in curve]
         path = self.folder / STATE
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         with temporary.open("wb") as stream:
@@ -77,11 +89,11 @@ class Record:
         if not path.exists():
             return None
         found = torch.load(path, weights_only=True)
-        return found["state"], [Point(**point) for point in found["curve"]]
+        return found["state"], [Point.of(point) for point in found["curve"]]
 
     def write_curve(self, curve: Sequence[Point]) -> None:
         """For those who read along."""
-        text = json.dumps([asdict(point) for point in curve], allow_nan=False) + "\n"
+        text = json.dumps([point.plain() for point in curve], allow_nan=False) + "\n"
         replace_file(self.folder / CURVE, text.encode())
 
     def curve(self) -> list[Point]:
@@ -89,7 +101,7 @@ class Record:
         path = self.folder / CURVE
         if not path.exists():
             return []
-        return [Point(**point) for point in json.loads(path.read_text(encoding="utf-8"))]
+        return [Point.of(point) for point in json.loads(path.read_text(encoding="utf-8"))]
 
     def write_error(self, text: str) -> None:
         """Why the trial failed."""

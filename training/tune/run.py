@@ -1,40 +1,22 @@
-"""`qiance tune`: run a sweep, and write what came of it."""
+"""`qiance tune`: run a sweep of the response model, and write what came of it."""
 
 from __future__ import annotations
 
-import csv
 import json
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qiance.report.sweep import SweepPage, SweepTrialView, write_sweep_page
 from training.response.config import write_parameters
-from training.tune.outcome import Outcome, best_of, importance, outcomes
-from training.tune.record import Record, replace_file
-from training.tune.sweep import Sweep, Tell, only_one, open_sweep, run_trials
+from training.tune.engine import SweepResult, Tell, run_experiment
+from training.tune.experiment import Experiment
+from training.tune.record import replace_file
+from training.tune.sweep import Sweep
 from training.tune.work import BLOCK
 
-TABLE, BEST, SUMMARY, PAGE, TRACKING = "trials.csv", "best.yaml", "sweep.json", "sweep.html", "mlflow.db"
+BEST, SUMMARY, PAGE = "best.yaml", "sweep.json", "sweep.html"
 UNITS = {"network": "epochs", "trees": f"blocks of {BLOCK} trees"}
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """trials: all that were handed out. best: by model. importance: by model and parameter, shares of 1.
-
-    before: trials that an earlier process
-    had handed out. default: by model, the trial of the default configuration.
-    """
-
-    trials: tuple[Outcome, ...]
-    best: Mapping[str, Outcome]
-    default: Mapping[str, Outcome]
-    importance: Mapping[str, Mapping[str, float]]
-    before: int
 
 
 def run_sweep(
@@ -50,76 +32,29 @@ def run_sweep(
     tracking_uri: of MLflow, by default a SQLite file in `out`. `DataError` where `out` holds a sweep over
     something else; RuntimeError where no trial came to a value.
     """
-    from mlflow.exceptions import MlflowException
 
-    from training.tune.search import open_studies
-    from training.tune.tracking import SweepRun
+    def finish(result: SweepResult, _tell: Tell) -> None:
+        _write_best(out / BEST, sweep, result)
+        write_sweep_page(out / PAGE, page_of(sweep, result))
+        write_summary(out / SUMMARY, summary_of(sweep, result))
 
-    told = tell or (lambda _share, _text: None)
-    with only_one(out):
-        sweep_id = open_sweep(sweep, out, resume)
-        settings = sweep.settings
-        studies = open_studies(out, sweep.space, settings.metric, settings.seed, settings.trials)
-        uri = tracking_uri or f"sqlite:///{(out / TRACKING).resolve()}"
-        before = len(outcomes(out, studies, sweep.space))
-        runs = SweepRun(uri, sweep_id, f"{sweep.rows.name} {sweep_id[:8]}", _run_params(sweep))
-
-        def log(model: str, number: int) -> None:
-            found = outcomes(out, {model: studies[model]}, sweep.space)
-            with suppress(MlflowException):  # a server that is away for a while: made up for at the end
-                runs.log(next(one for one in found if one.number == number))
-
-        run_trials(sweep, out, studies, log, lambda share, text: told(0.97 * share, text))
-        told(0.97, "writing the results")
-        found = tuple(outcomes(out, studies, sweep.space))
-        result = SweepResult(
-            found, best_of(found, settings.metric), _defaults(found, sweep), importance(studies), before
-        )
-        _write(sweep, result, out, runs)
-    told(1.0, f"{len(found)} trials")
-    return result
-
-
-def _run_params(sweep: Sweep) -> dict[str, Any]:
     inputs = sweep.inputs()
-    return {name: inputs[name] for name in ("data", "label", "metric", "folds", "seed", "config")}
+    return run_experiment(
+        sweep.experiment(),
+        inputs,
+        out,
+        name=sweep.rows.name,
+        params={name: inputs[name] for name in ("data", "label", "metric", "folds", "seed", "config")},
+        finish=finish,
+        resume=resume,
+        tracking_uri=tracking_uri,
+        tell=tell,
+    )
 
 
-def _defaults(found: Sequence[Outcome], sweep: Sweep) -> dict[str, Outcome]:
-    """By model, the trial that the defaults began with."""
-    return {one.model: one for one in found if one.number == 0 and sweep.space.defaults(one.model)}
-
-
-def _write(sweep: Sweep, result: SweepResult, out: Path, runs: Any) -> None:
-    over = [one for one in result.trials if one.is_over]
-    if not result.best:
-        reasons = [Record.of(out, one.model, one.number).error() for one in over]
-        why = next((reason for reason in reasons if reason), "training diverged in all")
-        raise RuntimeError(
-            f"no trial of {len(over)} came to a value ({why}); change the space, use another --out"
-        )
-    _write_table(out / TABLE, result.trials)
-    _write_best(out / BEST, sweep, result)
-    write_sweep_page(out / PAGE, page_of(sweep, result))
-    summary = summary_of(sweep, result)
-    replace_file(out / SUMMARY, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
-    for one in over:
-        runs.log(one)
-        Record.of(out, one.model, one.number).forget_state()
-    runs.finish({f"best_{model}": one.value or 0.0 for model, one in result.best.items()})
-
-
-def _write_table(path: Path, trials: Sequence[Outcome]) -> None:
-    names = list(dict.fromkeys(f"{one.model}.{name}" for one in trials for name in one.parameters))
-    heads = ["trial", "model", "state", "value", "steps", "seconds", *names]
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, heads, restval="")
-        writer.writeheader()
-        for one in trials:
-            row = {f"{one.model}.{name}": value for name, value in one.parameters.items()}
-            value = "" if one.value is None else f"{one.value:.6f}"
-            figures = {"value": value, "steps": one.steps, "seconds": f"{one.seconds:.2f}"}
-            writer.writerow({"trial": one.name, "model": one.model, "state": one.state, **figures, **row})
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """What came of a sweep, for programs."""
+    replace_file(path, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def best_parameters(sweep: Sweep, result: SweepResult) -> dict[str, Any]:
@@ -141,10 +76,13 @@ def _write_best(path: Path, sweep: Sweep, result: SweepResult) -> None:
 
 def summary_of(sweep: Sweep, result: SweepResult) -> dict[str, Any]:
     """What sweep.json holds."""
+    said = {"metric": sweep.settings.metric, "label": sweep.rows.label, "rows": len(sweep.rows)}
+    return {**said, **figures_of(result)}
+
+
+def figures_of(result: SweepResult) -> dict[str, Any]:
+    """What the summary of any sweep has."""
     return {
-        "metric": sweep.settings.metric,
-        "label": sweep.rows.label,
-        "rows": len(sweep.rows),
         "trials": len(result.trials),
         "states": {
             state: sum(one.state == state for one in result.trials) for state in ("done", "stopped", "failed")
@@ -162,6 +100,20 @@ def summary_of(sweep: Sweep, result: SweepResult) -> dict[str, Any]:
 
 def page_of(sweep: Sweep, result: SweepResult) -> SweepPage:
     """For `qiance.report.sweep`."""
+    return page_of_sweep(
+        sweep.experiment(),
+        result,
+        title=f"Sweep of {sweep.rows.name}",
+        label=sweep.rows.label,
+        judged_on=f"{len(sweep.rows)} rows, {sweep.settings.folds} held-out folds",
+        held_out="rows",
+        anew="qiance train effect --config best.yaml",
+        units=UNITS,
+    )
+
+
+def page_of_sweep(experiment: Experiment, result: SweepResult, **said: Any) -> SweepPage:
+    """The page of any sweep; said: title, label, judged_on, held_out, anew and units of it."""
     views = [
         SweepTrialView(
             name=one.name,
@@ -178,19 +130,15 @@ def page_of(sweep: Sweep, result: SweepResult) -> SweepPage:
         for one in result.trials
     ]
     return SweepPage(
-        title=f"Sweep of {sweep.rows.name}",
-        metric=sweep.settings.metric,
-        larger_is_better=sweep.settings.metric == "auc",
-        label=sweep.rows.label,
-        rows=len(sweep.rows),
-        folds=sweep.settings.folds,
-        units=UNITS,
+        metric=experiment.metric,
+        larger_is_better=experiment.mode == "max",
         logarithmic={
             f"{model}.{name}"
-            for model, parameters in sweep.space.models.items()
+            for model, parameters in experiment.space.models.items()
             for name, one in parameters.items()
             if one.kind == "loguniform" or getattr(one, "log", False)
         },
         trials=tuple(views),
         importance={model: dict(shares) for model, shares in result.importance.items()},
+        **said,
     )

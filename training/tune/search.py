@@ -21,16 +21,13 @@ from ray.tune.search import Searcher
 from training.tune.gaussian import SeededGaussian
 from training.tune.space import Space
 from training.tune.trial import VALUE
-from training.tune.work import MODES
 
 STUDY = "study.db"
-# Trials of trees cost a third of those of networks, and have more to find: they get two of three.
-SHARES = {"network": 1, "trees": 2}
 Key = tuple[str, int]  # model, number
 
 
 def open_studies(
-    folder: Path, space: Space, metric: str, seed: int, trials: int
+    folder: Path, space: Space, mode: str, seed: int, trials: int
 ) -> dict[str, optuna.study.Study]:
     """One study per model, in the database of the sweep; made where there is none.
 
@@ -40,7 +37,7 @@ def open_studies(
     logging.getLogger("alembic").setLevel(logging.ERROR)
     storage = optuna.storages.RDBStorage(f"sqlite:///{(folder / STUDY).resolve()}")
     startup = max(4, min(10, trials // (4 * len(space.models))))
-    direction = "minimize" if MODES[metric] == "min" else "maximize"
+    direction = "minimize" if mode == "min" else "maximize"
     studies = {}
     for place, model in enumerate(space.models):
         sampler = SeededGaussian(seed * 2 + place, startup)
@@ -57,14 +54,20 @@ def open_studies(
 class StudySearch(Searcher):
     """Hands out trials: first those in flight when the sweep was stopped, then new ones by turns.
 
-    trials: most of them in all. A configuration is `{model, number, parameters}`.
+    trials: most of them in all. shares: by model, its part of them. A configuration is `{model, number,
+    parameters}`.
     """
 
     def __init__(
-        self, studies: Mapping[str, optuna.study.Study], space: Space, metric: str, trials: int
+        self,
+        studies: Mapping[str, optuna.study.Study],
+        space: Space,
+        mode: str,
+        trials: int,
+        shares: Mapping[str, int],
     ) -> None:
-        super().__init__(metric=VALUE, mode=MODES[metric])
-        self._studies, self._space, self._trials = studies, space, trials
+        super().__init__(metric=VALUE, mode=mode)
+        self._studies, self._space, self._trials, self._shares = studies, space, trials, shares
         self._unfinished = [
             (model, trial.number)
             for model, study in studies.items()
@@ -81,7 +84,7 @@ class StudySearch(Searcher):
             counts = {model: len(asked(study)) for model, study in self._studies.items()}
             if sum(counts.values()) >= self._trials:
                 return Searcher.FINISHED
-            model = min(counts, key=lambda name: counts[name] / SHARES[name])
+            model = min(counts, key=lambda name: counts[name] / self._shares[name])
             trial = self._studies[model].ask(fixed_distributions=self._space.distributions(model))
             number, drawn = trial.number, trial.params
         self.given[trial_id] = (model, number)

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from qiance.settings_sources import SettingsError, explain, read_yaml, refuse_unknown
-from training.response.config import SECTIONS, check_parameters, default_value
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-DEFAULT_SPACE = Path(__file__).parent / "space.yaml"
-MODELS = ("network", "trees")
-# How long a trial may last is the sweep's matter, and members and heads share one encoding of the rows.
-_FIXED = ("epochs", "patience", "rounds", "heads", "min_count")
+
+class Tunable(Protocol):
+    """What may be searched: models with parameters. packaged: the space where no other is given."""
+
+    models: tuple[str, ...]
+    packaged: Path
+
+    def names(self, model: str) -> Sequence[str]:
+        """Of the parameters that may be searched."""
+        ...
+
+    def usual(self, model: str, names: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+        """Values of `names`, as YAML has them, of the configurations that are tried first."""
+        ...
+
+    def check(self, nested: Mapping[str, Mapping[str, Any]], origin: str) -> object:
+        """SettingsError for values, by model and name, that the model would not take."""
+        ...
 
 
 def _no_boolean(value: object) -> object:
@@ -133,9 +146,10 @@ _HELP = "kind: choice (values), uniform, loguniform or int (low, high)"
 
 @dataclass(frozen=True)
 class Space:
-    """models: by model (network, trees), its parameters by name."""
+    """models: by model, its parameters by name. usual: by model, the configurations that are tried first."""
 
     models: Mapping[str, Mapping[str, Choice | Uniform | LogUniform | Int]]
+    usual: Mapping[str, Sequence[Mapping[str, Any]]]
 
     @cached_property
     def plain(self) -> dict[str, Any]:
@@ -154,63 +168,44 @@ class Space:
         return {name: one.decode(drawn[name]) for name, one in self.models[model].items() if name in drawn}
 
     def defaults(self, model: str) -> list[dict[str, Any]]:
-        """The default configurations as drawn values, moved into the ranges; none where a choice lacks it.
-
-        Of sizes of trees, which training tries in turn, the middle one and the smallest.
-        """
+        """The usual configurations as drawn values, moved into the ranges; none where a choice lacks it."""
         found: list[dict[str, Any]] = []
-        for place in (_middle, min):
-            drawn = {
-                name: one.nearest(_default(model, name, place)) for name, one in self.models[model].items()
-            }
+        for usual in self.usual[model]:
+            drawn = {name: one.nearest(usual[name]) for name, one in self.models[model].items()}
             if None not in drawn.values() and drawn not in found:
                 found.append(drawn)
         return found
 
 
-def _default(model: str, name: str, place: Callable[[Sequence[Any]], Any]) -> Any:
-    """As YAML would say it."""
-    value = default_value(model, name)
-    if (model, name) == ("trees", "leaves"):
-        return place(value)
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _middle(sizes: Sequence[Any]) -> Any:
-    return sizes[len(sizes) // 2]
-
-
-def load_space(path: Path | None = None) -> Space:
+def read_space(path: Path | None, tunable: Tunable) -> Space:
     """The space in a YAML file, by default the packaged one; SettingsError with a line per mistake."""
-    place = path or DEFAULT_SPACE
+    place = path or tunable.packaged
     nested = read_yaml(place)
     if not nested:
-        raise SettingsError(f"{place}: is empty; give parameters of {' or '.join(MODELS)}")
-    known = {f"{model}.{name}": _HELP for model in MODELS for name in _tunable(model)}
-    flat = _flat(nested, place)
+        raise SettingsError(f"{place}: is empty; give parameters of {' or '.join(tunable.models)}")
+    known = {f"{model}.{name}": _HELP for model in tunable.models for name in tunable.names(model)}
+    flat = _flat(nested, place, tunable)
     origins = dict.fromkeys(flat, str(place))
     refuse_unknown(flat, origins, known)
     problems, models = list[str](), dict[str, dict[str, Any]]()
     for key, value in flat.items():
         model, _, name = key.partition(".")
         try:
-            models.setdefault(model, {})[name] = _parameter(key, value, origins, known)
+            models.setdefault(model, {})[name] = _parameter(key, value, origins, known, tunable)
         except SettingsError as error:
             problems.append(str(error))
     if problems:
         raise SettingsError("\n".join(problems))
-    return Space({model: models[model] for model in MODELS if model in models})
+    ordered = {model: models[model] for model in tunable.models if model in models}
+    return Space(ordered, {model: tunable.usual(model, list(found)) for model, found in ordered.items()})
 
 
-def _tunable(model: str) -> list[str]:
-    return [name for name in SECTIONS[model].model_fields if name not in _FIXED]
-
-
-def _flat(nested: Mapping[str, Any], place: Path) -> dict[str, Any]:
+def _flat(nested: Mapping[str, Any], place: Path, tunable: Tunable) -> dict[str, Any]:
     flat = {}
     for model, parameters in nested.items():
-        if model not in MODELS:
-            raise SettingsError(f"{model}: unknown model (from {place}); known: {', '.join(MODELS)}")
+        if model not in tunable.models:
+            known = ", ".join(tunable.models)
+            raise SettingsError(f"{model}: unknown model (from {place}); known: {known}")
         if not isinstance(parameters, Mapping) or not parameters:
             raise SettingsError(
                 f"{model}: {parameters!r} (from {place}) has no parameters; write some below it, such as "
@@ -221,7 +216,7 @@ def _flat(nested: Mapping[str, Any], place: Path) -> dict[str, Any]:
 
 
 def _parameter(
-    key: str, value: Any, origins: Mapping[str, str], known: Mapping[str, str]
+    key: str, value: Any, origins: Mapping[str, str], known: Mapping[str, str], tunable: Tunable
 ) -> Choice | Uniform | LogUniform | Int:
     """Checked by itself, then by what the model takes at both ends."""
     try:
@@ -237,7 +232,7 @@ def _parameter(
         _check_range(key, found, origins[key])
     model, _, name = key.partition(".")
     for extreme in found.extremes():
-        check_parameters({model: {name: extreme}}, origins[key])
+        tunable.check({model: {name: extreme}}, origins[key])
     return found
 
 

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
+from training.tune.experiment import Halving
 from training.tune.record import Point
 from training.tune.trial import REACH, VALUE, tell_tune
-from training.tune.work import MODES
-
-
-@dataclass(frozen=True, slots=True)
-class Halving:
-    """steps: that a trial may take. grace: steps before it may be stopped. factor: of any so many trials that
-    reach grace, grace·factor, grace·factor², ... steps, the best goes on. Counted by `Point.reach`."""
-
-    steps: int
-    grace: int
-    factor: int = 3
 
 
 class HalvingByModel(FIFOScheduler):
@@ -30,14 +19,14 @@ class HalvingByModel(FIFOScheduler):
     Source: Li et al., "A System for Massively Parallel Hyperparameter Tuning" (2020).
     """
 
-    def __init__(self, halving: Mapping[str, Halving], metric: str) -> None:
+    def __init__(self, halving: Mapping[str, Halving], mode: str) -> None:
         super().__init__()
-        self._by = metric
+        self._mode = mode
         self._by_model = {
             model: ASHAScheduler(
                 time_attr=REACH,
                 metric=VALUE,
-                mode=MODES[metric],
+                mode=mode,
                 max_t=one.steps,
                 grace_period=min(one.grace, one.steps),
                 reduction_factor=one.factor,
@@ -64,7 +53,7 @@ class HalvingByModel(FIFOScheduler):
 
     def _replay(self, model: str, trial: Any, curve: Sequence[Point]) -> None:
         for point in curve:
-            self._by_model[model].on_trial_result(None, trial, tell_tune(point, self._by))
+            self._by_model[model].on_trial_result(None, trial, tell_tune(point, self._mode))
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """A trial begins, or goes on where it was."""

@@ -1,34 +1,22 @@
-"""A sweep from its inputs to its results; killed at any moment, it goes on where it was."""
+"""A sweep of the response model: what it is over, and how it is run."""
 
 from __future__ import annotations
 
-import fcntl
-import json
-import logging
-import os
-import tempfile
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from qiance.data.errors import DataError
-from training.preprocess.streaming import ray_for
 from training.response.config import ResponseParameters, apply_parameters
 from training.response.members import ResponseSettings
 from training.response.rows import ResponseRows
-from training.tune.record import TRIALS, Record, replace_file
+from training.tune.experiment import Experiment, Halving
 from training.tune.space import Space
-from training.tune.work import BLOCK, MODES, SweepData
+from training.tune.work import BLOCK, MODES, ResponseWorkshop, SweepData
 
-INPUTS, LOCK = "inputs.json", ".sweep.lock"
 # Steps before a trial may be stopped. Small trees are the slowest to learn and often the best in the end, and
 # trees end by themselves for less than what a network costs: only what goes on for very long is compared.
 GRACE = {"network": 3, "trees": 54}
-_FAILURES = 2  # restarts of a trial whose process died
-Tell = Callable[[float, str], None]
+# Trials of trees cost no more than those of networks, and have more to find: they get two of three.
+SHARES = {"network": 1, "trees": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,159 +72,21 @@ class Sweep:
             "seed": self.settings.seed,
         }
 
-
-def open_sweep(sweep: Sweep, out: Path, resume: bool) -> str:
-    """Id of the sweep in `out`, new or as it was before.
-
-    `DataError` where another sweep is there, or none although `resume` asks for one.
-    """
-    path = out / INPUTS
-    if not path.exists():
-        if resume:
-            raise DataError(out, "holds no sweep that could go on", "leave out --resume to begin one")
-        if (out / TRIALS).exists():
-            raise DataError(out, f"has {TRIALS}/ but no {INPUTS}", "use another --out, or remove that folder")
-        inputs = {"id": uuid.uuid4().hex, **sweep.inputs()}
-        replace_file(path, (json.dumps(inputs, indent=2, ensure_ascii=False) + "\n").encode())
-        return str(inputs["id"])
-    before = json.loads(path.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(sweep.inputs()))
-    differ = [name for name in now if before.get(name) != now[name]]
-    if differ:
-        said = "; ".join(f"{name} was {_short(before.get(name))}, is {_short(now[name])}" for name in differ)
-        remedy = "give what it began with, or another --out for a new sweep"
-        raise DataError(out, f"holds a sweep over something else: {said}", remedy)
-    return str(before["id"])
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:40]}… ({len(text)} characters)"
-
-
-@contextmanager
-def only_one(out: Path) -> Iterator[None]:
-    """Nobody else sweeps in `out` meanwhile; the lock goes with the process, however it ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(out, "has a sweep running", "wait for it, or use another --out") from None
-        yield
-
-
-def run_trials(
-    sweep: Sweep, out: Path, studies: Mapping[str, Any], log: Callable[[str, int], None], tell: Tell
-) -> None:
-    """Run until as many trials are over as were asked for; returns at once where they are.
-
-    log: called with model and number of a trial that is over. tell: with the share done and a sentence.
-    """
-    from training.tune.search import finished
-
-    missing = sweep.settings.trials - sum(len(finished(study)) for study in studies.values())
-    if missing <= 0:
-        return
-    tell(0.0, "starting Ray")
-    with _ray(sweep.settings) as cores:
-        _fit(sweep, out, studies, log, tell, missing, cores)
-
-
-def _fit(
-    sweep: Sweep,
-    out: Path,
-    studies: Mapping[str, Any],
-    log: Callable[[str, int], None],
-    tell: Tell,
-    missing: int,
-    cores: int,
-) -> None:
-    import ray
-    from ray import tune
-
-    from training.tune.progress import SweepCallback
-    from training.tune.search import StudySearch
-    from training.tune.trial import SweepTrial
-
-    settings, base = sweep.settings, sweep.base()
-
-    def failed(model: str, number: int, error: str) -> None:
-        Record.of(out, model, number).write_error(error)
-
-    search = StudySearch(studies, sweep.space, settings.metric, settings.trials)
-    trainable = tune.with_parameters(
-        SweepTrial,
-        data=SweepData.of(sweep.rows, settings.folds, base),
-        base=base,
-        sweep=str(out.resolve()),
-        metric=settings.metric,
-    )
-    with tempfile.TemporaryDirectory(prefix="qiance-tune-") as scratch, _tune_environment():
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, {"cpu": 1}),
-            tune_config=tune.TuneConfig(
-                search_alg=search,
-                scheduler=_scheduler(sweep, out, studies, base),
-                num_samples=missing,
-                reuse_actors=True,
-                # A limit makes Tune ask late and start an actor anew for every trial: only where it binds.
-                max_concurrent_trials=cores if cores < ray.cluster_resources()["CPU"] else None,
+    def experiment(self) -> Experiment:
+        """How it is run."""
+        settings, base = self.settings, self.base()
+        steps = {"network": base.network.epochs, "trees": -(-base.trees.rounds // BLOCK)}
+        return Experiment(
+            space=self.space,
+            metric=settings.metric,
+            mode=MODES[settings.metric],
+            trials=settings.trials,
+            seed=settings.seed,
+            shares=SHARES,
+            halving={model: Halving(steps[model], GRACE[model]) for model in steps},
+            workshop=lambda: ResponseWorkshop(
+                SweepData.of(self.rows, settings.folds, base), base, settings.metric
             ),
-            run_config=tune.RunConfig(
-                name="sweep",
-                storage_path=scratch,  # nothing in it is needed: studies and records are the state
-                verbose=0,
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
-                failure_config=tune.FailureConfig(max_failures=_FAILURES),
-                callbacks=[SweepCallback(search, studies, settings, log, failed, tell)],
-            ),
+            workers=settings.workers,
+            address=settings.address,
         )
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # errors go to the trials' records
-        tuner.fit()
-
-
-def _scheduler(sweep: Sweep, out: Path, studies: Mapping[str, Any], base: ResponseSettings) -> Any:
-    from training.tune.search import asked
-    from training.tune.stopping import Halving, HalvingByModel
-
-    steps = {"network": base.network.epochs, "trees": -(-base.trees.rounds // BLOCK)}
-    halving = {model: Halving(steps[model], GRACE[model]) for model in studies}
-    scheduler = HalvingByModel(halving, sweep.settings.metric)
-    curves: dict[bool, dict[tuple[str, int], Any]] = {True: {}, False: {}}
-    for model, study in studies.items():
-        for trial in asked(study):
-            over = trial.state.is_finished()
-            curves[over][model, trial.number] = Record.of(out, model, trial.number).curve()
-    scheduler.remember(curves[True], curves[False])
-    return scheduler
-
-
-@contextmanager
-def _ray(settings: SweepSettings) -> Iterator[int]:
-    """Yields how many trials may run at a time."""
-    with ray_for(settings.workers, settings.address):
-        import ray
-
-        yield settings.workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
-
-
-@contextmanager
-def _tune_environment() -> Iterator[None]:
-    """Tune takes these from the environment only.
-
-    Its loggers would write what the records hold already; its handler of Ctrl-C would end the trials first,
-    where a kill is no loss.
-    """
-    wanted = {
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",
-        "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints at verbosity 0 too
-    }
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)

@@ -7,9 +7,14 @@ from typing import Any
 
 from training.registry import experiment_of, log_run, tracking_client
 from training.tune.outcome import Outcome
+from training.tune.record import Point
 
 EXPERIMENT = "qiance-tune"
 _SWEEP, _TRIAL, _PARENT = "qiance.sweep", "qiance.trial", "mlflow.parentRunId"
+
+
+def _scores(point: Point) -> dict[str, float | None]:
+    return {"value": point.value, "best": point.best, **point.scores}
 
 
 class SweepRun:
@@ -60,10 +65,9 @@ class SweepRun:
         metrics = {"seconds": outcome.seconds, "steps": float(outcome.steps)}
         if outcome.value is not None:
             metrics["value"] = outcome.value
-        names = ("value", "best", "log_loss", "auc", "ne")
         curve = [
             {"epoch": point.step}
-            | {name: getattr(point, name) for name in names if getattr(point, name) is not None}
+            | {name: score for name, score in _scores(point).items() if score is not None}
             for point in outcome.curve
         ]
         log_run(self._client, run, metrics, {"model": outcome.model, **outcome.parameters}, curve)

@@ -10,9 +10,8 @@ from typing import Any
 
 from ray import tune
 
-from training.response.members import ResponseSettings
+from training.tune.experiment import Work, Workshop, better_of
 from training.tune.record import Point, Record, finite
-from training.tune.work import MODES, SweepData, Work, Workshop, judge
 
 VALUE, REACH = "value", "reach"  # names that the search and the early stopping read
 
@@ -23,37 +22,37 @@ class Run:
 
     work: Work
     record: Record
-    metric: str
+    mode: str
     curve: list[Point]
 
     @classmethod
-    def begin(cls, workshop: Workshop, sweep: Path, metric: str, config: Mapping[str, Any]) -> Run:
+    def begin(cls, workshop: Workshop, sweep: Path, mode: str, config: Mapping[str, Any]) -> Run:
         """Go on from the trial's folder, or start anew. config: see `training.tune.search`."""
         work = workshop.make(config["model"], config["parameters"])
         record = Record.of(sweep, config["model"], config["number"])
         record.begin(config["parameters"])
         saved = record.load()
         if saved is None:
-            return cls(work, record, metric, [])
+            return cls(work, record, mode, [])
         work.load(saved[0])
         record.write_curve(saved[1])
-        return cls(work, record, metric, saved[1])
+        return cls(work, record, mode, saved[1])
 
-    def step(self, target: Any) -> Point:
+    def step(self) -> Point:
         """One step further; a trial that is over says so again."""
         if self.curve and self.curve[-1].last:
             return self.curve[-1]
         started, cpu = time.time(), time.process_time()
         number = len(self.curve) + 1
-        found = judge(self.metric, target, self.work.advance(number))
+        found = dict(self.work.advance(number))
         value = finite(found.pop("value"))
-        best = better_of(self.metric, value, self.curve[-1].best if self.curve else None)
+        best = better_of(self.mode, value, self.curve[-1].best if self.curve else None)
         scores = {name: finite(score) for name, score in found.items()}
         last = value is None or number >= self.work.steps or self._stale(best) >= self.work.patience
         ended = time.time()
         point = Point(
             step=number, reach=number * self.work.pace, value=value, best=best, last=last,
-            started=started, ended=ended, cpu=time.process_time() - cpu, **scores,
+            started=started, ended=ended, cpu=time.process_time() - cpu, scores=scores,
         )  # fmt: skip
         self.curve.append(point)
         self.record.save(self.work.state(), self.curve)
@@ -69,17 +68,9 @@ class Run:
         return max(same - 1, 0)
 
 
-def better_of(metric: str, first: float | None, second: float | None) -> float | None:
-    """The better of two values of `metric`; what is None is worse than anything."""
-    known = [value for value in (first, second) if value is not None]
-    if not known:
-        return None
-    return min(known) if MODES[metric] == "min" else max(known)
-
-
-def tell_tune(point: Point, metric: str) -> dict[str, Any]:
+def tell_tune(point: Point, mode: str) -> dict[str, Any]:
     """A step's result: the best value so far, since it is the best step that would be kept."""
-    worst = float("inf") if MODES[metric] == "min" else float("-inf")
+    worst = float("inf") if mode == "min" else float("-inf")
     return {VALUE: worst if point.best is None else point.best, REACH: point.reach, "done": point.last}
 
 
@@ -89,27 +80,26 @@ class SweepTrial(tune.Trainable):
     def setup(
         self,
         config: dict[str, Any],
-        data: SweepData | None = None,
-        base: ResponseSettings | None = None,
+        workshop: Workshop | None = None,
         sweep: str = "",
-        metric: str = "",
+        mode: str = "",
     ) -> None:
-        """data: from Ray's object store. sweep: folder that every node sees."""
-        assert data is not None, "bound by tune.with_parameters"
-        assert base is not None, "bound by tune.with_parameters"
-        self._workshop = Workshop(data, base)
-        self._sweep, self._metric = Path(sweep), metric
-        self.reset_config(config)
+        """workshop: from Ray's object store. sweep: folder that every node sees."""
+        assert workshop is not None, "bound by tune.with_parameters"
+        self._workshop, self._sweep, self._mode = workshop, Path(sweep), mode
+        self._run = Run.begin(self._workshop, self._sweep, self._mode, config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The next trial."""
-        self._run = Run.begin(self._workshop, self._sweep, self._metric, new_config)
+        self._run.work.close()
+        self._run = Run.begin(self._workshop, self._sweep, self._mode, new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch, or one block of trees."""
-        return tell_tune(self._run.step(self._workshop.data.inputs.target), self._metric)
+        """One step of the work."""
+        return tell_tune(self._run.step(), self._mode)
 
     def cleanup(self) -> None:
         """With the actor."""
+        self._run.work.close()
         self._workshop.close()

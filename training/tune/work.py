@@ -1,9 +1,9 @@
-"""What a trial does, step by step: an epoch of networks, or a block of trees, without each fold."""
+"""What a trial of the response model does, step by step: an epoch of networks, or a block of trees."""
 
 from __future__ import annotations
 
 import tempfile
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from training.response.members import (
     write_rows,
 )
 from training.response.rows import ResponseRows, folds_of, held_out
+from training.tune.experiment import Work
 
 Floats = NDArray[np.float64]
 BLOCK = 50  # trees of a step: each ends with its state on disk, which takes a tenth as long as 50 trees
@@ -54,34 +55,35 @@ class SweepData:
         return cls(inputs, rows.label, folds_of(rows, folds, settings.seed))
 
 
-class Work(ABC):
-    """One configuration in training; a step is what can be stopped after.
+class FoldWork(Work):
+    """Members side by side, each without one fold, judged on it by `metric`. pace: in steps of the usual
+    learning rate.
 
-    steps: most of them. patience: steps without a better value before it is done. pace: steps of the usual
-    learning rate that one step is worth.
+    What `load` goes on from leads to the same numbers as if there had been no stop.
     """
 
-    steps: int
-    patience: int
-    pace: float = 1.0
+    pace = 1.0
+
+    def __init__(self, target: Floats, metric: str) -> None:
+        self._target, self._metric = target, metric
+
+    def close(self) -> None:
+        """It holds memory only."""
+
+    def advance(self, step: int) -> dict[str, float]:
+        """See `Work`."""
+        return judge(self._metric, self._target, self.unseen(step))
 
     @abstractmethod
-    def advance(self, step: int) -> Floats:
+    def unseen(self, step: int) -> Floats:
         """Train on; `[N]` probabilities, of each row by the member that has not seen it."""
 
-    @abstractmethod
-    def state(self) -> dict[str, Any]:
-        """All that `load` needs: tensors and plain values."""
 
-    @abstractmethod
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, to the same numbers as if there had been no stop."""
-
-
-class NetworkWork(Work):
+class NetworkWork(FoldWork):
     """One network per fold, an epoch at a time by the training loop of the effect model."""
 
-    def __init__(self, data: SweepData, files: list[Path], settings: ResponseSettings) -> None:
+    def __init__(self, data: SweepData, files: list[Path], settings: ResponseSettings, metric: str) -> None:
+        super().__init__(data.inputs.target, metric)
         self.steps, self.patience = settings.network.epochs, settings.network.patience
         self._data = data
         self._configs, self._states = [], list[Any]()
@@ -91,7 +93,7 @@ class NetworkWork(Work):
             self._configs.append({**config, "patience": self.steps + 1})
             self._states.append(None)
 
-    def advance(self, step: int) -> Floats:
+    def unseen(self, step: int) -> Floats:
         """See the class."""
         unseen = np.empty(len(self._data.fold))
         for number, (_, held) in enumerate(held_out(self._data.fold)):
@@ -118,7 +120,7 @@ class NetworkWork(Work):
         self._states = list(state["members"])
 
 
-class TreesWork(Work):
+class TreesWork(FoldWork):
     """Boosted trees per fold, `BLOCK` trees at a time.
 
     A block is boosted on the scores of those before it, with a seed of its own. So all that a later block
@@ -129,7 +131,8 @@ class TreesWork(Work):
     stopping would prefer whoever takes the largest steps.
     """
 
-    def __init__(self, data: SweepData, settings: ResponseSettings) -> None:
+    def __init__(self, data: SweepData, settings: ResponseSettings, metric: str) -> None:
+        super().__init__(data.inputs.target, metric)
         trees = settings.trees
         self.steps = -(-trees.rounds // BLOCK)
         self.patience = -(-trees.patience // BLOCK)
@@ -151,7 +154,7 @@ class TreesWork(Work):
             free_raw_data=False,
         )
 
-    def advance(self, step: int) -> Floats:
+    def unseen(self, step: int) -> Floats:
         """See the class."""
         import lightgbm
 
@@ -174,28 +177,28 @@ class TreesWork(Work):
         self._scores = state["scores"].numpy().copy()
 
 
-class Workshop:
+class ResponseWorkshop:
     """Makes the work of one trial after the other on the same data; files of networks are written once."""
 
-    def __init__(self, data: SweepData, base: ResponseSettings) -> None:
-        self.data, self._base = data, base
+    def __init__(self, data: SweepData, base: ResponseSettings, metric: str) -> None:
+        self._data, self._base, self._metric = data, base, metric
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files: list[Path] = []
 
-    def make(self, model: str, parameters: Mapping[str, Any]) -> Work:
+    def make(self, model: str, parameters: Mapping[str, Any]) -> FoldWork:
         """Untrained. model: network or trees; parameters: as a configuration file has them."""
         checked = check_parameters({model: dict(parameters)}, "the trial")
         settings = apply_parameters(checked, self._base)
         if model == "trees":
-            return TreesWork(self.data, settings)
-        return NetworkWork(self.data, self._written(), settings)
+            return TreesWork(self._data, settings, self._metric)
+        return NetworkWork(self._data, self._written(), settings, self._metric)
 
     def _written(self) -> list[Path]:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="qiance-tune-")
-            for number, (train, held) in enumerate(held_out(self.data.fold)):
+            for number, (train, held) in enumerate(held_out(self._data.fold)):
                 path = Path(self._folder.name) / f"fold-{number}.npz"
-                write_rows(self.data.inputs, self.data.label, train, held, path)
+                write_rows(self._data.inputs, self._data.label, train, held, path)
                 self._files.append(path)
         return self._files
 
