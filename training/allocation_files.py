@@ -67,10 +67,15 @@ def allocate_files(
     """Allocate the offers in `source`, a CSV or Parquet file or a folder of them, and write the choices.
 
     workers: CPUs of Ray where it is started here; address: of a running cluster. bucket_rows, batch_rows:
-    bound what a worker holds. ValueError, `DataError` and InfeasibleError as in memory; a frequency cap is
-    refused.
+    bound what a worker holds. ValueError, `DataError` and InfeasibleError as in memory; a frequency cap and a
+    column of spreads are refused.
     """
     told = tell or (lambda _share, _text: None)
+    if spec.columns.spread is not None:
+        raise ValueError(
+            "columns.spread: values cannot be shrunken with --distributed, which never sees all of them; "
+            "leave it out, or allocate in memory"
+        )
     if spec.frequency_cap is not None:
         raise ValueError(
             "frequency_cap: cannot be kept with --distributed, where rows of a user may lie in two batches; "

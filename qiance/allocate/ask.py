@@ -22,6 +22,7 @@ from qiance.allocate.limits import (
 )
 from qiance.allocate.memory import Tell
 from qiance.allocate.offers import Batch, Catalogue, Ints, cost_of, segment
+from qiance.allocate.risk import Prior
 from qiance.allocate.spec import AllocationSpec
 
 # Why a user gets nothing.
@@ -106,6 +107,23 @@ def solve(
     limits = limits_of(spec, catalogue, batch)
     admissible = batch["admissible"]
     return allocate(batch["value"], batch["cost"], spec.budget, admissible, limits=limits, progress=progress)
+
+
+def believed(batch: Batch) -> Batch:
+    """The batch with values shrunken by their spread, offer by offer over the users who may have it.
+
+    Of those who look best many were overestimated, see `qiance.allocate.risk`.
+    """
+    value, spread = batch["value"].copy(), batch["spread"]
+    for offer in range(1, value.shape[1]):
+        rows = np.flatnonzero(batch["admissible"][:, offer])
+        if rows.size:
+            # The first of two columns is doing nothing, which is known.
+            own, error = (
+                np.column_stack([part * 0, part]) for part in (value[rows, offer], spread[rows, offer])
+            )
+            value[rows, offer] = Prior.of(own, error).posterior(own, error)[:, 1]
+    return {**batch, "value": value}
 
 
 def chosen_rows(catalogue: Catalogue, batch: Batch, choice: Ints, users: Any) -> pa.Table:

@@ -65,6 +65,8 @@ def columns_of(spec: AllocationSpec) -> list[Column]:
     found += [number("value", names.value), number("cost", names.cost, 0.0)]
     if names.day is not None:
         found.append(text("day", names.day))
+    if names.spread is not None:
+        found.append(number("spread", names.spread, 0.0))
     for one in spec.budgets:
         found.append(number(cost_of(one.name), one.cost or names.cost, 0.0))
         if one.column is not None:
@@ -237,9 +239,9 @@ def _agreed(name: str, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def batch_of(table: pa.Table, spec: AllocationSpec, catalogue: Catalogue, first_key: int = 0) -> Batch:
     """Typed rows as matrices `[U, A]` and vectors `[U]`.
 
-    key: from `first_key`. user: text. day: number in the catalogue. value, cost, costs of further budgets,
-    margin and sales: matrices, 0 where there is no row. admissible: where there is one, and column 0. segment
-    columns: numbers in the catalogue. person: who shares the cap.
+    key: from `first_key`. user: text. day: number in the catalogue. value, its spread, cost, costs of further
+    budgets, margin and sales: matrices, 0 where there is no row. admissible: where there is one, and column
+    0. segment columns: numbers in the catalogue. person: who shares the cap.
     `DataError` for an offer that a user has twice, and for a user of two segments.
     """
     users = table["user"].combine_chunks().dictionary_encode()
@@ -257,10 +259,11 @@ def batch_of(table: pa.Table, spec: AllocationSpec, catalogue: Catalogue, first_
     batch["user"] = table["user"].take(pa.array(first)).to_numpy()
     matrices = ["value", "cost", *(cost_of(one.name) for one in spec.budgets)]
     matrices += [] if spec.margin_floor is None else ["margin", "sales"]
+    matrices += [] if spec.columns.spread is None else ["spread"]
     for name in matrices:
-        spread = np.zeros(count * actions)
-        spread[place] = table[name].to_numpy()
-        batch[name] = spread.reshape(count, actions)
+        cells = np.zeros(count * actions)
+        cells[place] = table[name].to_numpy()
+        batch[name] = cells.reshape(count, actions)
     if "day" in table.column_names:
         batch["day"] = _numbers(table["day"], catalogue.days)[first]
     for column in spec.segments():

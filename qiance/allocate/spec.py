@@ -51,13 +51,17 @@ class FileOptions(_Part):
 
 
 class Columns(_Part):
-    """Names of the columns. day: where a user may get an offer on each of several days."""
+    """Names of the columns. day: where a user may get an offer on each of several days.
+
+    spread: standard error of the value, where values are estimates.
+    """
 
     user: Name = "user"
     offer: Name = "offer"
     value: Name = "value"
     cost: Name = "cost"
     day: Name | None = None
+    spread: Name | None = None
 
 
 class ExtraBudget(_Part):
@@ -149,7 +153,7 @@ class AllocationSpec(_Part):
 
     budget: _Amount = Field(description="most that all offers may cost, in the units of the cost column")
     columns: Columns = Field(
-        default=Columns(), description="names of the columns user, offer, value, cost and day"
+        default=Columns(), description="names of the columns user, offer, value, cost, day and spread"
     )
     control: Name = Field("control", description="offer that means doing nothing, for rows that have one")
     file: FileOptions = Field(default=FileOptions(), description="format, delimiter, encoding, decimal")
@@ -178,7 +182,7 @@ class AllocationSpec(_Part):
                 "that several users share, or leave the cap out"
             )
         named = [self.columns.user, self.columns.offer, self.columns.value, self.columns.cost]
-        _refuse_twice("columns", [*named, *([] if day is None else [day])])
+        _refuse_twice("columns", [*named, *(one for one in (day, self.columns.spread) if one is not None)])
         _refuse_twice("budgets", ["budget", *(one.name for one in self.budgets)])
         _refuse_twice("segment_floors", [one.name for one in self.segment_floors])
         return self

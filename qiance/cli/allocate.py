@@ -97,7 +97,7 @@ def _check_places(out: Path, report: Path, workers: int | None, distributed: boo
 def _in_memory(
     data: Path, spec: AllocationSpec, out: Path, workers: int | None, stages: Stages
 ) -> dict[str, Any]:
-    from qiance.allocate.ask import Tally, check_named, chosen_rows, solve
+    from qiance.allocate.ask import Tally, believed, check_named, chosen_rows, solve
     from qiance.allocate.offers import Catalogue, batch_of, read_rows, users_of
     from qiance.allocate.report import cap_use, report_of
     from qiance.allocate.writing import ChoiceWriter
@@ -107,6 +107,7 @@ def _in_memory(
         catalogue = Catalogue.of(table, spec)
         check_named(spec, catalogue)
         batch = batch_of(table, spec, catalogue)
+        batch = batch if spec.columns.spread is None else believed(batch)
         stage.note(f"{table.num_rows:,} rows: {len(batch['key']):,} × {len(catalogue.offers)} offers")
         del table
     with stages.stage("allocating") as stage:

@@ -76,6 +76,34 @@ def test_days_and_caps_hold(
     assert f"{report['frequency_cap']['people']:,} get {most} offers" in " ".join(done.output.split())
 
 
+def test_unsure_values_do_not_spend_the_budget(tmp_path: Path) -> None:
+    """One offer is known well; of the other only noise says that some users want it much more."""
+    rng = np.random.default_rng(4)
+    users, error = 2_000, {"sure": 0.5, "unsure": 12.0}
+    parts, truth = [], {}
+    for offer, spread in error.items():
+        true = (8.0 if offer == "sure" else 4.0) + rng.normal(0, 2, users)
+        names = [f"u{number}" for number in range(users)]
+        truth |= dict(zip(((name, offer) for name in names), true, strict=True))
+        seen = true + rng.normal(0, spread, users)
+        parts.append(pd.DataFrame({"user": names, "offer": offer, "value": seen, "cost": 1.0, "se": spread}))
+    frame, worth = pd.concat(parts), {}
+    for name, columns in (("plain", {}), ("shrunken", {"spread": "se"})):
+        done = invoke(tmp_path, frame, {"budget": 600, "columns": columns})
+        assert done.exit_code == 0, done.output
+        chosen = pd.read_csv(tmp_path / "out.csv").dropna(subset="offer")
+        worth[name] = sum(truth[pair] for pair in zip(chosen["user"], chosen["offer"], strict=True))
+        told = report_in(tmp_path)["value"]
+        if name == "plain":
+            assert told > 1.5 * worth[name], "the winner's curse"
+        else:
+            assert told == pytest.approx(worth[name], rel=0.05)
+    assert worth["shrunken"] > 1.2 * worth["plain"]
+    refused = invoke(tmp_path, frame, {"budget": 600, "columns": {"spread": "se"}}, "o.csv", "--distributed")
+    assert refused.exit_code != 0
+    assert "columns.spread: values cannot be shrunken with --distributed" in str(refused.exception)
+
+
 def test_it_is_what_allocate_does_with_the_same_arrays(tmp_path: Path) -> None:
     frame = make_offers(2_000, 3)
     users = list(dict.fromkeys(frame["user"]))
