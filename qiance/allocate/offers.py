@@ -249,11 +249,11 @@ def batch_of(table: pa.Table, spec: AllocationSpec, catalogue: Catalogue, first_
     count, actions = len(first), len(catalogue.offers) + 1
     offer = pc.fill_null(pc.index_in(table["offer"], pa.array(catalogue.offers, pa.string())), -1)
     place = slot * actions + offer.to_numpy().astype(np.int64) + 1
-    admissible = np.zeros(count * actions, dtype=np.bool_)
-    admissible[place] = True
-    if np.count_nonzero(admissible) < len(place):
+    listed = np.zeros(count * actions, dtype=np.bool_)
+    listed[place] = True
+    if np.count_nonzero(listed) < len(place):
         raise _repeated(table, place)
-    admissible = admissible.reshape(count, actions)
+    admissible = listed.reshape(count, actions)
     admissible[:, 0] = True
     batch: Batch = {KEY: np.arange(first_key, first_key + count, dtype=np.int64), "admissible": admissible}
     batch["user"] = table["user"].take(pa.array(first)).to_numpy()

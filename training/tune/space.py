@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 class Tunable(Protocol):
     """What may be searched: models with parameters. packaged: the space where no other is given."""
 
-    models: tuple[str, ...]
-    packaged: Path
+    @property
+    def models(self) -> tuple[str, ...]: ...
+
+    @property
+    def packaged(self) -> Path: ...
 
     def names(self, model: str) -> Sequence[str]:
         """Of the parameters that may be searched."""
