@@ -38,7 +38,8 @@ def one_cpu() -> Iterator[None]:
 
     folder = tempfile.mkdtemp(prefix="qiance-")
     ray.shutdown()
-    start_ray({"num_cpus": 1, "include_dashboard": False, "log_to_driver": False, "_temp_dir": folder})
+    quiet = {"include_dashboard": False, "log_to_driver": False}
+    start_ray({"num_cpus": 1, **quiet, "_temp_dir": folder}, "the tests need it")
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
@@ -137,6 +138,11 @@ def check_results(log: Log, folder: Path, out: Path) -> None:
     assert set(children) == set(table(out))
     (parent,) = {run.data.tags["mlflow.parentRunId"] for run in children.values()}
     assert parent in {run.info.run_id for run in runs}
+    kept = {one.path for one in client.list_artifacts(parent)}
+    assert kept == {"sweep.html", "trials.csv", "best.yaml", "sweep.json"}
+    for name in kept:
+        stored = Path(client.download_artifacts(parent, name, str(folder)))
+        assert stored.read_bytes() == (out / name).read_bytes(), "as the last command left it"
     for name, row in table(out).items():
         curve = client.get_metric_history(children[name].info.run_id, "history/best")
         assert len(curve) == int(row["steps"])

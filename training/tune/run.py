@@ -106,7 +106,8 @@ def _write(sweep: Sweep, result: SweepResult, out: Path, runs: Any) -> None:
     for one in over:
         runs.log(one)
         Record.of(out, one.model, one.number).forget_state()
-    runs.finish({f"best_{model}": one.value or 0.0 for model, one in result.best.items()})
+    best = {f"best_{model}": one.value or 0.0 for model, one in result.best.items()}
+    runs.finish(best, [out / name for name in (PAGE, TABLE, BEST, SUMMARY)])
 
 
 def _write_table(path: Path, trials: Sequence[Outcome]) -> None:
