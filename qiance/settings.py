@@ -168,10 +168,23 @@ class PromotionSettings(Section):
     )
     protected: tuple[str, ...] = Field(
         (),
-        description="columns of the users table that no model sees and groups are audited by, such as [age]",
+        description="columns of users or features of a response log that no model sees and groups are "
+        "audited by, such as [age]",
     )
     max_gap: Fraction = Field(
         0.05, description="largest gap between predicted and observed rate of a protected group"
+    )
+    max_exposure_gap: Fraction | None = Field(
+        None,
+        description="largest gap between a group's exposure and that of all rows; null: any is let through",
+    )
+    max_depth_gap: Annotated[float, _Number, Field(ge=0.0)] | None = Field(
+        None,
+        description="largest gap between a group's offer depth and that of all, where the model would "
+        "choose; null: any",
+    )
+    depth_feature: str | None = Field(
+        None, description="numeric feature of a response log that holds the depth of the offer"
     )
 
 

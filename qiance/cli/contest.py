@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,12 +30,16 @@ SERVED = "effect"  # the name whose champion the service follows
 
 @dataclass(frozen=True)
 class Contest:
-    """A challenger before the champion's place. champion: None where there is none yet."""
+    """A challenger before the champion's place. champion: None where there is none yet.
+
+    notes: sentences on what could not be audited.
+    """
 
     champion: Any
     challenger: Any
     test: PromotionTest
     report: Path
+    notes: tuple[str, ...] = ()
 
 
 def contest(
@@ -60,13 +64,15 @@ def contest(
     compare = {EFFECT: _effects, RESPONSE: _responses}.get(challenger.kind)
     if compare is None:
         raise ValueError(f"model {challenger.name!r}: models of kind {challenger.kind!r} cannot be compared")
-    test, audits = compare(workspace, settings, ledger, rivals, log)
+    found = compare(workspace, settings, ledger, rivals, log)
+    test = found.test
     if champion is None:
         reason = (
             "; ".join(f"unfair: {text}" for text in test.unfair) or "the first model: nothing to compare with"
         )
         test = PromotionTest(not test.unfair, reason, test.rows, test.units, test.confidence, (), test.unfair)
-    return Contest(champion, challenger, test, _report(workspace, champion, challenger, test, audits))
+    report = _report(workspace, champion, challenger, test, found)
+    return Contest(champion, challenger, test, report, found.notes)
 
 
 def crown(
@@ -128,23 +134,29 @@ def _rule(settings: Settings) -> PromotionRule:
     return PromotionRule(chosen.log_loss_margin, chosen.ece_margin, chosen.confidence, seed=settings.seed)
 
 
-def _effects(
-    workspace: Workspace, settings: Settings, ledger: Ledger, rivals: list[Any], _log: Any
-) -> tuple[PromotionTest, Mapping[str, Any]]:
-    from training.promotion import check_split, compare_effects, read_held_out
+def _thresholds(settings: Settings) -> Any:
+    from training.response.fairness import Thresholds
+
+    chosen = settings.promotion
+    return Thresholds(chosen.max_gap, chosen.max_exposure_gap, chosen.max_depth_gap)
+
+
+def _effects(workspace: Workspace, settings: Settings, ledger: Ledger, rivals: list[Any], _log: Any) -> Any:
+    from training.promotion import check_split, check_unseen, compare_effects, read_held_out
 
     table, split = read_held_out(workspace.held_out / f"{rivals[-1].name}.parquet")
     check_split(split, rivals)
     table = learnable(ledger, table, settings.privacy.unrecorded)
     models = [EffectModel.load(one.path) for one in rivals]
-    protected = _attributes(workspace, table, settings.promotion.protected, models[-1].schema.names)
-    rule, gap = _rule(settings), settings.promotion.max_gap
-    return compare_effects(models[0], models[-1], table, rule, protected, gap)
+    check_unseen(settings.promotion.protected, models[-1].schema.names)
+    protected, notes = _attributes(workspace, table, settings.promotion.protected)
+    found = compare_effects(models[0], models[-1], table, _rule(settings), protected, _thresholds(settings))
+    return replace(found, notes=notes)
 
 
 def _responses(
     _workspace: Workspace, settings: Settings, _ledger: Ledger, rivals: list[Any], log: Any
-) -> tuple[PromotionTest, Mapping[str, Any]]:
+) -> Any:
     from training.promotion import compare_responses
 
     if log is None:
@@ -153,29 +165,39 @@ def _responses(
         )
     models = [ResponseModel.load(one.path) for one in rivals]
     chosen = settings.promotion
-    return compare_responses(models[0], models[-1], log(), _rule(settings), chosen.protected, chosen.max_gap)
+    return compare_responses(
+        models[0],
+        models[-1],
+        log(),
+        _rule(settings),
+        chosen.protected,
+        _thresholds(settings),
+        chosen.depth_feature,
+    )
 
 
 def _attributes(
-    workspace: Workspace, table: pa.Table, names: tuple[str, ...], features: tuple[str, ...]
-) -> dict[str, NDArray[Any]]:
-    """`[n]` values of the users' protected attributes."""
+    workspace: Workspace, table: pa.Table, names: tuple[str, ...]
+) -> tuple[dict[str, NDArray[Any]], tuple[str, ...]]:
+    """`[n]` values of the users' protected attributes, and a sentence for each that they do not have.
+
+    The list is that of response logs too, whose attributes may be others; a list of which users have none is
+    a mistake.
+    """
     if not names:
-        return {}
+        return {}, ()
     users = pq.read_table(workspace.data / "users.parquet")
     known = [name for name in users.column_names if name != "user_id"]
-    for name in names:
-        if name in features:
-            raise ValueError(f"promotion.protected: {name!r} is a feature that the model sees")
-        if name not in known:
-            raise ValueError(f"promotion.protected: {name!r} is not among the users' {', '.join(known)}")
+    there = [name for name in names if name in known]
+    if not there:
+        raise ValueError(f"promotion.protected: {names[0]!r} is not among the users' {', '.join(known)}")
     row = pc.index_in(table["user_id"], value_set=users["user_id"].combine_chunks())
-    return {name: np.asarray(users[name].take(row).to_pylist(), dtype=object) for name in names}
+    values = {name: np.asarray(users[name].take(row).to_pylist(), dtype=object) for name in there}
+    missing = (name for name in names if name not in there)
+    return values, tuple(f"not audited by {name!r}: users have {', '.join(known)}" for name in missing)
 
 
-def _report(
-    workspace: Workspace, champion: Any, challenger: Any, test: PromotionTest, audits: Mapping[str, Any]
-) -> Path:
+def _report(workspace: Workspace, champion: Any, challenger: Any, test: PromotionTest, found: Any) -> Path:
     path = workspace.root / "promotion" / f"{challenger.name}-{challenger.version}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {
@@ -183,7 +205,8 @@ def _report(
         "champion": None if champion is None else champion.artifact_version,
         "challenger": challenger.artifact_version,
         "test": asdict(test),
-        "fairness": {name: asdict(found) for name, found in audits.items()},
+        "fairness": {name: asdict(audit) for name, audit in found.audits.items()},
+        "notes": list(found.notes),
     }
     write_json(path, document)
     return path

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from qiance.cli.contest import SERVED, Contest, contest, crown, note
@@ -252,6 +253,8 @@ def _print(found: Contest) -> None:
         )
     table.caption = f"{test.rows:,} held-out rows of {test.units:,} users; {test.confidence:.0%} intervals"
     console.print(table)
+    for sentence in found.notes:
+        console.print(f"[yellow]{escape(sentence)}[/]", highlight=False)
     colour = "green" if test.passed else "red"
     console.print(f"[{colour}]{'passed' if test.passed else 'failed'}[/]: ", end="")
     console.print(test.reason, highlight=False, markup=False)

@@ -95,6 +95,22 @@ def effect(
             min=0.0, max=1.0, help="Largest gap between predicted and observed rate of a protected group."
         ),
     ] = 0.05,
+    max_exposure_gap: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Largest gap between its exposure and that of all rows; default: any."
+        ),
+    ] = None,
+    depth: Annotated[
+        str | None,
+        typer.Option(metavar="FEATURE", help="Numeric feature with the depth of the offer, for the audit."),
+    ] = None,
+    max_depth_gap: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, help="Largest gap between its offer depth and that of all; default: any. Needs --depth."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="With equal data, the same seed gives the same model.")] = 0,
     register: Annotated[
         str | None, typer.Option(metavar="NAME", help="Register it as challenger; see `qiance models`.")
@@ -115,14 +131,16 @@ def effect(
 
     Writes into OUT: the model, metrics.json (by cross-validation, beside baselines), segments.csv (predicted
     and observed rates by category, with 90 % intervals), explanations.json (SHAP and LIME) and fairness.json
-    (error, calibration and exposure by protected group), and an MLflow run with parameters, folds and
-    learning curves. Where `converted_at` is mapped, conversions that are still to come are taken into
-    account. `qiance predict` uses the model. Ends with 1 where a protected group is predicted too high or too
-    low beyond doubt.
+    (error, calibration, exposure and offer depth by protected group), and an MLflow run with parameters,
+    folds and learning curves. Where `converted_at` is mapped, conversions that are still to come are taken
+    into account. `qiance predict` uses the model. Ends with 1 where a protected group is predicted too high
+    or too low, or its exposure or offer depth is too far from that of all, beyond doubt.
     """
     from qiance.cli.contest import check_registration, register_response
     from qiance.cli.stages import Stages
 
+    if max_depth_gap is not None and depth is None:
+        raise typer.BadParameter("needs --depth: the feature that is compared", param_hint="--max-depth-gap")
     console = Console()
     stages = Stages(console)
     parameters = _parameters(config)
@@ -133,6 +151,7 @@ def effect(
     with stages.stage("training") as stage:
         from training.delay.train import train_delayed
         from training.response.config import apply_parameters
+        from training.response.fairness import Thresholds
         from training.response.members import ResponseSettings
         from training.response.tracking import log_training
 
@@ -143,7 +162,8 @@ def effect(
             label=label,
             segment=calibrate_by,
             protected=protected or (),
-            max_gap=max_gap,
+            thresholds=Thresholds(max_gap, max_exposure_gap, max_depth_gap),
+            depth=depth,
             settings=apply_parameters(parameters, ResponseSettings.for_rows(len(responses), seed)),
             tell=stage.tell,
         )

@@ -161,7 +161,7 @@ class PlanningSweep:
             tell=tell,
         )
 
-    def _finish(self, result: SweepResult, out: Path, tell: Tell) -> None:
+    def _finish(self, result: SweepResult, out: Path, tell: Tell) -> list[Path]:
         from qiance.report.sweep import write_sweep_page
         from training.tune.run import figures_of, page_of_sweep, write_summary
 
@@ -184,6 +184,7 @@ class PlanningSweep:
         write_sweep_page(out / PAGE, page)
         said = {"metric": METRIC, "environment": self.task.name, "settings": asdict(self.base)}
         write_summary(out / SUMMARY, {**said, **figures_of(result), "winner": winner.name, "kept": kept})
+        return [out / PAGE, out / SUMMARY]
 
     def _kept(self, winner: Outcome, out: Path) -> dict[str, Any]:
         """What was kept; read where this winner has been judged before."""

@@ -49,9 +49,9 @@ def uplift(
 ) -> None:
     """Learn for whom which arm makes a difference, from a log in which users got different arms.
 
-    Writes into OUT: the model, metrics.json (mean effects, Qini by both definitions, RATE, what targeting is
-    worth beside random and response targeting, each with its interval) and curve.csv (the cost curve).
-    `qiance predict` uses it. Without a logged propensity it is estimated from the features.
+    Writes into OUT: the model, metrics.json (mean effects, Qini by both definitions, AUUC, RATE, what
+    targeting is worth beside random and response targeting, each with its interval) and curve.csv (the cost
+    curve). `qiance predict` uses it. Without a logged propensity it is estimated from the features.
     """
     from qiance.cli.stages import Stages
     from qiance.cli.train import read_responses
@@ -116,18 +116,15 @@ def _label(mapping: Any, label: str | None) -> str | None:
 
 
 def _tables(metrics: Mapping[str, Any]) -> list[Table]:
-    arms = Table(
-        *_heads("effect over " + metrics["control"], "mean", "95 % interval", "Qini", "RATE"), box=None
-    )
+    arms = Table(*_heads("effect over " + metrics["control"], "mean", "95 % interval"), box=None)
+    ranking = Table(*_heads("finding who is moved", "", "value", "95 % interval"), box=None)
     for arm, ate in metrics["ate"].items():
-        qini, ranked = metrics["qini"][arm]["qini_radcliffe"], metrics["rate"][arm]
-        arms.add_row(
-            arm,
-            f"{ate['value']:+.2%}",
-            f"{ate['low']:+.2%} to {ate['high']:+.2%}",
-            "targeted log" if qini is None else f"{qini:.4f}",
-            f"{ranked['value']:.3f} ({ranked['low']:.3f} to {ranked['high']:.3f})",
-        )
+        arms.add_row(arm, f"{ate['value']:+.2%}", f"{ate['low']:+.2%} to {ate['high']:+.2%}")
+        qini, ranked = metrics["qini"][arm], metrics["rate"][arm]
+        for name, title in (("qini_radcliffe", "Qini"), ("auuc", "AUUC")):
+            ranking.add_row(arm, title, *_figures(*(qini[f"{name}{end}"] for end in ("", "_low", "_high"))))
+        ranking.add_row(arm, "RATE", *_figures(*(ranked[name] for name in ("value", "low", "high"))))
+    ranking.caption = "by cross-fitting"
     arms.caption = f"{metrics['label']}: {metrics['rate_of_outcome']:.2%} of {metrics['rows']:,} rows"
     budgets = Table(*_heads("treating the best", "is worth", "response", "random", "over random"), box=None)
     for budget, found in metrics["policy_value"].items():
@@ -138,7 +135,15 @@ def _tables(metrics: Mapping[str, Any]) -> list[Table]:
             f"{gain['value']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})",
         )
     budgets.caption = "outcome per user of all, net of cost, by cross-fitting"
-    return [arms, budgets]
+    return [arms, ranking, budgets]
+
+
+def _figures(value: float | None, low: float | None, high: float | None) -> tuple[str, str]:
+    """A figure and its interval; a targeted log has no Qini curve."""
+    if value is None:
+        return "–", "targeted log"
+    interval = "too few users" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+    return f"{value:.4f}", interval
 
 
 def _heads(*names: str) -> tuple[Column, ...]:

@@ -226,6 +226,21 @@ def test_a_protected_group_blocks_and_is_reported(shop: Shop, tmp_path: Path) ->
     groups = {one["group"]: one for one in report["fairness"]["click"]["groups"]["age"]}
     assert set(groups) == {"young", "old", "None"}
     assert groups["old"]["gap_low"] > 0.05
+    allowed = "promotion: {protected: [age, shoe_size], max_gap: 1.0, max_depth_gap: %s}"
+    deeper = pa.array(np.where(np.asarray(is_old), 0.4, 0.1))
+    table = table.set_column(table.column_names.index("depth"), "depth", deeper)
+    write_held_out(shop.root / HELD_OUT, table, split_name(0))
+    config.write_text(allowed % 0.05)
+    output = shop.run("promote", "-c", str(config), code=1)
+    assert "unfair: click: age 'old': offer depth 0.4" in output
+    assert "not audited by 'shoe_size': users have age" in output
+    report = json.loads(next((shop.root / "promotion").glob("*.json")).read_text())
+    assert report["fairness"]["click"]["thresholds"]["max_depth_gap"] == 0.05
+    assert report["notes"] == ["not audited by 'shoe_size': users have age"]
+    config.write_text(allowed % 0.5)
+    assert "nothing to compare with" in shop.run("promote", "-c", str(config))
+    config.write_text("promotion: {protected: [depth]}")
+    assert "'depth' is a feature that the model sees" in shop.fails("compare", "-c", str(config))
     config.write_text("promotion: {protected: [shoe_size]}")
     assert "'shoe_size' is not among the users' age" in shop.fails("promote", "-c", str(config))
 

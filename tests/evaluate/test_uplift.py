@@ -11,6 +11,7 @@ from qiance.evaluate.bandit_log import BanditLog
 from qiance.evaluate.uplift import (
     cumulative_gain,
     effect_scores,
+    qini_intervals,
     qini_radcliffe,
     rate,
     resampled_interval,
@@ -74,6 +75,42 @@ def test_rate_is_right_covers_and_knows_noise() -> None:
     noise = rate(np.random.default_rng(2).random(y.size), gamma)
     assert noise.low < 0 < noise.high
     assert rate(np.zeros(y.size), gamma).value == pytest.approx(0.0, abs=1e-12)
+
+
+def test_qini_intervals_cover_and_are_no_wider_than_chance() -> None:
+    """Coverage of 95 % intervals, and half-sampled errors beside how far the figures really move."""
+    # Of an effect 0.3·x, x uniform: E[effect | best share q] = 0.3 (1 − q/2), and AUUC is ∫ q of it.
+    truth = {"qini_radcliffe": 0.025, "cumulative_gain": 0.025, "auuc": 0.1}
+    for share in (0.5, 0.2):
+        found = []
+        for seed in range(150):
+            y, t, _, effect = planted(1_000, seed, share)
+            found.append(qini_intervals(y, t, effect, draws=50, seed=seed))
+        for name, true in truth.items():
+            inside = np.mean([one[name].low <= true <= one[name].high for one in found])
+            assert 0.9 <= inside <= 0.985
+            errors = [(one[name].high - one[name].low) / (2 * 1.96) for one in found]
+            assert np.mean(errors) == pytest.approx(np.std([one[name].value for one in found]), rel=0.15)
+    assert found[0] == qini_intervals(
+        *planted(1_000, 0, 0.2)[:2], planted(1_000, 0, 0.2)[3], draws=50, seed=0
+    )
+
+
+def test_qini_intervals_are_those_of_the_curves_and_count_users_once() -> None:
+    y, t, _, effect = planted(800)
+    found = qini_intervals(y, t, effect)
+    gain = cumulative_gain(y, t, effect)
+    assert found["qini_radcliffe"].value == qini_radcliffe(y, t, effect).above_line
+    assert (found["cumulative_gain"].value, found["auuc"].value) == (gain.above_line, gain.area)
+    four = [np.repeat(values, 4) for values in (y, t, effect)]
+    apart, whole = qini_intervals(*four), qini_intervals(*four, cluster=np.repeat(np.arange(800), 4))
+    for name, one in found.items():
+        width = one.high - one.low
+        assert whole[name].high - whole[name].low == pytest.approx(width, rel=0.25)
+        assert apart[name].high - apart[name].low < 0.65 * width
+    two = qini_intervals(y, t, effect, cluster=t)
+    assert np.isnan([two["auuc"].low, two["auuc"].high]).all(), "two units: no half has both groups"
+    assert np.isfinite(two["auuc"].value)
 
 
 def test_a_model_of_the_outcome_narrows_the_scores_and_moves_nothing() -> None:

@@ -24,7 +24,7 @@ from qiance.data.mapping import load_mapping
 from qiance.data.responses import ResponseTable
 from qiance.evaluate.prediction import log_loss
 from training.effect.fit import TrainSettings
-from training.response.fairness import audit
+from training.response.fairness import Thresholds, audit
 from training.response.fit import TrainedResponse, train_response
 from training.response.members import ResponseSettings, TreeSettings
 from training.response.rows import folds_of, response_rows
@@ -185,7 +185,8 @@ def test_what_is_protected_is_not_seen_and_is_audited(tmp_path: Path) -> None:
     out, runner = tmp_path / "model", CliRunner()
     words = ["train", "effect", "--data", str(log.data), "--mapping", str(log.mapping), "--out", str(out)]
     words += ["--folds", "2", "--protected", "age"]
-    done = runner.invoke(app, [*words, "--max-gap", "0.02"])
+    more = ["--depth", "visits", "--max-exposure-gap", "0.01", "--max-depth-gap", "9"]
+    done = runner.invoke(app, [*words, "--max-gap", "0.02", *more])
     assert done.exit_code == 1, done.output
     assert "unfair: age" in done.output
     metrics = json.loads((out / "metrics.json").read_text())
@@ -197,6 +198,9 @@ def test_what_is_protected_is_not_seen_and_is_audited(tmp_path: Path) -> None:
     for one in groups:
         assert one["gap"] == pytest.approx(one["predicted"] - one["observed"])
         assert one["gap_low"] <= one["gap"] <= one["gap_high"]
+        assert one["exposure_gap_low"] < one["exposure_gap"] < one["exposure_gap_high"]
+        assert one["offered_gap_low"] < one["offered_gap"] < one["offered_gap_high"]
+    assert report["thresholds"] == {"max_gap": 0.02, "max_exposure_gap": 0.01, "max_depth_gap": 9.0}
     model = ResponseModel.load(out / metrics["model"])
     assert "age" not in model.schema.names
     table = read(log)
@@ -208,11 +212,11 @@ def test_a_right_model_is_let_through_and_a_wrong_one_is_named() -> None:
     random = np.random.default_rng(0)
     p, group = random.beta(2, 5, 4_000), random.choice(["a", "b", "tiny"], 4_000, p=[0.6, 0.39, 0.01])
     y = (random.random(4_000) < p).astype(float)
-    fair = audit(y, p, {"group": group}, 0.03)
+    fair = audit(y, p, {"group": group}, Thresholds(0.03))
     assert fair.broken == ()
     assert [one.group for one in fair.groups["group"]] == ["a", "b"], "of forty rows nothing is claimed"
     assert sum(one.exposure * one.rows for one in fair.groups["group"]) == pytest.approx(800, abs=25)
-    tilted = audit(y, p + 0.1 * (group == "b"), {"group": group}, 0.03)
+    tilted = audit(y, p + 0.1 * (group == "b"), {"group": group}, Thresholds(0.03))
     (sentence,) = tilted.broken
     assert sentence.startswith("group 'b': predicted")
     assert tilted.groups["group"][1].gap == pytest.approx(0.1, abs=0.03)

@@ -138,6 +138,11 @@ def check_results(log: Log, folder: Path, out: Path) -> None:
     assert set(children) == set(table(out))
     (parent,) = {run.data.tags["mlflow.parentRunId"] for run in children.values()}
     assert parent in {run.info.run_id for run in runs}
+    kept = {one.path for one in client.list_artifacts(parent)}
+    assert kept == {"sweep.html", "trials.csv", "best.yaml", "sweep.json"}
+    for name in kept:
+        stored = Path(client.download_artifacts(parent, name, str(folder)))
+        assert stored.read_bytes() == (out / name).read_bytes(), "as the last command left it"
     for name, row in table(out).items():
         curve = client.get_metric_history(children[name].info.run_id, "history/best")
         assert len(curve) == int(row["steps"])

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 from uplift_cases import Log, write_log
 
 from qiance.artifacts import ArtifactError
 from qiance.artifacts.uplift import UpliftModel
 from qiance.cli.main import app
-from qiance.cli.train_uplift import parse_costs
+from qiance.cli.train_uplift import _tables, parse_costs
 from qiance.data.errors import DataError
 from qiance.data.mapped import read_mapped
 from qiance.data.mapping import load_mapping
@@ -110,7 +113,9 @@ def test_metrics_hold_what_was_planted(case: Case) -> None:
     truth = case.log.effect.mean(axis=0)
     for place, arm in ((1, "mail"), (2, "push")):
         assert metrics["ate"][arm]["low"] < truth[place] < metrics["ate"][arm]["high"]
-        assert metrics["qini"][arm]["qini_radcliffe"] > 0 < metrics["qini"][arm]["cumulative_gain"]
+        found = metrics["qini"][arm]
+        for name in ("qini_radcliffe", "cumulative_gain", "auuc"):
+            assert 0 < found[f"{name}_low"] < found[name] < found[f"{name}_high"]
         assert metrics["rate"][arm]["low"] > 0
     values = metrics["policy_value"]
     assert list(values) == ["0.1", "0.3", "0.5"]
@@ -120,6 +125,23 @@ def test_metrics_hold_what_was_planted(case: Case) -> None:
     reachable = case.log.chance[:, 0].mean() + np.sort(best)[::-1][: len(best) // 2].sum() / len(best)
     assert values["0.5"]["uplift"]["low"] < reachable
     assert metrics["propensity"]["source"] == "logged"
+
+
+def test_the_console_shows_intervals_and_says_where_there_is_no_curve(case: Case) -> None:
+    def shown(metrics: Any) -> str:
+        console = Console(record=True, width=80, file=StringIO())
+        for table in _tables(metrics):
+            console.print(table)
+        return console.export_text()
+
+    text, auuc = shown(case.trained.metrics), case.trained.metrics["qini"]["mail"]
+    assert re.search(
+        rf"mail +AUUC +{auuc['auuc']:.4f} +{auuc['auuc_low']:.4f} to {auuc['auuc_high']:.4f}", text
+    )
+    targeted = {arm: dict.fromkeys(found) for arm, found in case.trained.metrics["qini"].items()}
+    text = shown({**case.trained.metrics, "qini": targeted})
+    assert re.search(r"mail +Qini +– +targeted log\n", text.replace(" \n", "\n"))
+    assert text.count("targeted log") == 4, "RATE holds there too"
 
 
 def test_cost_curve_runs_from_nobody_to_everybody_worth_it(case: Case) -> None:
@@ -162,7 +184,7 @@ def test_a_targeted_log_is_corrected(tmp_path: Path, known: bool) -> None:
     ate, truth = figures["ate"]["mail"], log.effect[:, 1].mean()
     assert ate["naive"] > truth + 0.08
     assert ate["low"] < truth < ate["high"]
-    assert figures["qini"]["mail"]["qini_radcliffe"] is None
+    assert set(figures["qini"]["mail"].values()) == {None}
     assert rows.overlap.source == ("logged" if known else "estimated")
 
 

@@ -30,7 +30,7 @@ from qiance.artifacts.response import (
 )
 from qiance.data.errors import DataError
 from qiance.data.responses import ResponseTable
-from training.response.fairness import Fairness, audit
+from training.response.fairness import Fairness, Thresholds, audit
 from training.response.judge import Judged, cross_validate
 from training.response.members import ResponseSettings
 from training.response.rows import MIN_EVENTS, ResponseRows, response_rows
@@ -39,7 +39,6 @@ from training.response.value import why_no_value
 
 METRICS, SEGMENTS, EXPLANATIONS = "metrics.json", "segments.csv", "explanations.json"
 FAIRNESS = "fairness.json"
-MAX_GAP = 0.05
 _TRAINING = 0.97  # share of the progress
 _EXPLAINED = 12  # rows at random that `explanations.json` is made of
 _MIN_SEGMENT = 100  # rows of a category that gets a line in `segments.csv`
@@ -70,7 +69,8 @@ def train_response(
     label: str | None = None,
     segment: str | None = None,
     protected: Sequence[str] = (),
-    max_gap: float = MAX_GAP,
+    thresholds: Thresholds | None = None,
+    depth: str | None = None,
     settings: ResponseSettings | None = None,
     seed: int = 0,
     tell: Tell | None = None,
@@ -79,21 +79,30 @@ def train_response(
 
     label: click or conversion, by default conversion where it is mapped. segment: feature by whose values
     calibration differs, by default the arm. protected: categorical features that the model does not see, and
-    by whose groups it is audited with the threshold `max_gap`, see `training.response.fairness`. settings: by
-    default those for so many rows, with `seed`. Raises DataError where there is too little to learn from.
+    by whose groups it is audited with `thresholds`, see `training.response.fairness`; depth: the numeric
+    feature with the depth of a row's offer, for that audit. settings: by default those for so many rows, with
+    `seed`. Raises DataError where there is too little to learn from.
     """
     told = tell or (lambda _share, _text: None)
     started = time.monotonic()
     if folds < 2:
         raise ValueError(f"folds: {folds} is below 2: no row could be held out")
-    rows = response_rows(responses, label, segment, protected)
+    rows = response_rows(responses, label, segment, protected, depth)
     chosen = settings or ResponseSettings.for_rows(len(rows), seed)
     _check_enough(rows, folds, chosen.members)
     judging = _TRAINING * folds / (folds + 1.0)
     judged = cross_validate(rows, folds, chosen, lambda share, text: told(judging * share, text))
     rest = _TRAINING - judging
     stack = fit_stack(rows, chosen, lambda share, text: told(judging + rest * share, f"all rows: {text}"))
-    fairness = audit(rows.target, judged.held_out, rows.protected, max_gap, chosen.seed)
+    fairness = audit(
+        rows.target,
+        judged.held_out,
+        rows.protected,
+        thresholds,
+        units=rows.units,
+        depth=rows.depth,
+        seed=chosen.seed,
+    )
     told(_TRAINING, "writing and explaining")
     out.mkdir(parents=True, exist_ok=True)
     artifact = write_response(rows, stack, judged.metrics, out)

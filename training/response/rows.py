@@ -26,7 +26,7 @@ class ResponseRows:
 
     segment: feature whose values are calibrated apart. left_out: features without a single value. protected:
     `[N]` values of the features that the model must not see, by name: by their groups it is audited. sales:
-    `[N]` minor units, where they are mapped.
+    `[N]` minor units, where they are mapped. depth: `[N]` of the offer that the row had, NaN where unknown.
     """
 
     name: str
@@ -40,6 +40,7 @@ class ResponseRows:
     left_out: tuple[str, ...] = ()
     protected: Columns = field(default_factory=dict)
     sales: Floats | None = None
+    depth: Floats | None = None
 
     def __len__(self) -> int:
         return int(self.target.size)
@@ -53,6 +54,7 @@ class ResponseRows:
             units=self.units[rows],
             protected={name: values[rows] for name, values in self.protected.items()},
             sales=None if self.sales is None else self.sales[rows],
+            depth=None if self.depth is None else self.depth[rows],
         )
 
 
@@ -61,12 +63,13 @@ def response_rows(
     label: str | None = None,
     segment: str | None = None,
     protected: Sequence[str] = (),
+    depth: str | None = None,
 ) -> ResponseRows:
     """The features (the arm among them, if there is one) and the outcome to learn.
 
     label: click or conversion; None takes conversion where it is mapped. segment: None takes the arm.
-    protected: features that the model does not see. `DataError` where there is no such label or feature, or
-    nothing to learn from.
+    protected: features that the model does not see. depth: the numeric feature that says how deep the offer
+    was. `DataError` where there is no such label or feature, or nothing to learn from.
     """
     source = responses.report.source
     chosen = _label(responses, label)
@@ -93,6 +96,7 @@ def response_rows(
         left_out=empty,
         protected={name: table[name].to_numpy(zero_copy_only=False) for name in protected},
         sales=_sales(responses),
+        depth=None if depth is None else _depth(responses, depth),
     )
 
 
@@ -100,6 +104,19 @@ def _sales(responses: ResponseTable) -> Floats | None:
     if "sales" not in responses.labels:
         return None
     return np.asarray(responses.table["sales"].to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def _depth(responses: ResponseTable, name: str) -> Floats:
+    source = responses.report.source
+    if name not in responses.numeric:
+        known = ", ".join(responses.numeric) or "none"
+        raise DataError(source, f"has no numeric feature {name!r}", f"take the depth from one of: {known}")
+    values = np.asarray(responses.table[name].to_numpy(zero_copy_only=False), dtype=np.float64)
+    if (values < 0).any():
+        row = int(np.flatnonzero(values < 0)[0])
+        problem = f"has the depth {values[row]:g} in row {row} of {name!r}"
+        raise DataError(source, problem, "a depth is 0, for no offer, or more")
+    return values
 
 
 def _check_protected(responses: ResponseTable, protected: Sequence[str]) -> None:

@@ -48,14 +48,14 @@ def run_experiment(
     *,
     name: str,
     params: Mapping[str, Any],
-    finish: Callable[[SweepResult, Tell], None],
+    finish: Callable[[SweepResult, Tell], Sequence[Path]],
     resume: bool = False,
     tracking_uri: str | None = None,
     tell: Tell | None = None,
 ) -> SweepResult:
-    """Run the trials that are missing, write their table, let `finish` write the rest, and log to MLflow.
+    """Run the trials that are missing, write their table, let `finish` write the rest, and log all of it to MLflow.
 
-    inputs: what must be equal for a sweep to go on. name, params: of its MLflow run. tracking_uri: of MLflow,
+    inputs: what must be equal for a sweep to go on. finish: returns what it wrote. name, params: of its MLflow run. tracking_uri: of MLflow,
     by default a SQLite file in `out`. `DataError` where `out` holds a sweep over something else; RuntimeError
     where no trial came to a value.
     """
@@ -86,11 +86,11 @@ def run_experiment(
         over = [one for one in found if one.is_over]
         _require_best(out, result, over)
         write_table(out / TABLE, found)
-        finish(result, told)
+        files = [*finish(result, told), out / TABLE]
         for one in over:
             runs.log(one)
             Record.of(out, one.model, one.number).forget_state()
-        runs.finish({f"best_{model}": one.value or 0.0 for model, one in best.items()})
+        runs.finish({f"best_{model}": one.value or 0.0 for model, one in best.items()}, files)
     told(1.0, f"{len(found)} trials")
     return result
 

@@ -33,10 +33,11 @@ def run_sweep(
     something else; RuntimeError where no trial came to a value.
     """
 
-    def finish(result: SweepResult, _tell: Tell) -> None:
+    def finish(result: SweepResult, _tell: Tell) -> list[Path]:
         _write_best(out / BEST, sweep, result)
         write_sweep_page(out / PAGE, page_of(sweep, result))
         write_summary(out / SUMMARY, summary_of(sweep, result))
+        return [out / name for name in (PAGE, BEST, SUMMARY)]
 
     inputs = sweep.inputs()
     return run_experiment(

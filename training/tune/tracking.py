@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from training.registry import experiment_of, log_run, tracking_client
@@ -74,7 +75,9 @@ class SweepRun:
         self._client.set_terminated(run, "FAILED" if outcome.state == "failed" else "FINISHED")
         self._logged.add(outcome.name)
 
-    def finish(self, metrics: Mapping[str, float]) -> None:
-        """What came of the sweep."""
+    def finish(self, metrics: Mapping[str, float], files: Sequence[Path] = ()) -> None:
+        """What came of the sweep. files: kept with its run; one of the same name is replaced."""
         log_run(self._client, self.id, metrics, {}, ())
+        for path in files:
+            self._client.log_artifact(self.id, str(path))
         self._client.set_terminated(self.id)

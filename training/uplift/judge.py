@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from qiance.evaluate.ab import mean_interval
 from qiance.evaluate.bandit_log import BanditLog
 from qiance.evaluate.ope import Estimate, difference, estimate
-from qiance.evaluate.uplift import cumulative_gain, qini_radcliffe, rate, targeting_policy
+from qiance.evaluate.uplift import qini_intervals, rate, targeting_policy
 from training.response.rows import held_out
 from training.uplift.crossing import Tell
 from training.uplift.folds import folds_by_arm
@@ -25,6 +26,7 @@ Floats = NDArray[np.float64]
 BUDGETS = (0.1, 0.3, 0.5)
 CURVE = tuple(step / 20 for step in range(21))
 CONFIDENCE = 0.95
+QINI = ("qini_radcliffe", "cumulative_gain", "auuc")
 
 
 @dataclass(frozen=True)
@@ -83,21 +85,28 @@ def _ate(rows: UpliftRows, held: HeldOut, arm: int) -> dict[str, float]:
 
 
 def _qini(rows: UpliftRows, held: HeldOut, arm: int) -> dict[str, float | None]:
-    """By both definitions: area above the straight line; None where the log was targeted.
+    """By both definitions the area above the straight line, and AUUC, each with `_low` and `_high`.
 
-    The curves compare those who got the arm with those who got control, which says nothing of effects where
-    the two differ beforehand. `rate` holds for such a log too.
+    None where the log was targeted: the curves compare those who got the arm with those who got control,
+    which says nothing of effects where the two differ beforehand. `rate` holds for such a log too. Bounds
+    alone are None where there are too few units to tell.
     """
     if not rows.overlap.constant:
-        return {"qini_radcliffe": None, "cumulative_gain": None, "auuc": None}
+        return dict.fromkeys(f"{name}{end}" for name in QINI for end in ("", "_low", "_high"))
     pair = (rows.arm == arm) | (rows.arm == rows.control)
-    compared = rows.target[pair], (rows.arm == arm)[pair], held.effects[pair, arm]
-    gain = cumulative_gain(*compared)
-    return {
-        "qini_radcliffe": qini_radcliffe(*compared).above_line,
-        "cumulative_gain": gain.above_line,
-        "auuc": gain.area,
+    found = qini_intervals(
+        rows.target[pair],
+        (rows.arm == arm)[pair],
+        held.effects[pair, arm],
+        CONFIDENCE,
+        cluster=rows.rows.units[pair],
+    )
+    figures = {
+        f"{name}{end}": value
+        for name in QINI
+        for end, value in zip(("", "_low", "_high"), astuple(found[name]), strict=True)
     }
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
 def _rate(rows: UpliftRows, held: HeldOut, arm: int) -> dict[str, float]:

@@ -145,6 +145,8 @@ def promote(
         untested = PromotionTest(False, str(error), 0, 0, settings.promotion.confidence, ())
         return replace(learned, promotion=untested)
     note(workspace, found)
+    for sentence in found.notes:
+        stage.note(sentence)
     if found.test.passed:
         crown(workspace, ledger, found.challenger, by=by, reason=found.test.reason)
     elif champion is None:
