@@ -53,11 +53,11 @@ def run_experiment(
     tracking_uri: str | None = None,
     tell: Tell | None = None,
 ) -> SweepResult:
-    """Run the trials that are missing, write their table, let `finish` write the rest, and log all to MLflow.
+    """Run the trials that are missing, write their table, let `finish` write the rest, and log to MLflow.
 
-    inputs: what must be equal for a sweep to go on. finish: returns what it wrote. name, params: of its MLflow
-    run. tracking_uri: of MLflow, by default a SQLite file in `out`. `DataError` where `out` holds a sweep over
-    something else; RuntimeError where no trial came to a value.
+    inputs: what must be equal for a sweep to go on. finish: returns what it wrote. name, params: of its
+    MLflow run. tracking_uri: of MLflow, by default a SQLite file in `out`. `DataError` where `out` holds a
+    sweep over something else; RuntimeError where no trial came to a value.
     """
     from mlflow.exceptions import MlflowException
 
