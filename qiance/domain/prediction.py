@@ -24,8 +24,8 @@ class GridPrediction:
     click, conversion: probabilities per contact within the outcome window.
     sales, margin: expected minor units; margin is after goods and discount, before contact cost.
     control_margin: `[U, H]`, margin of doing nothing to the same users.
-    contact_cost: `[A]` minor units; width_scale: factor by which the spread of the heads is
-    widened so that intervals of group means cover as stated (fitted on validation groups).
+    contact_cost: `[A]` minor units; width_scale: factor by which the spread of the heads is widened so that
+    intervals of group means cover as stated (fitted on validation groups), one or `[A]`.
     """
 
     click: Draws
@@ -34,7 +34,7 @@ class GridPrediction:
     margin: Draws
     control_margin: Draws
     contact_cost: NDArray[np.float32]
-    width_scale: float = 1.0
+    width_scale: float | NDArray[np.float64] = 1.0
 
     def uplift(self) -> Draws:
         """Incremental margin over control after contact cost, minor units, `[U, A, H]`."""
@@ -49,7 +49,7 @@ class GridPrediction:
         net = self.margin[:, action] - self.contact_cost[action]
         draws = (self.click[:, action], self.conversion[:, action], self.sales[:, action], net)
         means = [d[rows].mean(axis=0) for d in (*draws, net - self.control_margin)]
-        return self._effects(np.stack(means)[:, None], confidence)[0]
+        return self._effects(np.stack(means)[:, None], self._scales(np.array([action])), confidence)[0]
 
     def effect_on(self, user: int, action: int, confidence: float = 0.9) -> Effect:
         """Effect of action number `action` on user number `user` alone."""
@@ -62,12 +62,16 @@ class GridPrediction:
         at = np.asarray(users, dtype=np.int64), np.asarray(actions, dtype=np.int64)
         net = self.margin[at] - self.contact_cost[at[1]][:, None]
         draws = (self.click[at], self.conversion[at], self.sales[at], net, net - self.control_margin[at[0]])
-        return self._effects(np.stack(draws), confidence)
+        return self._effects(np.stack(draws), self._scales(at[1]), confidence)
 
-    def _effects(self, draws: Draws, confidence: float) -> list[Effect]:
-        """From `[5, n, H]` head means, in the order of the fields of `Effect`."""
+    def _scales(self, actions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """`[n]` factors of as many actions."""
+        return np.broadcast_to(self.width_scale, self.contact_cost.shape)[actions]
+
+    def _effects(self, draws: Draws, scales: NDArray[np.float64], confidence: float) -> list[Effect]:
+        """From `[5, n, H]` head means, in the order of the fields of `Effect`, and `[n]` scales."""
         values = draws.mean(axis=2).T.tolist()
-        halves = _half_width(draws, self.width_scale, confidence).T.tolist()
+        halves = _half_width(draws, scales, confidence).T.tolist()
         return [
             Effect(*(_interval(*part) for part in zip(value, half, *_BOUNDS, strict=True)))
             for value, half in zip(values, halves, strict=True)
@@ -75,9 +79,13 @@ class GridPrediction:
 
 
 def intervals_of(
-    draws: NDArray[np.floating], scale: float, confidence: float, low: float, high: float
+    draws: NDArray[np.floating],
+    scale: float | NDArray[np.float64],
+    confidence: float,
+    low: float,
+    high: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bounds `[n]` as `interval_of` gives them for each row of `[n, H]`."""
+    """Bounds `[n]` as `interval_of` gives them for each row of `[n, H]`; scale: one or `[n]`."""
     mean, half = draws.mean(axis=1), _half_width(draws, scale, confidence)
     return np.clip(mean - half, low, high), np.clip(mean + half, low, high)
 
@@ -93,7 +101,9 @@ def _interval(value: float, half: float, low: float, high: float) -> Interval:
     return Interval(*(min(max(bound, low), high) for bound in (value, value - half, value + half)))
 
 
-def _half_width(draws: NDArray[np.floating], scale: float, confidence: float) -> NDArray[Any]:
+def _half_width(
+    draws: NDArray[np.floating], scale: float | NDArray[np.float64], confidence: float
+) -> NDArray[Any]:
     """Half of the interval's width for `[..., H]` head means; 0 where there is one head only."""
     heads = draws.shape[-1]
     spread = draws.std(axis=-1, ddof=1) if heads > 1 else np.zeros(draws.shape[:-1])
