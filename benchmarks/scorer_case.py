@@ -98,7 +98,7 @@ class WholeRows:
     """A model that is made to score every pair as a row of its own: what the parts are compared with."""
 
     def __init__(self, model: EffectModel) -> None:
-        self.width_scale, self.encoder = model.width_scale, model.encoder
+        self.scales_of, self.encoder = model.scales_of, model.encoder
         self.predict_encoded = model.predict_encoded
 
     def prepare(self, num: np.ndarray, cat: np.ndarray, columns: GridColumns) -> None:

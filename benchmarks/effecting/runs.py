@@ -21,7 +21,7 @@ from training.effect.width import MIN_GROUP
 from training.response.judge import group_intervals
 from training.response.members import Inputs, ResponseSettings, fit_network, fit_trees
 from training.response.rows import ResponseRows
-from training.response.stack import fit_stack, groups_of
+from training.response.stack import fit_stack, groups_of, segments_of
 from training.response.value import fit_value
 
 Floats = NDArray[np.float64]
@@ -95,7 +95,7 @@ def _run_rate(
         said["deep"], seconds["deep"], _ = run_deep(rows, split, settings, deep)
     groups = [group for group in groups_of(judged, draws, seed) if _users(judged, group) >= MIN_GROUP]
     groups.append(np.arange(len(judged)))
-    covered, widths = group_intervals(judged.target, draws, stack, groups)
+    covered, widths = group_intervals(judged.target, draws, stack, groups, segments_of(judged))
     notes = {"network_weight": stack.scorer.weight, "leaves": stack.leaves, "leaves_lightgbm": leaves}
     found = (tuple(covered), tuple(widths))
     return Run(name, seed, judged.target, judged.units, said, *found, seconds, notes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from qiance.artifacts.manifest import Artifact, ArtifactError, Manifest, load_manifest
 from qiance.artifacts.program import load_program
 from qiance.artifacts.runner import Program, Runner
+from qiance.artifacts.width import WidthScale
 from qiance.evaluate.calibration import Calibrator
 from qiance.features.grid import GridColumns
 from qiance.features.schema import Columns, Encoder, FeatureSchema
@@ -84,6 +85,8 @@ class EffectInfo:
     width_scale: factor on the spread of the heads, so that 90 % intervals of group means cover over
         all tasks; width_scales: the factor that each task alone needs.
     calibration: None of models from before there was one.
+    segment_scales: width_scale of segments of the calibration that have one of their own. width_groups: see
+        `WidthScale`.
     """
 
     tasks: tuple[str, ...]
@@ -94,6 +97,13 @@ class EffectInfo:
     width_scales: Mapping[str, float]
     grid: GridColumns | None = None
     calibration: Calibration | None = None
+    segment_scales: Mapping[str, float] = field(default_factory=dict)
+    width_groups: int | None = None
+
+    @property
+    def width(self) -> WidthScale:
+        """Over all tasks."""
+        return WidthScale(self.width_scale, self.segment_scales, self.width_groups)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -105,6 +115,8 @@ class EffectInfo:
             "width_scales": dict(self.width_scales),
             "grid": None if self.grid is None else {"user": self.grid.user, "pair": self.grid.pair},
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
+            "segment_scales": dict(self.segment_scales),
+            "width_groups": self.width_groups,
         }
 
     @classmethod
@@ -118,6 +130,8 @@ class EffectInfo:
             width_scales={str(k): float(v) for k, v in data["width_scales"].items()},
             grid=_grid_columns(data.get("grid")),
             calibration=_calibration(data.get("calibration")),
+            segment_scales={str(k): float(v) for k, v in data.get("segment_scales", {}).items()},
+            width_groups=data.get("width_groups"),
         )
 
 
@@ -128,6 +142,17 @@ def _grid_columns(data: Mapping[str, Any] | None) -> GridColumns | None:
 
 def _calibration(data: Mapping[str, Any] | None) -> Calibration | None:
     return None if data is None else Calibration.from_dict(data)
+
+
+def segments_of(encoder: Encoder, feature: str | None, cat: NDArray[np.int64]) -> NDArray[np.str_] | None:
+    """`[n]` segment of each row, as the programs will tell it: by code, `OTHER` without one.
+
+    feature: by whose values there are segments, None where there are none; cat: `[n, Dc]`.
+    """
+    if feature is None:
+        return None
+    place = encoder.schema.categorical.index(feature)
+    return np.array([OTHER, *encoder.vocabularies[place]], dtype=np.str_)[cat[:, place]]
 
 
 class EffectModel:
@@ -197,6 +222,11 @@ class EffectModel:
     @property
     def version(self) -> str:
         return self.artifact.version
+
+    def scales_of(self, cat: NDArray[np.int64]) -> NDArray[np.float64]:
+        """`[n]` width scale of each row, by its segment; cat `[n, Dc]` as encoded."""
+        feature = None if self.info.calibration is None else self.info.calibration.segment
+        return self.info.width.of_rows(segments_of(self.encoder, feature, cat), len(cat))
 
     def predict(self, columns: Columns) -> EffectDraws:
         """Predictions for n rows (0 and 1 included).

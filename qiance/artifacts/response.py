@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from qiance.artifacts.manifest import Artifact, ArtifactError, load_manifest
 from qiance.artifacts.program import load_program
 from qiance.artifacts.trees import tree_inputs
 from qiance.artifacts.value import PurchaseValue, ValueModel
+from qiance.artifacts.width import WidthScale
 from qiance.domain import Interval
 from qiance.domain.prediction import interval_of, intervals_of
 from qiance.evaluate.calibration import Calibrator
@@ -44,7 +45,8 @@ class ResponseInfo:
     and H. segment: feature by which calibration differs, None where it does not. width_scale: factor on the
     spread of the heads, so that 90 % intervals of group means cover. design: how much more outcomes vary
     together than if the rows of a unit were independent. rate: share of the outcome in the training rows.
-    background: rows of the training data that explanations compare with, feature → values.
+    background: rows of the training data that explanations compare with, feature → values. segment_scales:
+    width_scale of the segments that have one of their own. width_groups: see `WidthScale`.
     """
 
     label: str
@@ -57,6 +59,13 @@ class ResponseInfo:
     design: float
     rate: float
     background: Mapping[str, Sequence[Any]]
+    segment_scales: Mapping[str, float] = field(default_factory=dict)
+    width_groups: int | None = None
+
+    @property
+    def width(self) -> WidthScale:
+        """Of the intervals."""
+        return WidthScale(self.width_scale, self.segment_scales, self.width_groups)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -70,6 +79,8 @@ class ResponseInfo:
             "design": self.design,
             "rate": self.rate,
             "background": {name: list(values) for name, values in self.background.items()},
+            "segment_scales": dict(self.segment_scales),
+            "width_groups": self.width_groups,
         }
 
     @classmethod
@@ -211,20 +222,39 @@ class ResponseModel:
             seed,
         )
 
-    def mean_interval(self, draws: Draws, confidence: float = 0.9) -> Interval:
+    def mean_interval(
+        self, draws: Draws, columns: Columns | None = None, confidence: float = 0.9
+    ) -> Interval:
         """Of the mean probability over the rows of draws `[n, H]`, with what the model does not know.
 
-        The luck of n rows comes on top; see `outcome_interval`.
+        columns: of the same rows, so that a group of one segment gets the width of that. The luck of n rows
+        comes on top; see `outcome_interval`.
         """
-        return interval_of(draws.mean(axis=0), self.info.width_scale, confidence, 0.0, 1.0)
+        return interval_of(draws.mean(axis=0), self._group_scale(columns), confidence, 0.0, 1.0)
 
-    def row_intervals(self, draws: Draws, confidence: float = 0.9) -> tuple[Floats, Floats]:
-        """`[n]` bounds of the probability of each row of draws `[n, H]`."""
-        return intervals_of(draws, self.info.width_scale, confidence, 0.0, 1.0)
+    def row_intervals(
+        self, draws: Draws, columns: Columns | None = None, confidence: float = 0.9
+    ) -> tuple[Floats, Floats]:
+        """`[n]` bounds of the probability of each row of draws `[n, H]`; columns: of the same rows.
 
-    def outcome_interval(self, draws: Draws, confidence: float = 0.9) -> Interval:
+        Their width is the one of groups: how often it holds for single rows cannot be seen in outcomes.
+        """
+        scale = self.info.width.of_rows(self._segments(columns), len(draws))
+        return intervals_of(draws, scale, confidence, 0.0, 1.0)
+
+    def outcome_interval(
+        self, draws: Draws, columns: Columns | None = None, confidence: float = 0.9
+    ) -> Interval:
         """Of the share of n rows that will answer: the interval of the mean, widened by their luck."""
-        return outcome_interval(draws, self.info.width_scale, self.info.design, confidence)
+        return outcome_interval(draws, self._group_scale(columns), self.info.design, confidence)
+
+    def _segments(self, columns: Columns | None) -> NDArray[np.str_] | None:
+        if columns is None or self.info.segment is None:
+            return None
+        return np.asarray(columns[self.info.segment]).astype(np.str_)
+
+    def _group_scale(self, columns: Columns | None) -> float:
+        return self.info.width.of_group(self._segments(columns))
 
 
 def outcome_interval(draws: Draws, scale: float, design: float, confidence: float = 0.9) -> Interval:

@@ -84,12 +84,14 @@ def _predict_response(
         _write(out, ids, loaded, columns, draws)
         if explain != "none":
             _explain(out, ids, loaded, columns, explain, explain_rows, stage)
-    total = loaded.outcome_interval(draws)
+    total = loaded.outcome_interval(draws, columns)
     stages.console.print(
         f"{loaded.info.label}: {total.value:.2%} of {len(ids):,} rows, 90 % interval {total.low:.2%} to "
         f"{total.high:.2%}; by row in [bold]{out}[/]",
         highlight=False,
     )
+    if loaded.info.width.doubt is not None:
+        stages.console.print(f"[yellow]{loaded.info.width.doubt}[/]", highlight=False)
 
 
 def trained_model(folder: Path) -> Path:
@@ -104,7 +106,7 @@ def trained_model(folder: Path) -> Path:
 
 def _write(out: Path, ids: list[str], model: Any, columns: Any, draws: Any) -> None:
     """A line per row; with sales in the training log also what a purchase would be worth, minor units."""
-    low, high = model.row_intervals(draws)
+    low, high = model.row_intervals(draws, columns)
     table = {"row_id": ids, "probability": draws.mean(axis=1), "low": low, "high": high}
     value = model.value(columns)
     if value is not None:

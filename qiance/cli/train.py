@@ -170,6 +170,8 @@ def effect(
         log_training(trained, mlflow or f"sqlite:///{(out / 'mlflow.db').resolve()}")
     for name in trained.metrics["left_out"]:
         console.print(f"[yellow]{name} has no value in any row and was left out[/]")
+    if trained.metrics["intervals"]["doubt"] is not None:
+        console.print(f"[yellow]{trained.metrics['intervals']['doubt']}[/]", highlight=False)
     console.print(_scores(trained.metrics))
     if "delay" in trained.metrics:
         console.print(_delay(trained.metrics["delay"]), highlight=False)

@@ -57,10 +57,11 @@ class EffectScorer(Protocol):
     """The effect model as this room needs it."""
 
     @property
-    def width_scale(self) -> float: ...
-
-    @property
     def encoder(self) -> Encoder: ...
+
+    def scales_of(self, cat: NDArray[np.int64]) -> Floats:
+        """`[n]` factor on the spread of the heads of each row; cat `[n, Dc]` as encoded."""
+        ...
 
     def predict_encoded(self, num: Draws, cat: NDArray[np.int64]) -> DrawnEffects: ...
 
@@ -110,6 +111,7 @@ class ActionGrid:
         )
         codes = {name: code for code, name in enumerate(categories)}
         encoded = self.encoded = EncodedGrid(model.encoder, parts, item_values, codes)
+        self._scales = model.scales_of(encoded.cat)[:-1]  # those of actions: control is the last
         self._prepared = model.prepare(encoded.num, encoded.cat, encoded.columns) if encoded.columns else None
 
     def score(self, users: UserRows) -> GridScores:
@@ -122,7 +124,7 @@ class ActionGrid:
             margin=drawn.margin[:, :-1],
             control_margin=drawn.margin[:, -1],
             contact_cost=self.contact_cost,
-            width_scale=self.model.width_scale,
+            width_scale=self._scales,
         )
         mean = drawn.margin.mean(axis=2)
         value = mean[:, :-1] - mean[:, -1:] - self.contact_cost

@@ -25,8 +25,8 @@ class GridPrediction:
     click, conversion: probabilities per contact within the outcome window.
     sales, margin: expected minor units; margin is after goods and discount, before contact cost.
     control_margin: `[U, H]`, margin of doing nothing to the same users.
-    contact_cost: `[A]` minor units; width_scale: factor by which the spread of the heads is
-    widened so that intervals of group means cover as stated (fitted on validation groups).
+    contact_cost: `[A]` minor units; width_scale: factor by which the spread of the heads is widened so that
+    intervals of group means cover as stated (fitted on validation groups), one or `[A]`.
     """
 
     click: Draws
@@ -35,7 +35,7 @@ class GridPrediction:
     margin: Draws
     control_margin: Draws
     contact_cost: NDArray[np.float32]
-    width_scale: float = 1.0
+    width_scale: float | NDArray[np.float64] = 1.0
 
     def uplift(self) -> Draws:
         """Incremental margin over control after contact cost, minor units, `[U, A, H]`."""
@@ -50,7 +50,7 @@ class GridPrediction:
         net = self.margin[:, action] - self.contact_cost[action]
         draws = (self.click[:, action], self.conversion[:, action], self.sales[:, action], net)
         means = [d[rows].mean(axis=0) for d in (*draws, net - self.control_margin)]
-        return self._effects(np.stack(means)[:, None], confidence)[0]
+        return self._effects(np.stack(means)[:, None], self._scales(np.array([action])), confidence)[0]
 
     def effect_on(self, user: int, action: int, confidence: float = 0.9) -> Effect:
         """Effect of action number `action` on user number `user` alone."""
@@ -71,7 +71,7 @@ class GridPrediction:
         at = np.asarray(users, dtype=np.int64), np.asarray(actions, dtype=np.int64)
         net = self.margin[at] - self.contact_cost[at[1]][:, None]
         draws = (self.click[at], self.conversion[at], self.sales[at], net, net - self.control_margin[at[0]])
-        return self._effects(np.stack(draws), confidence, unknown)
+        return self._effects(np.stack(draws), self._scales(at[1]), confidence, unknown)
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """`[5, U, A]` means over the heads and squares of their widened spread, in the order of the fields of
@@ -82,12 +82,20 @@ class GridPrediction:
         spread = np.stack([_spread(part) for part in draws]).astype(np.float64)
         return means, (self.width_scale * spread) ** 2
 
+    def _scales(self, actions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """`[n]` factors of as many actions."""
+        return np.broadcast_to(self.width_scale, self.contact_cost.shape)[actions]
+
     def _effects(
-        self, draws: Draws, confidence: float, unknown: NDArray[np.float64] | None = None
+        self,
+        draws: Draws,
+        scales: NDArray[np.float64],
+        confidence: float,
+        unknown: NDArray[np.float64] | None = None,
     ) -> list[Effect]:
-        """From `[5, n, H]` head means, in the order of the fields of `Effect`."""
+        """From `[5, n, H]` head means, in the order of the fields of `Effect`, and `[n]` scales."""
         values = draws.mean(axis=2).T.tolist()
-        half = _half_width(draws, self.width_scale, confidence)
+        half = _half_width(draws, scales, confidence)
         if unknown is not None:
             # Errors of the model and what is not known of the user are independent: variances add up.
             half = np.hypot(half, _normal_quantile(confidence) * np.sqrt(unknown))
@@ -99,9 +107,13 @@ class GridPrediction:
 
 
 def intervals_of(
-    draws: NDArray[np.floating], scale: float, confidence: float, low: float, high: float
+    draws: NDArray[np.floating],
+    scale: float | NDArray[np.float64],
+    confidence: float,
+    low: float,
+    high: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bounds `[n]` as `interval_of` gives them for each row of `[n, H]`."""
+    """Bounds `[n]` as `interval_of` gives them for each row of `[n, H]`; scale: one or `[n]`."""
     mean, half = draws.mean(axis=1), _half_width(draws, scale, confidence)
     return np.clip(mean - half, low, high), np.clip(mean + half, low, high)
 
@@ -117,7 +129,9 @@ def _interval(value: float, half: float, low: float, high: float) -> Interval:
     return Interval(*(min(max(bound, low), high) for bound in (value, value - half, value + half)))
 
 
-def _half_width(draws: NDArray[np.floating], scale: float, confidence: float) -> NDArray[Any]:
+def _half_width(
+    draws: NDArray[np.floating], scale: float | NDArray[np.float64], confidence: float
+) -> NDArray[Any]:
     """Half of the interval's width for `[..., H]` head means; 0 where there is one head only."""
     degrees = max(draws.shape[-1] - 1, 1)
     return np.asarray(_student_quantile(confidence, degrees) * scale * _spread(draws))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,14 +55,16 @@ def action(number: int, depth: float = 0.0, cost: int = 7) -> Action:
 class Linear:
     """A model that can be worked out by hand: heads that differ by a factor, all features count."""
 
-    width_scale = 1.5
-
     def __init__(self, heads: int = 3) -> None:
         codes = tuple(NumericCode(10.0, 20.0, name == "recency_days") for name in EFFECT_SCHEMA.numeric)
         self.encoder = Encoder(EFFECT_SCHEMA, codes, (("email", "mailer"), CATEGORIES))
         self.factors = np.arange(1, heads + 1, dtype=np.float32) / heads
         self.weights = np.random.default_rng(0).normal(size=self.encoder.num_width).astype(np.float32)
         self.calls = 0
+
+    def scales_of(self, cat: np.ndarray) -> np.ndarray:
+        """Mails are less sure than e-mails."""
+        return np.where(cat[:, 0] == 2, 2.5, 1.5)
 
     def prepare(self, num: np.ndarray, cat: np.ndarray, columns: GridColumns) -> None:
         """It takes whole rows only, as models of before do."""
@@ -132,6 +135,19 @@ def test_the_effect_of_one_action_is_the_summary_of_that_user() -> None:
     assert found.uplift.value == pytest.approx(float(scores.value[1, 1]), rel=1e-5)
 
 
+def test_each_action_has_the_width_of_its_segment() -> None:
+    grid = ActionGrid(Linear(), CATALOGUE, [action(0), action(1)], ITEMS, CATEGORIES)
+    prediction = grid.score(users(3)).prediction
+    plain = replace(prediction, width_scale=1.0)
+    for number, scale in ((0, 1.5), (1, 2.5)):
+        for own, bare in (
+            (prediction.effect_on(1, number), plain.effect_on(1, number)),
+            (prediction.summarise(number), plain.summarise(number)),
+        ):
+            widths = [one.margin.high - one.margin.low for one in (own, bare)]
+            assert widths[0] == pytest.approx(scale * widths[1], rel=1e-5)
+
+
 def test_one_head_has_no_spread() -> None:
     effect = ActionGrid(Linear(1), CATALOGUE, [action(0)], ITEMS, CATEGORIES).score(users(1)).effect(0, 0)
     assert effect.margin.low == effect.margin.value == effect.margin.high
@@ -162,7 +178,7 @@ class Rows:
     """A model that is made to score whole rows."""
 
     def __init__(self, model: EffectModel) -> None:
-        self.width_scale, self.encoder = model.width_scale, model.encoder
+        self.scales_of, self.encoder = model.scales_of, model.encoder
         self.predict_encoded = model.predict_encoded
 
     def prepare(self, num: np.ndarray, cat: np.ndarray, columns: GridColumns) -> None:

@@ -16,6 +16,7 @@ from test_effect_served import encoder, expected, in_parts, inputs, network, row
 
 from qiance.artifacts import EffectModel, write_artifact
 from qiance.artifacts.effect import INFO, KIND, OTHER, TASKS, Calibration
+from qiance.artifacts.width import WidthScale
 from qiance.evaluate.calibration import Calibrator
 from qiance.evaluate.prediction import ece, ece_floor
 from qiance.features.columns import EFFECT_SCHEMA
@@ -35,11 +36,11 @@ CALIBRATION = Calibration(
 )
 
 
-def write(root: Path, calibration: Calibration | None) -> EffectModel:
+def write(root: Path, calibration: Calibration | None, width: WidthScale | None = None) -> EffectModel:
     code = encoder()
     net = network((16, 8), TASKS, True, code.num_width, code.cardinalities)
     num, cat = rows(8, code.num_width, code.cardinalities)
-    files = effect_files(net, code, num.numpy(), cat.numpy(), 1.2, {"click": 1.2}, calibration)
+    files = effect_files(net, code, num.numpy(), cat.numpy(), 1.2, {"click": 1.2}, calibration, width)
     artifact = write_artifact(
         root,
         KIND,
@@ -97,6 +98,17 @@ def test_it_is_read_back_and_older_models_have_none(models: tuple[EffectModel, .
     old = json.loads((models[0].artifact.path / INFO).read_text())
     del old["calibration"]
     assert type(models[0].info).from_dict(old) == models[0].info
+
+
+def test_rows_are_as_wide_as_their_segment(tmp_path: Path, models: tuple[EffectModel, ...]) -> None:
+    width = WidthScale(1.2, {"email": 3.0, OTHER: 2.0}, 12)
+    model = write(tmp_path, CALIBRATION, width)
+    assert model.info.width == width
+    cat = inputs(1, 300)[1]
+    expected = np.array([2.0, 3.0, 1.2])[cat[:, 0]]
+    np.testing.assert_array_equal(model.scales_of(cat), expected)
+    np.testing.assert_array_equal(models[0].scales_of(cat), 1.2)
+    np.testing.assert_array_equal(models[2].scales_of(cat), 1.2)
 
 
 @given(

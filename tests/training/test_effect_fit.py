@@ -62,11 +62,16 @@ def test_money_baselines_have_no_probability_scores(planted: Planted, trained: T
     assert scores[-1].rmse < scores[0].rmse
 
 
-def test_metrics_and_history_tell_the_run(trained: Trained) -> None:
+def test_metrics_and_history_tell_the_run(planted: Planted, trained: Trained) -> None:
     assert [row["epoch"] for row in trained.history] == list(range(len(trained.history)))
     best = min(trained.history, key=lambda row: row["valid_loss"])
     assert trained.metrics["best_epoch"] == best["epoch"]
     assert trained.metrics["width_scale"] >= 1
+    groups = int(planted.split.valid.sum()) // 500
+    assert trained.metrics["width_groups"] == groups
+    assert trained.metrics["width_enough"] == float(groups >= 9)
+    info = EffectModel.load(trained.artifact.path).info
+    assert (info.width_groups, info.width.doubt is None) == (groups, groups >= 9)
     for task in LABELS:
         assert trained.metrics[f"{task}_coverage_90"] >= trained.metrics[f"{task}_coverage_90_raw"]
     assert dict(trained.artifact.manifest.metrics) == dict(trained.metrics)

@@ -66,6 +66,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 def test_it_is_not_worse_than_boosting_and_knows_how_sure_it_is(case: Case) -> None:
     metrics = json.loads((case.out / "metrics.json").read_text())
+    assert metrics["intervals"]["groups"] == 8
+    assert "nine of 500 rows are needed" in metrics["intervals"]["doubt"]
     best = min(scores["log_loss"] for scores in metrics["baselines"].values())
     assert metrics["log_loss"] < best + 0.003, "with a third of the members and epochs of the default"
     # The least that anybody can reach: the truth's own log loss.
@@ -74,7 +76,7 @@ def test_it_is_not_worse_than_boosting_and_knows_how_sure_it_is(case: Case) -> N
     assert metrics["ece"] < metrics["ece_floor"]
     assert 0.7 < metrics["auc"] < 1
     assert metrics["ne"] < 0.9
-    assert 0.6 <= metrics["coverage90_group"] <= 1
+    assert 0.75 <= metrics["coverage90_group"] <= 1, "of a dozen groups in each of three folds"
     assert "NaN" not in (case.out / "metrics.json").read_text()
     assert metrics["cross_validation"]["folds"] == len(metrics["cross_validation"]["by_fold"]) == 3
     assert set(metrics["baselines"]) == {
@@ -95,6 +97,24 @@ def test_what_is_loaded_predicts_the_truth_and_refuses_what_it_does_not_know(cas
         model.predict({name: values for name, values in columns.items() if name != "age"})
     with pytest.raises(ArtifactError, match="no manifest"):
         ResponseModel.load(case.out)
+
+
+def test_further_groups_lie_in_their_intervals(case: Case, tmp_path: Path) -> None:
+    """30,000 further rows of the same truth; intervals without luck would hold far fewer."""
+    model = ResponseModel.load(case.out / str(case.trained.metrics["model"]))
+    later = write_log(tmp_path, n=30_000, seed=9, taste=case.log.taste)
+    columns = model.schema.columns(read(later).table)
+    draws = model.predict(columns)
+    inside, widths, luck = [], [], []
+    for start in range(0, 30_000, 500):
+        rows = slice(start, start + 500)
+        found = model.outcome_interval(draws[rows], {name: own[rows] for name, own in columns.items()})
+        inside.append(found.low <= later.answered[rows].mean() <= found.high)
+        widths.append(found.high - found.low)
+        chances = draws[rows].mean(axis=1)
+        luck.append(2 * 1.645 * np.sqrt((chances * (1 - chances)).sum()) / 500)
+    assert 0.85 <= np.mean(inside) <= 0.99
+    assert np.mean(luck) < np.mean(widths) < 1.6 * np.mean(luck), "most of it is the luck of 500 answers"
 
 
 def test_an_unseen_value_is_less_certain(case: Case) -> None:
@@ -157,6 +177,7 @@ def test_the_commands(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "response model" in done.output
     assert "LightGBM" in done.output
+    assert "rests on one group" in " ".join(done.output.split())
     assert json.loads((out / "metrics.json").read_text())["calibrated_by"] == "coupon"
     answers = tmp_path / "new.csv"
     predict = [
@@ -173,6 +194,7 @@ def test_the_commands(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     with answers.open() as stream:
         rows = list(csv.DictReader(stream))
+    assert "rests on one group" in " ".join(done.output.split())
     assert len(rows) == 600
     assert all(float(r["low"]) <= float(r["probability"]) <= float(r["high"]) for r in rows)
     lines = (tmp_path / "new.csv.explanations.jsonl").read_text().splitlines()

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qiance.artifacts.effect import OTHER, Calibration
+from qiance.artifacts.effect import Calibration
 from qiance.evaluate.calibration import cross_calibrate, fit_calibrator
 from qiance.evaluate.prediction import ece
-from qiance.features.schema import Encoder, FeatureSchema
+from qiance.features.schema import FeatureSchema
 from training.effect.randomness import text_hash, uniform
 from training.effect.scores import PROBABILITIES
 
@@ -46,14 +46,6 @@ def segment_feature(schema: FeatureSchema, wanted: str | None) -> str | None:
     if wanted is not None or not schema.categorical:
         return wanted
     return "arm" if "arm" in schema.categorical else schema.categorical[0]
-
-
-def segments_of(encoder: Encoder, feature: str | None, cat: NDArray[np.int64]) -> NDArray[np.str_] | None:
-    """`[n]` segment of each row, as the programs will tell it: by code, `OTHER` without one."""
-    if feature is None:
-        return None
-    place = encoder.schema.categorical.index(feature)
-    return np.array([OTHER, *encoder.vocabularies[place]], dtype=np.str_)[cat[:, place]]
 
 
 def fit_calibration(

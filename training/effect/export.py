@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qiance.artifacts import EffectInfo, export_program, load_program
 from qiance.artifacts.effect import ACTIONS, ENCODER, INFO, OTHER, PAIRS, PROGRAM, Calibration
 from qiance.artifacts.json_file import write_json
+from qiance.artifacts.width import WidthScale
 from qiance.features.grid import GridColumns
 from qiance.features.schema import Encoder
 from training.effect.network import EffectNetwork
@@ -38,10 +39,12 @@ def effect_files(
     width_scale: float,
     width_scales: Mapping[str, float],
     calibration: Calibration | None = None,
+    width: WidthScale | None = None,
 ) -> Files:
     """What an artifact of kind `effect-model` holds, as functions that write each file.
 
-    num `[n, Dn]`, cat `[n, Dc]`: some rows; what is written must predict of them what was trained.
+    num `[n, Dn]`, cat `[n, Dc]`: some rows; what is written must predict of them what was trained. width: of
+    segments, and the groups behind it; its marginal factor is `width_scale`.
     """
     config, columns = network.config, GridColumns.of(encoder)
     info = EffectInfo(
@@ -53,6 +56,8 @@ def effect_files(
         width_scales,
         columns,
         calibration,
+        {} if width is None else width.segments,
+        None if width is None else width.groups,
     )
     curves = None if calibration is None else curves_of(calibration, encoder)
     rows = torch.from_numpy(num), torch.from_numpy(cat)

@@ -212,7 +212,9 @@ def _write(
     return write_artifact(
         out,
         KIND,
-        effect_files(network, rows.encoder, *some, width.scale, width.scales, judged.calibration),
+        effect_files(
+            network, rows.encoder, *some, width.scale, width.scales, judged.calibration, width.served
+        ),
         metrics=metrics,
         parents=parents,
         feature_service=schema.service,

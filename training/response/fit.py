@@ -147,6 +147,8 @@ def write_response(rows: ResponseRows, stack: Stack, metrics: Mapping[str, float
         design=stack.design,
         rate=float(rows.target.mean()),
         background={name: [plain_value(v) for v in values] for name, values in scorer.background.items()},
+        segment_scales=stack.width.segments,
+        width_groups=stack.width.disjoint,
     )
     num, cat = scorer.encoder.encode(rows.take(np.arange(min(len(rows), 64))).columns)
     inputs = {"num": torch.from_numpy(num), "cat": torch.from_numpy(cat)}
@@ -205,7 +207,8 @@ def _write_segments(path: Path, rows: ResponseRows, stack: Stack, model: Respons
                 if count < _MIN_SEGMENT:
                     continue
                 here = values == value
-                interval = model.outcome_interval(stack.unseen[here])
+                own = {feature: column[here] for feature, column in rows.columns.items()}
+                interval = model.outcome_interval(stack.unseen[here], own)
                 seen = float(rows.target[here].mean())
                 figures = (seen, interval.value, interval.low, interval.high)
                 writer.writerow([name, value, count, *(f"{figure:.6f}" for figure in figures)])
@@ -229,12 +232,24 @@ def _report(
         "features": list(rows.schema.names),
         "left_out": list(rows.left_out),
         "calibrated_by": rows.segment,
+        "intervals": _intervals(stack),
         "purchase_value": _purchase_value(rows, stack),
         "cross_validation": {"folds": folds, "by_fold": [_known(fold) for fold in judged.folds]},
         "baselines": dict(judged.baselines),
         "model": artifact.path.name,
         "settings": asdict(settings),
         "seconds": round(seconds, 1),
+    }
+
+
+def _intervals(stack: Stack) -> dict[str, Any]:
+    """What their width rests on; doubt: why they may not be called 90 % intervals, null where they may."""
+    width = stack.width
+    return {
+        "width_scale": width.scale,
+        "groups": width.disjoint,
+        "doubt": width.served.doubt,
+        "segment_scales": dict(width.segments),
     }
 
 

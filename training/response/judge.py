@@ -16,7 +16,7 @@ from training.effect.baselines import ModelScore, compare
 from training.effect.split import Split, split_by_unit
 from training.response.members import ResponseSettings
 from training.response.rows import Mask, ResponseRows, folds_of, held_out
-from training.response.stack import Stack, fit_stack, groups_of
+from training.response.stack import Stack, fit_stack, groups_of, segments_of
 from training.response.value import value_scores
 
 Floats = NDArray[np.float64]
@@ -66,7 +66,8 @@ def cross_validate(
 
 def _fold_scores(rows: ResponseRows, draws: Floats, stack: Stack, seed: int) -> dict[str, float]:
     p, y = draws.mean(axis=1), rows.target
-    covered, widths = group_intervals(y, draws, stack, groups_of(rows, draws, seed))
+    groups = groups_of(rows, draws, seed)
+    covered, widths = group_intervals(y, draws, stack, groups, segments_of(rows))
     judged = len(covered) > 1
     value = {} if stack.value is None else value_scores(stack.value, rows)
     return {
@@ -83,12 +84,20 @@ def _fold_scores(rows: ResponseRows, draws: Floats, stack: Stack, seed: int) -> 
 
 
 def group_intervals(
-    target: Floats, draws: Floats, stack: Stack, groups: Sequence[NDArray[np.intp]]
+    target: Floats,
+    draws: Floats,
+    stack: Stack,
+    groups: Sequence[NDArray[np.intp]],
+    segments: NDArray[np.str_] | None = None,
 ) -> tuple[list[bool], list[float]]:
-    """By group: whether its mean outcome lies in its 90 % interval, and the interval's width."""
+    """By group: whether its mean outcome lies in its 90 % interval, and the interval's width.
+
+    segments: `[N]`, so that a group of one segment gets the width of that, as it will when served.
+    """
     covered, widths = list[bool](), list[float]()
     for group in groups:
-        interval = outcome_interval(draws[group], stack.width.scale, stack.design)
+        scale = stack.width.served.of_group(None if segments is None else segments[group])
+        interval = outcome_interval(draws[group], scale, stack.design)
         covered.append(interval.low <= float(target[group].mean()) <= interval.high)
         widths.append(interval.high - interval.low)
     return covered, widths

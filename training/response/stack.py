@@ -18,7 +18,7 @@ from qiance.evaluate.calibration import cross_calibrate, fit_calibrator
 from qiance.evaluate.prediction import log_loss
 from qiance.features.schema import Encoder
 from training.effect.network import EffectNetwork
-from training.effect.width import Width, design_effect, fit_width, make_groups
+from training.effect.width import Width, design_effect, fit_widths, make_groups
 from training.response.members import (
     Inputs,
     Networks,
@@ -175,10 +175,13 @@ def _best_weight(target: Floats, networks: Floats, trees: Floats) -> float:
 
 def groups_of(rows: ResponseRows, draws: Floats, seed: int) -> list[NDArray[np.intp]]:
     """Groups of rows that intervals must cover: at random, by predicted value, and by category."""
-    natural = [np.asarray(rows.columns[name]).astype(np.str_) for name in rows.schema.categorical]
-    return make_groups({rows.label: draws.mean(axis=1)}, natural, seed)
+    return make_groups({rows.label: draws.mean(axis=1)}, _natural(rows), seed)
+
+
+def _natural(rows: ResponseRows) -> list[NDArray[np.str_]]:
+    return [np.asarray(rows.columns[name]).astype(np.str_) for name in rows.schema.categorical]
 
 
 def _width(rows: ResponseRows, unseen: Floats, design: float, seed: int) -> Width:
     draws, labels = {rows.label: unseen.astype(np.float32)}, {rows.label: rows.target}
-    return fit_width(draws, labels, groups_of(rows, unseen, seed), design=design)
+    return fit_widths(draws, labels, _natural(rows), segments_of(rows), seed, design)

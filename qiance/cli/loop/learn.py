@@ -111,6 +111,8 @@ def learn(
         f"model {trained.artifact.version}: {table.num_rows:,} rows, conversion AUC "
         f"{trained.metrics['conversion_auc']:.3f}, normalised entropy {trained.metrics['conversion_ne']:.3f}"
     )
+    if model.info.width.doubt is not None:
+        stage.note(model.info.width.doubt)
     return Learned(
         trained.artifact.version,
         model,

@@ -78,6 +78,9 @@ def train_models(
         f"models {first.version} and {second.version}: {int((study.first & study.train).sum()):,} and "
         f"{int((~study.first & study.train).sum()):,} rows, each judged on the other half"
     )
+    for sentence in dict.fromkeys(model.info.width.doubt for model in (first, second)):
+        if sentence is not None:
+            stage.note(sentence)
     return Learned((first, second), found[0], ())
 
 
