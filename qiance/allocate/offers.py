@@ -171,7 +171,7 @@ class Catalogue:
 
     @classmethod
     def joined(cls, parts: Sequence[Catalogue]) -> Catalogue:
-        """Of all parts of a table; ValueError where an offer has two stocks or depths."""
+        """Of all parts of a table; `DataError` where an offer has two stocks or depths."""
         return cls(
             offers=_union(part.offers for part in parts),
             days=_union(part.days for part in parts),
@@ -231,8 +231,8 @@ def _agreed(name: str, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for part in parts:
         for offer, said in part.items():
             if joined.setdefault(offer, said) != said:
-                two = f"has {said!r} in some rows and {joined[offer]!r} in others"
-                raise ValueError(f"{name}: offer {offer!r} {two}; give an offer one of them")
+                problem = f"offer {offer!r} has {name} {said} in some rows and {joined[offer]} in others"
+                raise DataError("the data", problem, "give an offer one of them")
     return joined
 
 
