@@ -66,10 +66,9 @@ def allocate_files(
 ) -> tuple[ChunkedAllocation, Tally]:
     """Allocate the offers in `source`, a CSV or Parquet file or a folder of them, and write the choices.
 
-            workers: CPUs of Ray where it is started here; address: of a running cluster. bucket_rows: rows that are
-        sorted at a time; batch_rows: users that are allocated at a time, None: those of a block. ValueError,
-        `DataError` and InfeasibleError as in memory; a frequency cap and a column of
-    spreads are refused.
+    workers: CPUs of Ray where it is started here; address: of a running cluster. bucket_rows: rows that are
+    sorted at a time; batch_rows: users that are allocated at a time, None: those of a block. ValueError,
+    `DataError` and InfeasibleError as in memory; a frequency cap and a column of spreads are refused.
     """
     told = tell or (lambda _share, _text: None)
     if spec.columns.spread is not None:
