@@ -189,7 +189,8 @@ class Predictor:
     def _unknown(self, state: LiveState, model: EffectModel, grid: ActionGrid) -> Unknown:
         """Once for a model and its candidates: items move too little to ask again each time they do."""
         before = self._ready
-        if before is not None and before.state is state and before.model is model:
+        same = before is not None and before.state.candidate_set == state.candidate_set
+        if before is not None and same and before.model is model:
             return before.unknown
         return self.unknown_of(model, grid)
 
