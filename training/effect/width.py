@@ -15,9 +15,10 @@ What is guaranteed: if s came from G ≥ 9 groups without a common row, and a fu
 were, its mean would be in the interval with probability 0.9 at least, whatever the model is. The groups here
 overlap (five partitions, by prediction, by category), so that a small log is used better and groups count
 that decisions pick; overlapping groups are not exchangeable, so it holds about, not exactly. In simulations
-intervals hold 90 to 95 % of further groups at random, and of groups by prediction fewer, 80 % at worst and 70 %
-with 1,000 rows, where errors go along with it (tests/training/test_effect_width.py). With G < 9 nothing is guaranteed, and s is at
-least what the largest error of the mean that all rows together leave possible would need.
+intervals hold 90 to 95 % of further groups at random, and of groups by prediction fewer, 80 % at worst (70 %
+with 1,000 rows), where errors go along with it (tests/training/test_effect_width.py). With G < 9 nothing is
+guaranteed, and s is at least what the largest error of the mean that all rows together leave possible would
+need.
 """
 
 from __future__ import annotations
