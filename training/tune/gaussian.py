@@ -15,8 +15,8 @@ from optuna.samplers import BaseSampler, GPSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-# Random candidates of a draw, and how many of them are improved by gradients: fewer than Optuna's 2,048 and 10,
-# so that a draw takes a tenth of a second.
+# Random candidates of a draw, and how many of them are improved by gradients: fewer than Optuna's 2,048 and
+# 10, so that a draw takes a tenth of a second.
 CANDIDATES, CLIMBS = 512, 3
 
 
