@@ -65,14 +65,15 @@ class ChunkedAllocation:
 
 
 def allocate_dataset(
-    dataset: Any, to_rows: ToRows, key: str, batch_size: int = 65_536, progress: Tell | None = None
+    dataset: Any, to_rows: ToRows, key: str, batch_size: int | None = 65_536, progress: Tell | None = None
 ) -> ChunkedAllocation:
     """Allocate the rows of a Ray dataset.
 
     to_rows: makes `Rows` of a batch (numpy columns); runs on workers. key: column of whole numbers ≥ 0,
-    different in every row. There is no frequency cap over rows here: mask who is at it, or give a person one
-    row. progress: told of each batch of each pass. ValueError and InfeasibleError as
-    `qiance.allocate.allocate`.
+    different in every row. batch_size: rows that a worker holds at a time; None takes blocks as they are
+    read, which then need not go through Ray's object store. There is no frequency cap over rows here: mask
+    who is at it, or give a person one row. progress: told of each batch of each pass. ValueError and
+    InfeasibleError as `qiance.allocate.allocate`.
     """
     source = Chunks(dataset, to_rows, key, batch_size, progress)
     first = source.look(np.zeros(source.bound.size), 0.0)
@@ -92,7 +93,7 @@ class Chunks:
     """A dataset as a `Source`."""
 
     def __init__(
-        self, dataset: Any, to_rows: ToRows, key: str, batch_size: int, progress: Tell | None = None
+        self, dataset: Any, to_rows: ToRows, key: str, batch_size: int | None, progress: Tell | None = None
     ) -> None:
         self.dataset, self.to_rows, self.key, self.batch_size = dataset, to_rows, key, batch_size
         self.looks, self._tell, self._passes, self._parts = 0, progress, 0, 0

@@ -45,7 +45,7 @@ from qiance.data.tabular import parquet_columns, require_columns
 from training.allocation import ChunkedAllocation, Rows, allocate_dataset
 from training.preprocess.streaming import Stream, streaming
 
-PIECE_ROWS, BUCKET_ROWS, BATCH_ROWS = 2_000_000, 2_000_000, 65_536
+PIECE_ROWS, BUCKET_ROWS, GROUP_ROWS = 2_000_000, 2_000_000, 65_536
 _CSV_BYTES = 40  # of a row, to guess how many there are
 _OFFER = " of offer "
 _SHIFT = 2**32  # keys of a bucket begin at its number times this
@@ -62,13 +62,13 @@ def allocate_files(
     address: str | None = None,
     tell: Tell | None = None,
     bucket_rows: int = BUCKET_ROWS,
-    batch_rows: int = BATCH_ROWS,
+    batch_rows: int | None = None,
 ) -> tuple[ChunkedAllocation, Tally]:
     """Allocate the offers in `source`, a CSV or Parquet file or a folder of them, and write the choices.
 
-    workers: CPUs of Ray where it is started here; address: of a running cluster. bucket_rows, batch_rows:
-    bound what a worker holds. ValueError, `DataError` and InfeasibleError as in memory; a frequency cap is
-    refused.
+    workers: CPUs of Ray where it is started here; address: of a running cluster. bucket_rows: rows that are
+    sorted at a time; batch_rows: users that are allocated at a time, None: those of a block. ValueError,
+    `DataError` and InfeasibleError as in memory; a frequency cap is refused.
     """
     told = tell or (lambda _share, _text: None)
     if spec.frequency_cap is not None:
@@ -256,7 +256,7 @@ class _Wide:
         wide.mkdir(exist_ok=True)
         table = pa.concat_tables(pq.read_table(path) for path in sorted(place.iterdir()))
         batch = batch_of(table.unify_dictionaries(), self.spec, self.catalogue, number * _SHIFT)
-        pq.write_table(pa.table(_flat(batch)), part, compression="zstd", row_group_size=BATCH_ROWS)
+        pq.write_table(pa.table(_flat(batch)), part, compression="zstd", row_group_size=GROUP_ROWS)
         part.replace(path)
         shutil.rmtree(place, ignore_errors=True)
         return len(batch[KEY])
@@ -289,7 +289,7 @@ def _allocate(
     catalogue: Catalogue,
     users: Any,
     out: Path,
-    batch_rows: int,
+    batch_rows: int | None,
     tell: Tell,
 ) -> tuple[ChunkedAllocation, Tally]:
     import ray

@@ -157,7 +157,7 @@ class Stock:
         labels = self.labels or [
             f"action {n}" if self.pool is None else f"pool {n}" for n in range(units.size)
         ]
-        names = tuple(f"{self.name} of {labels[place]}" for place in limited)
+        names = tuple(f"{self.name} of {labels[place]}" for place in limited.tolist())
         return Block(names, None, None, weight, np.floor(units[limited]), kind="stock")
 
 
@@ -252,7 +252,8 @@ class DepthFairness:
         depth = np.asarray(self.depth, dtype=np.float64)
         if depth.size != shape[1]:
             raise ValueError(f"{self.name}.depth: has {depth.size} entries; there are {shape[1]} actions")
-        pairs = [(g, h) for g in np.flatnonzero(sizes) for h in np.flatnonzero(sizes) if g != h]
+        known: list[int] = np.flatnonzero(sizes).tolist()
+        pairs = [(g, h) for g in known for h in known if g != h]
         weight = np.zeros((len(pairs), sizes.size, shape[1]))
         for row, (g, h) in enumerate(pairs):
             weight[row, g], weight[row, h] = depth / sizes[g], -depth / sizes[h]

@@ -68,7 +68,7 @@ Tell = Callable[[float, str], None]
 def looked(looks: int, within: float = 0.0) -> float:
     """A share for a progress bar after so many looks, `within` [0, 1) of the next one: how many there will be
     is not known, most problems take some ten."""
-    return 1.0 - 0.8 ** (looks + within)
+    return float(1.0 - 0.8 ** (looks + within))
 
 
 class Told:

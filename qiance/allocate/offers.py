@@ -169,7 +169,7 @@ class Catalogue:
 
     @classmethod
     def joined(cls, parts: Sequence[Catalogue]) -> Catalogue:
-        """Of all parts of a table; ValueError where an offer has two stocks or depths."""
+        """Of all parts of a table; `DataError` where an offer has two stocks or depths."""
         return cls(
             offers=_union(part.offers for part in parts),
             days=_union(part.days for part in parts),
@@ -229,8 +229,8 @@ def _agreed(name: str, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for part in parts:
         for offer, said in part.items():
             if joined.setdefault(offer, said) != said:
-                two = f"has {said!r} in some rows and {joined[offer]!r} in others"
-                raise ValueError(f"{name}: offer {offer!r} {two}; give an offer one of them")
+                problem = f"offer {offer!r} has {name} {said} in some rows and {joined[offer]} in others"
+                raise DataError("the data", problem, "give an offer one of them")
     return joined
 
 
@@ -247,11 +247,11 @@ def batch_of(table: pa.Table, spec: AllocationSpec, catalogue: Catalogue, first_
     count, actions = len(first), len(catalogue.offers) + 1
     offer = pc.fill_null(pc.index_in(table["offer"], pa.array(catalogue.offers, pa.string())), -1)
     place = slot * actions + offer.to_numpy().astype(np.int64) + 1
-    admissible = np.zeros(count * actions, dtype=np.bool_)
-    admissible[place] = True
-    if np.count_nonzero(admissible) < len(place):
+    there = np.zeros(count * actions, dtype=np.bool_)
+    there[place] = True
+    if np.count_nonzero(there) < len(place):
         raise _repeated(table, place)
-    admissible = admissible.reshape(count, actions)
+    admissible = there.reshape(count, actions)
     admissible[:, 0] = True
     batch: Batch = {KEY: np.arange(first_key, first_key + count, dtype=np.int64), "admissible": admissible}
     batch["user"] = table["user"].take(pa.array(first)).to_numpy()

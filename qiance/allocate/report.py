@@ -44,7 +44,7 @@ class Found(Protocol):
 def report_of(spec: AllocationSpec, found: Found, tally: Tally, cap: dict[str, int] | None) -> dict[str, Any]:
     """For JSON. rows are users, or users on a day. cap: what `cap_use` says, where there is a cap."""
     without = sum(tally.without.values())
-    report = {
+    report: dict[str, Any] = {
         "rows": tally.rows,
         "rows_are": "users" if spec.columns.day is None else "users on a day",
         "value": tally.value,

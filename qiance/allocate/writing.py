@@ -15,7 +15,8 @@ class ChoiceWriter:
     """One file; its format is told by the suffix (`.csv`, else Parquet)."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._writer = path, None
+        self._path = path
+        self._writer: Any = None
         self._part = path.with_name(f".{path.name}.{os.getpid()}.part")
 
     def __enter__(self) -> ChoiceWriter:

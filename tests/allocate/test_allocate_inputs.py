@@ -171,5 +171,5 @@ def test_a_table_in_parts_is_the_table(seed: int, cut: int) -> None:
 
 def test_parts_that_disagree_about_an_offer_are_refused() -> None:
     parts = [Catalogue(("a",), stock={"a": "v1"}), Catalogue(("a", "b"), stock={"a": "v2", "b": "v1"})]
-    with pytest.raises(ValueError, match="stock: offer 'a' has 'v2' in some rows and 'v1' in others"):
+    with pytest.raises(DataError, match="offer 'a' has stock v2 in some rows and v1 in others"):
         Catalogue.joined(parts)

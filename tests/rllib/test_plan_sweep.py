@@ -13,6 +13,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from sales_cases import write_users
 from typer.testing import CliRunner
 
 from qiance.settings_sources import SettingsError
@@ -22,7 +23,7 @@ from rllib.plan_keep import HELD_OUT_SEED, SWEEP_SEED, TUNING_SEED
 from rllib.plan_space import PlanningTunable, trial_settings
 from rllib.plan_sweep import GRACE, SHARES, STEPS, PlanningWork, policy_in
 from rllib.policies import read_network, write_network
-from rllib.tasks import Constant, PromotionTask
+from rllib.tasks import Constant, PromotionTask, SalesTask
 from training.tune.experiment import Halving
 from training.tune.outcome import best_of, outcomes
 from training.tune.record import Point, Record
@@ -144,12 +145,19 @@ def test_who_earns_less_is_stopped_early() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "parameters"), [("ppo", {"num_envs": 16}), pytest.param("sac", {}, marks=pytest.mark.slow)]
+    ("environment", "model", "parameters"),
+    [
+        ("promotion", "ppo", {"num_envs": 16}),
+        pytest.param("promotion", "sac", {}, marks=pytest.mark.slow),
+        pytest.param("sales", "ppo", {"num_envs": 16}, marks=pytest.mark.slow),
+        pytest.param("sales", "sac", {}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_trial_that_was_killed_goes_on_from_its_last_step(
-    model: str, parameters: dict[str, Any], tmp_path: Path, ray_cluster: None
+    environment: str, model: str, parameters: dict[str, Any], tmp_path: Path, ray_cluster: None
 ) -> None:
-    task, constant = TASK, Constant(TASK, TASK.constants()[10])
+    task = TASK if environment == "promotion" else SalesTask(str(write_users(tmp_path)))
+    constant = Constant(task, task.constants()[10])
 
     class Shop:
         def make(self, model: str, parameters: dict[str, Any]) -> PlanningWork:

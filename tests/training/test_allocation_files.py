@@ -29,25 +29,28 @@ def in_memory(frame: pd.DataFrame, spec: AllocationSpec) -> Any:
     return solve(spec, catalogue, batch_of(table, spec, catalogue))
 
 
-def test_a_folder_of_files_keeps_every_limit(tmp_path: Path) -> None:
-    """Rows of a user lie in several files and row groups; CSV and Parquet."""
-    frame = make_offers(1_500, 1)
+@pytest.mark.parametrize("users", [800, pytest.param(4_000, marks=pytest.mark.slow)])
+def test_a_folder_of_files_keeps_every_limit(users: int, tmp_path: Path) -> None:
+    """Rows of a user lie in several files and row groups; CSV and Parquet. Few are searched in one go."""
+    frame = make_offers(users, 1)
     nested = full_spec(frame)
     spec, data = check_spec(nested, "s"), tmp_path / "offers"
     data.mkdir()
     shuffled = frame.sample(frac=1, random_state=0)
-    pq.write_table(pa.Table.from_pandas(shuffled.iloc[:2_000]), data / "a.parquet", row_group_size=700)
-    shuffled.iloc[2_000:].to_csv(data / "b.csv", index=False)
+    pq.write_table(
+        pa.Table.from_pandas(shuffled.iloc[: 2 * users]), data / "a.parquet", row_group_size=users // 2
+    )
+    shuffled.iloc[2 * users :].to_csv(data / "b.csv", index=False)
     told = list[tuple[float, str]]()
     found, tally = allocate_files(
-        data, spec, tmp_path / "out.parquet", bucket_rows=1_500, batch_rows=500,
+        data, spec, tmp_path / "out.parquet", bucket_rows=users, batch_rows=users // 2,
         tell=lambda share, text: told.append((share, text)),
     )  # fmt: skip
     chosen = pd.read_parquet(tmp_path / "out.parquet")
     check_choices(frame, nested, chosen)
     memory = in_memory(frame, spec)
     assert found.bound == pytest.approx(memory.bound, rel=1e-5)
-    assert found.value == pytest.approx(memory.value, rel=1e-4)
+    assert found.value == pytest.approx(memory.value, rel=5e-4)
     assert (tally.value, tally.rows) == (pytest.approx(found.value), frame["user"].nunique())
     assert [use.name for use in found.limits] == [use.name for use in memory.limits]
     assert sum(one["given"] for one in tally.offers.values()) == chosen["offer"].notna().sum()

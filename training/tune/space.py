@@ -18,10 +18,17 @@ if TYPE_CHECKING:
 
 
 class Tunable(Protocol):
-    """What may be searched: models with parameters. packaged: the space where no other is given."""
+    """What may be searched: models with parameters."""
 
-    models: tuple[str, ...]
-    packaged: Path
+    @property
+    def models(self) -> tuple[str, ...]:
+        """In the order in which they take turns."""
+        ...
+
+    @property
+    def packaged(self) -> Path:
+        """File of the space where no other is given."""
+        ...
 
     def names(self, model: str) -> Sequence[str]:
         """Of the parameters that may be searched."""
