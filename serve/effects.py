@@ -112,12 +112,14 @@ class Planner:
         _, items = predictor.items.at(to_micros(now))
         grid = ActionGrid(model, catalogue, actions, items, predictor.snapshot.categories)
         prediction = grid.score(rows).prediction
-        cold = predictor.cold(actions, to_micros(now))
-        blind = Blind(predictor.unknown_of(model, grid), read.strangers, cold)
-        table = [
-            prediction.effects_on(each, every, unknown=blind.variance(each, every))
-            for each, every in (([user] * len(actions), range(len(actions))) for user in range(len(user_ids)))
-        ]
+        stranger, cold = read.strangers, predictor.cold(actions, to_micros(now))
+        seldom = stranger.any() or cold.any()
+        blind = Blind(predictor.unknown_of(model, grid), stranger, cold) if seldom else None
+        every, table = range(len(actions)), []
+        for user in range(len(user_ids)):
+            each = [user] * len(actions)
+            unknown = blind.variance(each, every) if blind else None
+            table.append(prediction.effects_on(each, every, unknown=unknown))
         pairs = zip(user_ids, read.flags, strict=True)
         flags = tuple(f"{flag}:{user}" for user, of_user in pairs for flag in of_user)
         reasons = self._explained(rows, actions, others, model, explain) if explain else []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from qiance.cli.sweep_options import MlflowOption, ResumeOption, SeedOption, WorkersOption
 from qiance.cli.train_planning import (
     DataOption,
     EnvironmentOption,
@@ -52,17 +53,10 @@ def planning_sweep(
     envs: Annotated[
         int | None, typer.Option(min=1, help="Episodes side by side; default: 256, for sales 2,000.")
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Trials at a time; default: one per CPU.")
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with the sweep in OUT, and fail where there is none."),
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of what is drawn and trained.")] = 0,
-    mlflow: Annotated[
-        str | None, typer.Option(help="Tracking URI of MLflow; default: a SQLite file in OUT.")
-    ] = None,
+    workers: WorkersOption = None,
+    resume: ResumeOption = False,
+    seed: SeedOption = 0,
+    mlflow: MlflowOption = None,
 ) -> None:
     """Train policies with many settings, stop bad trials early, and keep the best if it beats the best rule.
 

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from qiance.cli.sweep_options import MlflowOption, ResumeOption, SeedOption, WorkersOption
+
 if TYPE_CHECKING:
     from training.tune.engine import SweepResult
 
@@ -46,17 +48,10 @@ def tune(
         typer.Option("--config", "-c", help="Hyper-parameters (YAML) that hold for every trial."),
     ] = None,
     folds: Annotated[int, typer.Option(min=2, help="Folds that every trial is judged on.")] = 3,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Trials at a time; default: one per CPU.")
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on with the sweep in OUT, and fail where there is none."),
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of what is drawn and trained.")] = 0,
-    mlflow: Annotated[
-        str | None, typer.Option(help="Tracking URI of MLflow; default: a SQLite file in OUT.")
-    ] = None,
+    workers: WorkersOption = None,
+    resume: ResumeOption = False,
+    seed: SeedOption = 0,
+    mlflow: MlflowOption = None,
 ) -> None:
     """Search hyper-parameters of the response model, stop bad trials early, and write the best.
 

@@ -166,7 +166,7 @@ def test_a_trial_that_was_killed_goes_on_from_its_last_step(
     config = {"model": model, "number": 0, "parameters": parameters}
     killed = Run.begin(Shop(), tmp_path, "max", config)
     first = killed.step()
-    assert first.scores["exploring"] is not None
+    assert np.isfinite(first.scores["exploring"])
     killed.work.close()  # and all that is not on disk is gone
     again = Run.begin(Shop(), tmp_path, "max", config)
     assert again.curve == [first]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from training.effect.loop import train_loop
 from training.effect.workers import PROGRESS, State, read_checkpoint
+from training.environment import unless_set
 
 Tell = Callable[[float, str], None]
 _POLL_SECONDS = 0.5
@@ -114,12 +114,6 @@ def own_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-@contextmanager
-def ray_train_defaults() -> Iterator[None]:
-    added = {name: value for name, value in _RAY_TRAIN_DEFAULTS.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
+def ray_train_defaults() -> AbstractContextManager[None]:
+    """What Ray Train takes from the environment, unless the caller has set it."""
+    return unless_set(_RAY_TRAIN_DEFAULTS)

@@ -6,7 +6,6 @@ import csv
 import fcntl
 import json
 import logging
-import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qiance.data.errors import DataError
+from training.environment import unless_set
 from training.preprocess.streaming import ray_for
 from training.tune.experiment import Experiment
 from training.tune.outcome import Outcome, best_of, importance, outcomes
@@ -23,6 +23,13 @@ from training.tune.record import TRIALS, Record, replace_file
 
 INPUTS, LOCK, TABLE, TRACKING = "inputs.json", ".sweep.lock", "trials.csv", "mlflow.db"
 _FAILURES = 2  # restarts of a trial whose process died
+# Tune takes these from the environment only. Its loggers would write what the records hold already; its
+# handler of Ctrl-C would end the trials first, where a kill is no loss; the new output prints at verbosity 0.
+_TUNE = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
 Tell = Callable[[float, str], None]
 
 
@@ -200,7 +207,7 @@ def _fit(
     trainable = tune.with_parameters(
         SweepTrial, workshop=experiment.workshop(), sweep=str(out.resolve()), mode=experiment.mode
     )
-    with tempfile.TemporaryDirectory(prefix="qiance-tune-") as scratch, _tune_environment():
+    with tempfile.TemporaryDirectory(prefix="qiance-tune-") as scratch, unless_set(_TUNE):
         tuner = tune.Tuner(
             tune.with_resources(trainable, {"cpu": 1}),
             tune_config=tune.TuneConfig(
@@ -246,24 +253,3 @@ def _ray(experiment: Experiment) -> Iterator[int]:
         import ray
 
         yield experiment.workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
-
-
-@contextmanager
-def _tune_environment() -> Iterator[None]:
-    """Tune takes these from the environment only.
-
-    Its loggers would write what the records hold already; its handler of Ctrl-C would end the trials first,
-    where a kill is no loss.
-    """
-    wanted = {
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",
-        "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints at verbosity 0 too
-    }
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
 import numpy as np
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
@@ -31,7 +29,7 @@ class SeededGaussian(BaseSampler):
 
     def __init__(self, seed: int, startup: int) -> None:
         self._seed, self._startup = seed, startup
-        self._number, self._inner = -1, GPSampler(seed=seed)
+        self._number, self._inner = -1, _Believing(seed, startup)
 
     def _of(self, trial: FrozenTrial) -> GPSampler:
         if trial.number != self._number:
@@ -64,9 +62,7 @@ class _Believing(GPSampler):
     """
 
     def __init__(self, seed: int, startup: int) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            super().__init__(seed=seed, n_startup_trials=startup)
+        super().__init__(seed=seed, n_startup_trials=startup)
         self._n_preliminary_samples, self._n_local_search = CANDIDATES, CLIMBS
 
     def _sample_relative_impl(
