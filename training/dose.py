@@ -217,7 +217,7 @@ def _booster(rows: _Rows, weight: Floats, settings: DoseSettings, seed: int) -> 
         "lambda_l2": 5.0,
         "num_threads": 1,
         "deterministic": True,
-        "seed": seed,
+        "seed": seed % 2**31,  # LightGBM's are of 32 bits
         "verbose": -1,
     }
     return lightgbm.train(options, data, settings.trees)

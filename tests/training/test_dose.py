@@ -66,6 +66,12 @@ def test_what_is_less_sure_is_shrunken_more() -> None:
     assert kept[1] > 0.9
 
 
+def test_any_seed_will_do() -> None:
+    few = replace(SMALL, members=1, heads=1, epochs=1, trees=5)
+    for seed in (0, 2**31, 10**12):
+        assert np.isfinite(fit_dose(**make_log(400), seed=seed, settings=few).predict(np.zeros((1, 4)))).all()
+
+
 def test_without_heads_nothing_is_shrunken() -> None:
     model = fit_dose(**make_log(1_000), settings=replace(SMALL, heads=0))
     x = make_log(50, seed=2)["x"]
