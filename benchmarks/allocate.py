@@ -147,7 +147,7 @@ def family_figures(results: Sequence[Result]) -> dict[str, Any]:
         figures[name] = float(np.mean([result.share(name) for result in results]))
     for name in UNSHRUNKEN:
         ratio = [result.share("qiance") / result.share(name) for result in results]
-        figures[f"vs_{name}"] = float(np.median(ratio))
+        figures[f"over_{name}"] = float(np.median(ratio))
     for peer in PEERS:
         shares = [best_share(result, peer) for result in results]
         known = [share for share in shares if share is not None]
@@ -174,7 +174,7 @@ def summary(results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
         figures[f"vs_{peer}"] = min(ratios) if None not in ratios else None
         figures[f"vs_{peer}_median"] = float(np.median(ratios)) if None not in ratios else None
     for name in UNSHRUNKEN:
-        figures[f"vs_{name}"] = float(np.median([found[f"vs_{name}"] for found in families.values()]))
+        figures[f"over_{name}"] = float(np.median([found[f"over_{name}"] for found in families.values()]))
     figures["spent"] = float(np.mean([outcome.spent for outcome in own]))
     return figures | {"families": families}
 
