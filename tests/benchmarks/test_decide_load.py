@@ -169,7 +169,7 @@ def test_it_gives_up_on_a_server_that_falls_behind() -> None:
     result = load(reply, phases=[(400.0, 10.0)], give_up_s=0.25)
     gate.set()
     assert not result.complete
-    assert result.seconds < 3
+    assert result.seconds < 8
     assert set(result.phases[0].errors) == {GIVEN_UP}
 
 

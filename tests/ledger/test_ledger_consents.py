@@ -83,7 +83,7 @@ def test_many_users_at_once(ledger: Ledger) -> None:
     ledger.set_consents(users, dict.fromkeys(Purpose, True), by="import")
     took = time.perf_counter() - started
     assert set(ledger.consents(users).values()) == {BOTH}
-    assert took < 4.0, f"{took:.1f} s; a second on an idle machine"
+    assert took < 10.0, f"{took:.1f} s; a second on an idle machine"
 
 
 def test_tenants_do_not_share_consent(url: str) -> None:

@@ -270,7 +270,7 @@ def test_the_thread_follows_its_clock_and_waits_out_what_it_cannot_read(shop: Sh
     assert not thread.is_alive()
 
 
-def eventually(holds: Callable[[], bool], within_s: float = 10.0) -> bool:
+def eventually(holds: Callable[[], bool], within_s: float = 60.0) -> bool:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         if holds():

@@ -284,9 +284,9 @@ def test_the_kill_switch_works(running: Running) -> None:
         return list(httpx.post(f"{running.url}/v1/decisions", json=body, timeout=30).json()["degraded"])
 
     running.ledger.set_versions(killed=True)
-    assert until(degraded, lambda parts: parts == ["killed"], 10.0) == ["killed"]
+    assert until(degraded, lambda parts: parts == ["killed"], 60.0) == ["killed"]
     running.ledger.set_versions(killed=False)
-    assert until(degraded, lambda parts: parts == [], 10.0) == []
+    assert until(degraded, lambda parts: parts == [], 60.0) == []
 
 
 def test_a_dead_predictor_degrades_answers_until_it_is_back(running: Running) -> None:
@@ -299,7 +299,7 @@ def test_a_dead_predictor_degrades_answers_until_it_is_back(running: Running) ->
     (replica,) = named(running.processes(), "ServeReplica:qiance:Predictor")
     replica.kill()
     assert degraded() == (["predictor"] if running.topology == "deployment" else [])
-    assert until(degraded, lambda parts: parts == [], 40) == []
+    assert until(degraded, lambda parts: parts == [], 90) == []
     # What is known of a user is asked there in every topology.
     features = f"{running.url}/v1/users/u3/features"
     assert until(lambda: httpx.get(features, timeout=60).status_code, lambda code: code == 200, 60) == 200
@@ -327,7 +327,7 @@ def test_what_a_user_does_is_seen_and_erased_to_the_last_byte(running: Running) 
         sent = http.post("/v1/events", json={"events": [{**event, "type": "search", "query": words}]})
         assert sent.status_code == 202, sent.text
         # How soon is measured by benchmarks.stream. What is said to be visible is.
-        within_s = 0.0 if sent.json()["visible"] else 20.0
+        within_s = 0.0 if sent.json()["visible"] else 60.0
         assert until(lambda: searches_of(http, path), lambda count: count == 1.0, within_s) == 1.0
         request = {"request_id": f"{person}-visit", "user_id": person, "surface": "home"}
         decision = http.post("/v1/decisions", json=request).json()

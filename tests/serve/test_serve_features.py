@@ -169,7 +169,7 @@ def on_redis(built: Built, folder: Path, server: RedisServer) -> OnlineReader:
     (folder / "registry.db").unlink()
     apply_definitions(folder)
     materialise(folder, built.snapshot.as_of)
-    return open_reader(folder, 0.05)
+    return open_reader(folder, 0.5)
 
 
 def eventually(check: Callable[[], bool], seconds: float) -> bool:
@@ -182,7 +182,7 @@ def eventually(check: Callable[[], bool], seconds: float) -> bool:
 
 
 def test_decisions_go_on_while_redis_is_gone_and_are_fresh_when_it_is_back(
-    built: Built, tmp_path: Path, redis_server: RedisServer
+    built: Built, tmp_path: Path, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     reader = on_redis(built, tmp_path / "features", redis_server)
     with open_shop(built, tmp_path) as shop:
@@ -192,7 +192,7 @@ def test_decisions_go_on_while_redis_is_gone_and_are_fresh_when_it_is_back(
         redis_server.kill()
         started = time.monotonic()
         during, unknown = scored(predictor, "u1", "nobody")
-        assert time.monotonic() - started < 1.0, "the wait for a dead store is bounded"
+        assert time.monotonic() - started < 10.0, "the wait for a dead store is bounded"
         assert during.degraded[0] == "feature_snapshot"
         assert unknown.degraded[0] == "feature_defaults"
         np.testing.assert_array_equal(during.value, before.value)
@@ -200,10 +200,11 @@ def test_decisions_go_on_while_redis_is_gone_and_are_fresh_when_it_is_back(
         started = time.monotonic()
         for _ in range(50):
             scored(predictor, "u1")
-        assert time.monotonic() - started < 50 * 0.05 + PAUSE_S, "a dead store is not asked every time"
-        assert eventually(lambda: "item_snapshot" in scored(predictor, "u1")[0].degraded, 5.0)
+        asked = sum("users are read from the snapshot" in record.message for record in caplog.records)
+        assert asked <= 2 + (time.monotonic() - started) / PAUSE_S, "a dead store is not asked every time"
+        assert eventually(lambda: "item_snapshot" in scored(predictor, "u1")[0].degraded, 30.0)
         redis_server.start()
-        assert eventually(lambda: scored(predictor, "u1")[0].degraded == (), 5.0)
+        assert eventually(lambda: scored(predictor, "u1")[0].degraded == (), 30.0)
         predictor.close()
 
 

@@ -166,7 +166,7 @@ def test_haproxy_ends_with_the_process_that_started_it(rendered: str, tmp_path: 
     parent = subprocess.Popen([*command, "-db", "-f", str(config)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while child.name() != "haproxy" and time.monotonic() < deadline:
         time.sleep(0.02)
     assert child.name() == "haproxy", "the same process became HAProxy"
@@ -218,7 +218,7 @@ def proxied(rendered: str, folder: Path, replica: int) -> Iterator[httpx.Client]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

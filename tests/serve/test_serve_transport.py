@@ -189,7 +189,7 @@ def test_every_socket_is_on_loopback_but_the_one_that_was_asked_for(pair: tuple[
     _, open_one = pair
     for served in pair:
         # HAProxy hands its sockets to a new process of its own whenever replicas change.
-        assert until(lambda s=served: s.port in {found.port for found in s.bound()}, 10)  # type: ignore[misc]
+        assert until(lambda s=served: s.port in {found.port for found in s.bound()}, 60)  # type: ignore[misc]
         bound = served.bound()
         assert len(bound) > 5, "the cluster's own servers were found too"
         exposed = [found for found in bound if not found.is_loopback]
@@ -232,7 +232,7 @@ def test_beyond_the_limits_is_refused_at_once(pair: tuple[Served, Served]) -> No
     ours, _ = pair
     with ThreadPoolExecutor(6) as pool, httpx.Client(base_url=ours.url) as http:
         http.get("/who")
-        running = [pool.submit(ours.ask, "/wait?seconds=2") for _ in range(6)]
+        running = [pool.submit(ours.ask, "/wait?seconds=4") for _ in range(6)]
         time.sleep(1)
         seconds = []
         for _ in range(10):
@@ -255,7 +255,7 @@ def test_who_hangs_up_is_no_longer_worked_for(pair: tuple[Served, Served]) -> No
     before = ours.ask("/who").json()["cancelled"]
     with pytest.raises(httpx.ReadTimeout):
         httpx.get(f"{ours.url}/wait?seconds=30", timeout=0.3)
-    assert until(lambda: bool(ours.ask("/who").json()["cancelled"] == before + 1), 3)
+    assert until(lambda: bool(ours.ask("/who").json()["cancelled"] == before + 1), 20)
 
 
 def test_other_deployments_are_called_from_the_loop_and_from_threads(pair: tuple[Served, Served]) -> None:
@@ -306,7 +306,7 @@ def test_a_replica_that_dies_at_work_is_no_secret_and_is_replaced(pair: tuple[Se
             seen.append(ours.ask("/who").status_code)
         return seen[-1:] == [200]
 
-    assert until(back, 40)
+    assert until(back, 90)
     assert set(seen) <= {200, 502, 503}, "nobody is told that the path does not exist"
 
 
@@ -343,8 +343,8 @@ def test_a_proxy_that_dies_comes_back() -> None:
     for word in ("haproxy.cfg", "ray::HAProxyManager"):
         (victim,) = served.named(word)
         victim.kill()
-        assert until(lambda: not answers(), 5)
-        assert until(answers, 40), word
+        assert until(lambda: not answers(), 30)
+        assert until(answers, 90), word
         assert len(served.named("haproxy.cfg")) == 1
     served.end()
 
