@@ -103,8 +103,7 @@ def every_row(
         user_category={
             name: np.where(code >= 0, values[u, code], np.nan) for name, values in rows.user_category.items()
         },
-        actions={name: values[a] for name, values in actions.numeric.items()}
-        | {"channel": actions.channel[a], "category": category},
+        actions=actions.columns(a),
         contacts_7d=rows.contacts_7d[u],
     )
 

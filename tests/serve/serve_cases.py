@@ -195,7 +195,6 @@ def training_rows(snapshot: Snapshot, actions: Sequence[Action], log: MarketLog)
     parts = ActionColumns.build(actions, items.index, [i.category for i in items])
     item_row, category = parts.item_row[log.action], parts.category[log.action]
     code = np.array([CATEGORIES.index(c) if c in CATEGORIES else -1 for c in category])
-    chosen: dict[str, Any] = {name: values[log.action] for name, values in parts.numeric.items()}
     columns = assemble(
         user={name: values[log.user] for name, values in snapshot.users.columns.items()}
         | no_session(len(log.user)),
@@ -203,7 +202,7 @@ def training_rows(snapshot: Snapshot, actions: Sequence[Action], log: MarketLog)
         user_category={
             n: np.where(code >= 0, v[log.user, code], np.nan) for n, v in snapshot.user_category.items()
         },
-        actions={**chosen, "channel": parts.channel[log.action], "category": category},
+        actions=parts.columns(log.action),
         contacts_7d=log.contacts_7d,
     )
     labels = {name: pa.array(getattr(log, name)) for name in ("click", "conversion", "sales", "margin")}
