@@ -106,13 +106,15 @@ class Projection:
 
     def __call__(self, values: NDArray[Any]) -> Floats:
         """`[n, k]`; 0, which is the mean text, where there is no vector. ValueError for another length."""
+        if not self.width:
+            return np.zeros((len(values), 0))
         place: dict[bytes | None, int] = {}
         codes = [place.setdefault(one, len(place)) for one in values]
         found = np.zeros((len(place), self.width))
         for one, row in place.items():
             if one is not None:
                 found[row] = self._of(one)
-        return found[codes] if codes else np.zeros((0, self.width))
+        return np.asarray(found[np.array(codes, dtype=np.int64)])
 
     def _of(self, packed: bytes) -> Floats:
         # One at a time: the same text gives the same bits whatever stands beside it.

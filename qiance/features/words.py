@@ -47,8 +47,8 @@ def creative_features(creative: Creative) -> dict[str, float]:
 
 def creative_text(creative: Creative) -> str:
     """The unbound words as one text; slots are read as their names."""
-    words = f"{creative.headline}. {creative.body} {creative.call_to_action}"
-    return words.replace("{", "").replace("}", "")
+    parts = (creative.headline, creative.body, creative.call_to_action)
+    return " ".join(part for part in parts if part).replace("{", "").replace("}", "")
 
 
 def no_vectors(_wanted: object) -> Vectors:
