@@ -155,7 +155,7 @@ class TrainingSettings(Section):
         None, description="rows without a response kept for each with one when training; null: all"
     )
     text_components: NonNegative = Field(
-        8, description="numbers that the text embedding of a creative is read by; 0: not read"
+        4, description="numbers that the text embedding of a creative is read by; 0: not read"
     )
 
 

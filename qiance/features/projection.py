@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -63,15 +63,18 @@ def read_vectors(column: pa.ChunkedArray) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class Projection:
-    """Vectors of d numbers as k: (vector − mean) · components.
+    """Vectors of d numbers as k: (vector − mean) · components, cut to what the texts of the fit had.
 
     mean: `[d]`. components: `[k, d]`, orthogonal, of one length: the first has variance 1 over the texts that
     it was fitted on and the others less, so distances between texts are kept and what hardly varies stays
-    small. k is 0 where no two texts differ.
+    small. k is 0 where no two texts differ. low, high: `[k]`, the least and largest of the texts of the fit:
+    a model says nothing sensible of a text far outside all that it has seen, so that counts as the outermost.
     """
 
     mean: tuple[float, ...] = ()
     components: tuple[tuple[float, ...], ...] = ()
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
 
     @classmethod
     def fit(cls, values: NDArray[Any], most: int) -> Projection:
@@ -97,7 +100,10 @@ class Projection:
         first = np.argsort(-variance)[:most]
         kept = [place for place in first if variance[place] > _LEAST * variance[first[0]]]
         found = np.array([_turned(directions[:, place]) for place in kept]) / np.sqrt(variance[first[0]])
-        return cls(_singles(mean), tuple(_singles(row) for row in found))
+        fitted = cls(_singles(mean), tuple(_singles(row) for row in found))
+        numbers = np.array([fitted._of(one) for one in ordered])
+        low, high = (tuple(bound.tolist()) for bound in (numbers.min(axis=0), numbers.max(axis=0)))
+        return replace(fitted, low=low, high=high)
 
     @property
     def width(self) -> int:
@@ -114,7 +120,7 @@ class Projection:
         for one, row in place.items():
             if one is not None:
                 found[row] = self._of(one)
-        return np.asarray(found[np.array(codes, dtype=np.int64)])
+        return np.asarray(found.clip(self.low, self.high)[np.array(codes, dtype=np.int64)])
 
     def _of(self, packed: bytes) -> Floats:
         # One at a time: the same text gives the same bits whatever stands beside it.
@@ -130,16 +136,23 @@ class Projection:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form."""
-        return {"mean": list(self.mean), "components": [list(row) for row in self.components]}
+        components = [list(row) for row in self.components]
+        return {
+            "mean": list(self.mean),
+            "components": components,
+            "low": list(self.low),
+            "high": list(self.high),
+        }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Projection:
         """Inverse of `to_dict`; raises ValueError where a component has another length than the mean."""
         mean = tuple(float(x) for x in data["mean"])
         components = tuple(tuple(float(x) for x in row) for row in data["components"])
-        if any(len(row) != len(mean) for row in components):
-            raise ValueError("projection: its components do not fit its mean")
-        return cls(mean, components)
+        low, high = (tuple(float(x) for x in data[name]) for name in ("low", "high"))
+        if any(len(row) != len(mean) for row in components) or not len(low) == len(high) == len(components):
+            raise ValueError("projection: its components do not fit its mean, or its bounds them")
+        return cls(mean, components, low, high)
 
 
 def _turned(direction: Floats) -> Floats:

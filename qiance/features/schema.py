@@ -25,7 +25,7 @@ Columns = Mapping[str, "NDArray[Any]"]
 # A standardised value beyond this is cut, so that one wild input cannot take a network far
 # outside what it was trained on.
 _CLIP = 8.0
-COMPONENTS = 8  # that a vector is read by, at most
+COMPONENTS = 4  # that a vector is read by, at most
 
 
 @dataclass(frozen=True, slots=True)

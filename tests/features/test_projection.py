@@ -57,6 +57,15 @@ def test_all_components_keep_the_distances_up_to_one_factor() -> None:
     assert np.abs(numbers.std(axis=0)).argmax() == 0, "what varies most comes first"
 
 
+def test_a_text_far_outside_counts_as_the_outermost_one() -> None:
+    known = texts(6)
+    found = Projection.fit(column(known), 2)
+    inside = found(column(known))
+    wild = found(column([pack_vector(1e6 * unpack_vector(one)) for one in known]))
+    assert (wild >= inside.min(axis=0)).all()
+    assert (wild <= inside.max(axis=0)).all()
+
+
 def test_vectors_of_two_lengths_are_refused() -> None:
     mixed = column([*texts(2, 6), *texts(2, 5)])
     with pytest.raises(ValueError, match=r"have \[5, 6\] numbers; use one encoder"):

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from qiance.artifacts import Artifact, write_artifact
 from qiance.artifacts.effect import KIND
-from qiance.features.schema import FeatureSchema
+from qiance.features.schema import COMPONENTS, FeatureSchema
 from training.effect.calibrate import SegmentCalibration, segment_feature
 from training.effect.export import effect_files
 from training.effect.judge import Judged, judge
@@ -62,7 +62,7 @@ class TrainSettings:
     weight_decay: float = 0.1
     dropout: float = 0.1
     embedding: int = 16
-    text_components: int = 8
+    text_components: int = COMPONENTS
 
     def __post_init__(self) -> None:
         if self.workers < 0:
