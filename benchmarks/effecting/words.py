@@ -1,11 +1,11 @@
-"""What the text embedding brings to the effect model: `python -m benchmarks.effecting.words [--smoke | --quick]`.
+"""What the words' embedding brings the effect model: `python -m benchmarks.effecting.words [--smoke | --quick]`.
 
-Headlines of the Upworthy archive, shown at random within a test, of stories that nothing was learned from. The
-effect model predicts clicks by the surface numbers of a creative alone, and with k components of its vector;
-beside it by the components alone. Learned from few texts, as a shop has, and from many. Every line has the
-normalised entropy over all impressions (smaller is better, 1 is what the mean alone says) and the share of pairs
-of one test whose better headline is told, each with its difference to the surface numbers and the 95 % interval
-of that, by a bootstrap over stories.
+Headlines of the Upworthy archive, shown at random within a test, of later stories than those learned from.
+The effect model predicts clicks by the surface numbers of a creative alone, and with k components of its
+vector; beside it by components alone. It learns from few texts, as a shop has, and from many. Every line has
+the normalised entropy over all impressions (smaller is better; 1 is what the mean rate of the judged would
+give) and the share of pairs of one test whose better headline is told, each with its difference to the surface
+numbers and the 95 % interval of that, by a bootstrap over stories.
 """
 
 from __future__ import annotations
@@ -33,10 +33,9 @@ from training.copy.headlines import CopyTests, pairs_of, read_tests, split_by_st
 from training.effect.fit import TrainSettings, train_effect
 from training.effect.split import split_by_unit
 
-ROWS = 200_000  # impressions that are learned from, spread evenly over the texts
 DRAWS = 1_000  # of the bootstrap
-SURFACE, COMPONENTS = "surface numbers", (4, 8, 16, 32)
-ALONE = 8  # components without the surface numbers
+SURFACE, COMPONENTS = "surface numbers", (2, 4, 8, 16)
+ALONE = 4  # components without the surface numbers
 Floats = NDArray[np.float64]
 
 
@@ -70,10 +69,10 @@ def read_texts(tests: CopyTests) -> Texts:
     return Texts(tests, columns)
 
 
-def impressions_of(texts: Texts, rng: np.random.Generator) -> pa.Table:
-    """Rows with a click or none, drawn from those that every text really had."""
+def impressions_of(texts: Texts, rows: int, rng: np.random.Generator) -> pa.Table:
+    """About `rows` with a click or none, as many of each text, drawn from those that it really had."""
     tests = texts.tests
-    shown = np.minimum(tests.impressions, max(ROWS // len(tests), 1)).astype(np.int64)
+    shown = np.minimum(tests.impressions, max(rows // len(tests), 1)).astype(np.int64)
     clicks = rng.hypergeometric(
         tests.clicks.astype(np.int64), (tests.impressions - tests.clicks).astype(np.int64), shown
     )
@@ -186,28 +185,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     log(f"reading {len(tests):,} headlines of {tests.tests:,} tests")
     texts = read_texts(tests)
     learned, held = (texts.take(rows) for rows in split_by_story(tests, HELD_OUT, args.seed))
-    judge, seeds = Judge(held, args.seed), args.pick(smoke=1, quick=3, full=3)
-    sizes = args.pick(smoke=(10,), quick=(50, 1_000), full=(50, 500, 2_500))
-    for size in sizes:
-        lines, base = [], None
+    judge, seeds = Judge(held, args.seed), args.pick(smoke=1, quick=2, full=5)
+    rows = args.pick(smoke=4_000, quick=60_000, full=200_000)
+    for size in args.pick(smoke=(30,), quick=(30, 300, 1_000), full=(15, 30, 100, 300, 1_000, 2_500)):
         some = [learned_from(learned, size, args.seed + n) for n in range(seeds)]
+        tables = [
+            impressions_of(few, rows, np.random.default_rng(args.seed + n)) for n, few in enumerate(some)
+        ]
+        said = {}
         for name, (surface, components) in variants().items():
-            predictions = [
-                predict(
-                    impressions_of(few, np.random.default_rng(args.seed + n)),
-                    held,
-                    surface,
-                    components,
-                    args.seed + n,
-                )
-                for n, few in enumerate(some)
-            ]
-            said = said_of(predictions, held)
-            base = base or said
-            lines.append(lines_of(name, said, base, judge))
+            log(f"{size:,} tests, {name}")
+            told = [predict(t, held, surface, components, args.seed + n) for n, t in enumerate(tables)]
+            said[name] = said_of(told, held)
         count = int(np.mean([len(few.tests) for few in some]))
         print(f"\nlearned from {count:,} texts of {size:,} tests, judged on {len(held.tests):,}\n")
         print("| read | NE | difference | pairs told | difference, points |\n| --- | --- | --- | --- | --- |")
+        lines = [lines_of(name, own, said[SURFACE], judge) for name, own in said.items()]
         print("\n".join(lines), flush=True)
 
 
