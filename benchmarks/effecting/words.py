@@ -1,11 +1,11 @@
-"""What the words' embedding brings the effect model: `python -m benchmarks.effecting.words [--smoke | --quick]`.
+"""What words' embedding brings the effect model: `python -m benchmarks.effecting.words [--smoke | --quick]`.
 
 Headlines of the Upworthy archive, shown at random within a test, of later stories than those learned from.
 The effect model predicts clicks by the surface numbers of a creative alone, and with k components of its
 vector; beside it by components alone. It learns from few texts, as a shop has, and from many. Every line has
 the normalised entropy over all impressions (smaller is better; 1 is what the mean rate of the judged would
-give) and the share of pairs of one test whose better headline is told, each with its difference to the surface
-numbers and the 95 % interval of that, by a bootstrap over stories.
+give) and the share of pairs of one test whose better headline is told, each with its difference to the
+surface numbers and the 95 % interval of that, by a bootstrap over stories.
 """
 
 from __future__ import annotations

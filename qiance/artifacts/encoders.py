@@ -124,11 +124,11 @@ def _tower(model: Any, modality: str) -> Any:
 def _pooled(output: Any, mask: torch.Tensor | None, spec: EmbeddingSpec) -> torch.Tensor:
     """`[b, d]` from the model's output; positions are tokens, patches, pixels of a map, or frames."""
     if spec.pooling == "pooler":
-        pooler = getattr(output, "pooler_output", None)
+        pooler: torch.Tensor | None = getattr(output, "pooler_output", None)
         if pooler is None:
             raise ValueError(f"{spec.name}.pooling: the model has no pooler output; use mean")
         return pooler.flatten(1)
-    states = output.last_hidden_state
+    states: torch.Tensor = output.last_hidden_state
     if states.dim() == 4:  # [b, d, height, width] of convolutional networks
         states = states.flatten(2).transpose(1, 2)
     if spec.pooling == "first":

@@ -157,7 +157,7 @@ class Projection:
 
 def _turned(direction: Floats) -> Floats:
     """A direction has two signs; the one whose largest entry is positive."""
-    return direction * np.sign(direction[np.argmax(np.abs(direction))])
+    return np.asarray(direction * np.sign(direction[np.argmax(np.abs(direction))]), dtype=np.float64)
 
 
 def _singles(values: Floats | Sequence[float]) -> tuple[float, ...]:
