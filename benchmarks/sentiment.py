@@ -128,8 +128,8 @@ def layers_of(texts: NDArray[np.object_]) -> NDArray[np.float32]:
 
 
 def _encoder() -> tuple[Any, Any]:
+    from qiance.artifacts.encoder_weights import resolve
     from training.embed.encoders import load_encoder
-    from training.embed.weights import resolve
 
     weights = resolve(EMBEDDED)
     return weights, load_encoder(SPEC, weights)

@@ -154,6 +154,9 @@ class TrainingSettings(Section):
     negative_ratio: Positive | None = Field(
         None, description="rows without a response kept for each with one when training; null: all"
     )
+    text_components: NonNegative = Field(
+        4, description="numbers that the text embedding of a creative is read by; 0: not read"
+    )
 
 
 class PromotionSettings(Section):

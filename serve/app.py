@@ -14,8 +14,11 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from qiance.artifacts.explain import Method
+from qiance.artifacts.word_vectors import WordVectors
 from qiance.artifacts.writer import load_writer
+from qiance.decide.predictor import vectors_of
 from qiance.domain import Action, GridPrediction
+from qiance.features.words import VectorsOf
 from qiance.launch import Evaluation, Launched
 from qiance.ledger import Ledger, Override
 from qiance.market.responses import CONTACT_COST
@@ -43,6 +46,7 @@ from serve.people import PeopleService
 from serve.policies import PolicyJudge, PolicyService
 from serve.profile import KnownRow
 from serve.scoring import ScoredBatch, ScoreRequest
+from serve.words import WordKeeper
 
 PATIENCE = 0.3  # part of a request's time that a predictor elsewhere may take
 PAUSE_S = 1.0  # how long one that did not answer is left alone
@@ -100,13 +104,14 @@ class _RemoteScorer:
 
 
 class _RemotePredictor:
-    """The predictor deployment as the proposers' `EffectPredictor`."""
+    """The predictor deployment as the proposers' `EffectPredictor`; new words get vectors here first."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
+    def __init__(self, handle: DeploymentHandle, vectors: VectorsOf) -> None:
+        self._handle, self._vectors = handle, vectors
 
     def predict(self, user_ids: Sequence[str], actions: Sequence[Action]) -> GridPrediction:
         """Predictions for every user × action."""
+        vectors_of(actions, self._vectors)
         try:
             found: GridPrediction = self._handle.predict.remote(user_ids, actions).result()
         except Exception as error:
@@ -139,17 +144,24 @@ class GeneratorDeployment:
         from serve.generator.worker import BriefWorker
 
         ledger = open_ledger(args)
+        vectors = WordVectors(ledger)
+        keeper = WordKeeper(ledger, vectors)
         worker = BriefWorker(
             Workspace(args.workspace).snapshot,
             ledger,
-            _RemotePredictor(predictor),
+            _RemotePredictor(predictor, vectors),
             args.llm,
             _load_engine,
             CONTACT_COST,
             args.seed,
             open_guard(args),
         )
-        self._briefs, self._judging = BriefLoop(worker.work), asyncio.Lock()
+
+        def work() -> None:
+            worker.work()
+            keeper.work()
+
+        self._briefs, self._judging = BriefLoop(work), asyncio.Lock()
         self._judge = PolicyJudge(open_policy_desk(args, ledger), ledger, args.gate.timeout_s)
 
     def check_health(self) -> None:

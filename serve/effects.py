@@ -110,7 +110,8 @@ class Planner:
         ]
         rows, read = predictor.read(requests, wanted)
         _, items = predictor.items.at(to_micros(now))
-        grid = ActionGrid(model, catalogue, actions, items, predictor.snapshot.categories)
+        vectors = predictor.live_state.vectors
+        grid = ActionGrid(model, catalogue, actions, items, predictor.snapshot.categories, vectors)
         prediction = grid.score(rows).prediction
         stranger, cold = read.strangers, predictor.cold(actions, to_micros(now))
         seldom = stranger.any() or cold.any()
@@ -140,7 +141,15 @@ class Planner:
         order = np.random.default_rng(0).permutation(len(snapshot.users.user_ids))[:BACKGROUND]
         background = predictor.known_rows([snapshot.users.user_ids[n] for n in order])
         shown = (*actions, *others[:OTHERS])
-        explainer = PairExplainer(model, snapshot.catalogue, shown, items, snapshot.categories, background)
+        explainer = PairExplainer(
+            model,
+            snapshot.catalogue,
+            shown,
+            items,
+            snapshot.categories,
+            background,
+            predictor.live_state.vectors,
+        )
         return [
             [explainer.explain(row_of(rows, user), action, method) for action in range(len(actions))]
             for user in range(len(rows))

@@ -7,14 +7,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qiance.decide.floors import margin_floor_mask
-from qiance.decide.predictor import liability_of
+from qiance.decide.predictor import liability_of, vectors_of
 from qiance.domain import CONTROL_ACTION, Action, Catalogue, Channel, Strategy, StrategyState
+from qiance.features.columns import NO_VECTORS, unread
+from qiance.features.words import TEXT_ENCODER, Vectors
 from qiance.guard import Guard
 from qiance.guard.gate import servable
 from qiance.ledger import Ledger, LedgerUnavailableError, Versions
@@ -32,7 +34,7 @@ class LiveState:
 
     liability: `[A]` most that an action may cost its budget, minor units.
     candidate_set: content hash of the actions, under which the ledger keeps them for replay.
-    item_row: `[A]` rows of the catalogue, −1 without an item.
+    item_row: `[A]` rows of the catalogue, −1 without an item. vectors: of the actions' words, by text.
     """
 
     versions: Versions
@@ -41,6 +43,7 @@ class LiveState:
     item_row: NDArray[np.int64]
     strategies: Mapping[str, Strategy] = field(default_factory=dict)
     candidate_set: str = ""
+    vectors: Vectors = field(default_factory=lambda: NO_VECTORS)
 
     @cached_property
     def action_ids(self) -> tuple[str, ...]:
@@ -127,13 +130,21 @@ def read_state(ledger: Ledger, catalogue: Catalogue, guard: Guard) -> LiveState:
     )
     liability = [0 if a.is_control else liability_of(a, catalogue) for a in actions]
     rows = [-1 if a.item_id is None else catalogue.index[a.item_id] for a in actions]
+    vectors = vectors_of(actions, partial(ledger.text_vectors, TEXT_ENCODER))
+    missing = unread(actions, vectors)
+    read_by = {
+        action.action_id: TEXT_ENCODER
+        for action, without in zip(actions, missing, strict=True)
+        if action.creative is not None and not without
+    }
     return LiveState(
         versions,
         actions,
         np.array(liability, dtype=np.int64),
         np.array(rows, dtype=np.int64),
         {s.strategy_id: s for s in strategies},
-        ledger.put_candidates(actions),
+        ledger.put_candidates(actions, read_by),
+        vectors,
     )
 
 

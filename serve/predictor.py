@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ from qiance.decide.predictor import ActionGrid, FramePredictor, GridPredictor
 from qiance.decide.unknown import USERS, Blind, Unknown
 from qiance.domain import Action, Audience, GridPrediction, UserTable
 from qiance.features import user_row
-from qiance.features.columns import EFFECT_SCHEMA
+from qiance.features.columns import EFFECT_SCHEMA, unread
 from qiance.features.frames import FrameStore
 from qiance.features.online import OnlineReader
 from qiance.features.user_row import UserRows
+from qiance.features.words import TEXT_ENCODER
 from qiance.guard import Guard
 from qiance.ledger import NO_VERSION, Ledger
 from qiance.ledger.schema import to_micros
@@ -49,7 +51,8 @@ class Prepared:
 
     static: `[A]` margin floor and stock admit the action. audiences: each rule with its columns `[A]`.
     values: `[I]` per item feature; items: their content hash. cold: `[A]`, without control, the item's values
-    are defaults. unknown: how effects differ between users, and between items.
+    are defaults. unknown: how effects differ between users, and between items. unread: the model reads words
+    by their vectors, and some words have none.
     """
 
     state: LiveState
@@ -65,6 +68,7 @@ class Prepared:
     items: str
     cold: Mask
     unknown: Unknown
+    unread: bool
 
     def fits(self, state: LiveState, model: EffectModel, frame: ItemFrame, now_us: int) -> bool:
         """Whether it is about these, at this instant."""
@@ -93,6 +97,7 @@ class Predictor:
         load: ModelLoader = load_model,
     ) -> None:
         self._workspace, self._clock, self._min_margin = workspace, clock, min_margin
+        self._vectors = partial(ledger.text_vectors, TEXT_ENCODER)
         self._load = load
         self.snapshot = Snapshot.load(workspace.snapshot)
         self._frames, self._replay = FrameStore(workspace.frames), timedelta(days=replay_days)
@@ -168,7 +173,7 @@ class Predictor:
     def _prepare(self, state: LiveState, model: EffectModel, now_us: int) -> Prepared:
         catalogue, offered = self.snapshot.catalogue, state.actions[1:]
         frame, values = self.items.at(now_us)
-        grid = ActionGrid(model, catalogue, offered, values, self.snapshot.categories)
+        grid = ActionGrid(model, catalogue, offered, values, self.snapshot.categories, state.vectors)
         wanted = sorted({catalogue[a.item_id].category for a in offered if a.item_id is not None})
         return Prepared(
             state=state,
@@ -184,6 +189,7 @@ class Predictor:
             items=self._keep(values),
             cold=self.cold(offered, now_us),
             unknown=self._unknown(state, model, grid),
+            unread=model.encoder.reads_vectors and bool(unread(offered, state.vectors).any()),
         )
 
     def _unknown(self, state: LiveState, model: EffectModel, grid: ActionGrid) -> Unknown:
@@ -233,6 +239,7 @@ class Predictor:
             np.maximum(scores.cost, 0.0, out=cost[:, 1:])
         flags = ("item_snapshot",) if self.items.degraded else ()
         flags = (*flags, "cold_start_item") if prepared.cold.any() else flags
+        flags = (*flags, "no_text_vector") if prepared.unread else flags
         return ScoredBatch(
             candidate_set=prepared.state.candidate_set,
             value=value,
@@ -279,7 +286,7 @@ class Predictor:
 
     def _frame_of(self, model: EffectModel) -> FramePredictor:
         snapshot = self.snapshot
-        items = GridPredictor(model, snapshot.catalogue, snapshot.item, snapshot.categories)
+        items = GridPredictor(model, snapshot.catalogue, snapshot.item, snapshot.categories, self._vectors)
         return FramePredictor(items, snapshot.users, snapshot.user_category)
 
 

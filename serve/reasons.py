@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from qiance.artifacts.explain import Contribution, Explanation, Method, explain
 from qiance.decide.predictor import ActionGrid, EffectScorer
 from qiance.domain import Action, Catalogue
-from qiance.features.columns import USER_COLUMNS
+from qiance.features.columns import NO_VECTORS, USER_COLUMNS
 from qiance.features.transforms import USER_CATEGORY_FEATURES
 from qiance.features.user_row import CONTACTS, UserRows
+from qiance.features.words import Vectors
 
 ACTION = "action"  # the action as a whole: its item, offer, words and channel
 NAMES = (*USER_COLUMNS, *USER_CATEGORY_FEATURES, CONTACTS, ACTION)
@@ -25,7 +26,7 @@ Columns = Mapping[str, NDArray[Any]]
 class PairExplainer:
     """Explains pairs of a user and one of `actions` against other users and the other actions.
 
-    item_values, categories: as `ActionGrid` takes them. background: users to compare with.
+    item_values, categories, vectors: as `ActionGrid` takes them. background: users to compare with.
     """
 
     def __init__(
@@ -36,11 +37,10 @@ class PairExplainer:
         item_values: Mapping[str, NDArray[np.float64]],
         categories: Sequence[str],
         background: UserRows,
+        vectors: Vectors = NO_VECTORS,
     ) -> None:
-        self._grid, self._actions = (
-            ActionGrid(model, catalogue, actions, item_values, categories),
-            tuple(actions),
-        )
+        self._grid = ActionGrid(model, catalogue, actions, item_values, categories, vectors)
+        self._actions = tuple(actions)
         places = {name: place for place, name in enumerate(categories)}
         items = [catalogue[a.item_id] if a.item_id is not None else None for a in actions]
         self._category = [None if item is None else places[item.category] for item in items]

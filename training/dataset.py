@@ -10,9 +10,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from qiance.decide.predictor import vectors_of
 from qiance.domain import Action, Catalogue
 from qiance.features.columns import ITEM_COLUMNS, NONE, ActionColumns, assemble
+from qiance.features.projection import vector_column
 from qiance.features.transforms import USER_CATEGORY_FEATURES, USER_FEATURES
+from qiance.features.words import TEXT_VECTOR, VectorsOf, no_vectors
 from training.featurise import point_in_time, sessions_at
 
 LABELS = ("click", "conversion", "sales", "margin")
@@ -27,13 +30,17 @@ def training_table(
     at: np.ndarray,
     contacts_7d: np.ndarray,
     labels: Mapping[str, np.ndarray],
+    vectors: VectorsOf = no_vectors,
 ) -> pa.Table:
     """Columns of `EFFECT_SCHEMA` and the labels, one row per decision.
 
     user_ids: `[n]`; choice: `[n]` index into `actions`; at: `[n]` seconds since the epoch; labels: `[n]`
-    each, minor units where money. The table also has user_id and at, to split by.
+    each, minor units where money; vectors: finds those of the actions' words. The table also has user_id and
+    at, to split by.
     """
-    parts = ActionColumns.build(actions, catalogue.index, [item.category for item in catalogue])
+    parts = ActionColumns.build(
+        actions, catalogue.index, [item.category for item in catalogue], vectors_of(actions, vectors)
+    )
     items = np.array([a.item_id for a in actions], dtype=object)[choice]
     category = parts.category[choice]
     rows = pd.DataFrame(
@@ -45,16 +52,16 @@ def training_table(
         }
     )
     joined = point_in_time(repository, rows)
-    action_part: dict[str, Any] = {name: values[choice] for name, values in parts.numeric.items()}
-    action_part |= {"channel": parts.channel[choice], "category": category}
     columns = assemble(
         user={name: joined[name].to_numpy() for name in USER_FEATURES} | sessions_at(repository, rows),
         item={name: joined[name].to_numpy() for name in ITEM_COLUMNS},
         user_category={name: joined[name].to_numpy() for name in USER_CATEGORY_FEATURES},
-        actions=action_part,
+        actions=parts.columns(choice),
         contacts_7d=contacts_7d,
     )
-    table = {name: pa.array(values) for name, values in columns.items()}
+    texts = columns.pop(TEXT_VECTOR)
+    table: dict[str, Any] = {name: pa.array(values) for name, values in columns.items()}
+    table[TEXT_VECTOR] = vector_column(texts)
     table |= {name: pa.array(np.asarray(values, dtype=np.int64)) for name, values in labels.items()}
     return pa.table(
         {**table, "user_id": pa.array(list(user_ids), pa.string()), "at": pa.array(np.asarray(at, np.int64))}

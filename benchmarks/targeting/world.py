@@ -131,10 +131,6 @@ def training_columns(
             name: np.where(known, values[user, code], np.nan)
             for name, values in snapshot.user_category.items()
         },
-        actions={
-            **{name: values[action] for name, values in parts.numeric.items()},
-            "channel": parts.channel[action],
-            "category": category,
-        },
+        actions=parts.columns(action),
         contacts_7d=contacts_7d,
     )

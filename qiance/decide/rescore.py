@@ -12,6 +12,7 @@ from qiance.decide.predictor import ActionGrid, EffectScorer
 from qiance.domain import Action, Catalogue, Decision, GridPrediction
 from qiance.features import user_row
 from qiance.features.user_row import UserRows
+from qiance.features.words import Vectors, no_vectors
 
 Floats = NDArray[np.float64]
 Scores = NDArray[np.float32]
@@ -43,7 +44,8 @@ class Rescorer:
 
     candidates: the actions of a set by its hash; models: the effect model of a version; frames: item values
     by their hash. What they raise for something that is gone is the caller's to tell. catalogue, categories:
-    those of the snapshot that the model was served with.
+    those of the snapshot that the model was served with; vectors: of a set's words as they were read, by the
+    set's hash.
     """
 
     def __init__(
@@ -53,8 +55,9 @@ class Rescorer:
         frames: Callable[[str], Mapping[str, Floats]],
         catalogue: Catalogue,
         categories: Sequence[str],
+        vectors: Callable[[str], Vectors] = no_vectors,
     ) -> None:
-        self.candidates, self._models, self._frames = candidates, models, frames
+        self.candidates, self._models, self._frames, self._vectors = candidates, models, frames, vectors
         self.catalogue, self._categories = catalogue, tuple(categories)
         self._grids: dict[tuple[str, str, str], ActionGrid] = {}
 
@@ -92,6 +95,7 @@ class Rescorer:
                 self.candidates(decision.candidate_set)[1:],
                 self._frames(decision.items),
                 self._categories,
+                self._vectors(decision.candidate_set),
             )
         return grid
 

@@ -14,6 +14,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 EMBEDDED = "embedded"
+# SHA-256 of the published weights of all-MiniLM-L6-v2, which is what `embedded` means.
+EMBEDDED_FINGERPRINT = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 SENTIMENT_MEAN, SENTIMENT_N = "sentiment_mean", "sentiment_n"
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]

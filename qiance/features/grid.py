@@ -182,6 +182,6 @@ def _alone(actions: ActionColumns, item: Mapping[str, Floats]) -> dict[str, NDAr
         user=dict.fromkeys(USER_COLUMNS, unknown),
         item={name: np.where(row >= 0, item[name][row], np.nan) for name in ITEM_COLUMNS},
         user_category=dict.fromkeys(USER_CATEGORY_FEATURES, unknown),
-        actions={**actions.numeric, "channel": actions.channel, "category": actions.category},
+        actions=actions.columns(),
         contacts_7d=unknown,
     )

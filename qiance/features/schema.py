@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qiance.features.projection import Projection, read_vectors
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -23,6 +25,7 @@ Columns = Mapping[str, "NDArray[Any]"]
 # A standardised value beyond this is cut, so that one wild input cannot take a network far
 # outside what it was trained on.
 _CLIP = 8.0
+COMPONENTS = 4  # that a vector is read by, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +33,14 @@ class FeatureSchema:
     """The features that a model reads, in order.
 
     service: name of the feature service that delivers them.
-    numeric, categorical: feature names; no name may appear twice.
+    numeric, categorical, vectors: feature names; no name may appear twice. Vectors are columns of packed
+    numbers, see `qiance.features.projection`; a table may lack them, then nothing is learned from them.
     """
 
     service: str
     numeric: tuple[str, ...]
     categorical: tuple[str, ...] = ()
+    vectors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = self.names
@@ -48,11 +53,11 @@ class FeatureSchema:
     @property
     def names(self) -> tuple[str, ...]:
         """All feature names, numeric first."""
-        return self.numeric + self.categorical
+        return self.numeric + self.categorical + self.vectors
 
     @property
     def hash(self) -> str:
-        """SHA-256 (hex) over the canonical JSON of service, numeric and categorical names in order."""
+        """SHA-256 (hex) over the canonical JSON of service and names in order."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -73,7 +78,7 @@ class FeatureSchema:
         return messages or _order_difference(self, other)
 
     def columns(self, table: pa.Table) -> dict[str, NDArray[Any]]:
-        """The feature columns of an arrow table: numeric as float64 (null is NaN), categorical as objects.
+        """The feature columns of an arrow table: numeric as float64 (null is NaN), others as objects.
 
         Raises ValueError naming the column that is missing or not numeric.
         """
@@ -82,6 +87,8 @@ class FeatureSchema:
         result: dict[str, NDArray[Any]] = {}
         for name in self.names:
             if name not in table.column_names:
+                if name in self.vectors:
+                    continue
                 raise ValueError(f"column {name!r} is missing; the table has {', '.join(table.column_names)}")
             column = table.column(name).combine_chunks()
             if name in self.numeric:
@@ -91,26 +98,35 @@ class FeatureSchema:
                     raise ValueError(
                         f"column {name!r} of type {column.type} is not numeric: {error}"
                     ) from None
+            elif name in self.vectors:
+                result[name] = read_vectors(table.column(name))
             else:
                 result[name] = column.cast(pa.string()).to_numpy(zero_copy_only=False)
         return result
 
     def to_dict(self) -> dict[str, Any]:
-        return {
+        """A JSON-ready form; a schema without vectors is written, and hashed, as before there were any."""
+        found: dict[str, Any] = {
             "service": self.service,
             "numeric": list(self.numeric),
             "categorical": list(self.categorical),
         }
+        return found | {"vectors": list(self.vectors)} if self.vectors else found
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FeatureSchema:
-        return cls(str(data["service"]), tuple(data["numeric"]), tuple(data["categorical"]))
+        """Inverse of `to_dict`."""
+        numeric, categorical, vectors = (
+            tuple(data.get(kind, ())) for kind in ("numeric", "categorical", "vectors")
+        )
+        return cls(str(data["service"]), numeric, categorical, vectors)
 
 
 def _kinds(schema: FeatureSchema) -> dict[str, str]:
     return {
         **dict.fromkeys(schema.numeric, "numeric"),
         **dict.fromkeys(schema.categorical, "categorical"),
+        **dict.fromkeys(schema.vectors, "vector"),
     }
 
 
@@ -140,11 +156,13 @@ class Encoder:
     numeric: one `NumericCode` per numeric feature.
     vocabularies: per categorical feature its known values, most frequent first; value number i
         (from 0) is encoded as i + 1, and 0 stands for everything else.
+    projections: one per vector feature, or none where no vectors were there to fit on: they are not read.
     """
 
     schema: FeatureSchema
     numeric: tuple[NumericCode, ...]
     vocabularies: tuple[tuple[str, ...], ...]
+    projections: tuple[Projection, ...] = ()
 
     @cached_property
     def _tables(self) -> tuple[tuple[NDArray[np.str_], NDArray[np.int64]], ...]:
@@ -157,20 +175,37 @@ class Encoder:
         return tuple(tables)
 
     @classmethod
-    def fit(cls, schema: FeatureSchema, columns: Columns, *, min_count: int = 5) -> Encoder:
+    def fit(
+        cls, schema: FeatureSchema, columns: Columns, *, min_count: int = 5, components: int = COMPONENTS
+    ) -> Encoder:
         """Fit on columns of n rows.
 
-        A categorical value seen fewer than `min_count` times is left to index 0.
+        A categorical value seen fewer than `min_count` times is left to index 0. components: numbers that a
+        vector is read by, at most; 0 leaves vectors out.
         Raises ValueError naming a column that is missing, of another length, or without a finite value.
         """
         _check_lengths(schema, columns)
         numeric = tuple(_fit_numeric(name, _as_float(name, columns[name])) for name in schema.numeric)
         words = tuple(_fit_vocabulary(columns[name], min_count) for name in schema.categorical)
-        return cls(schema, numeric, words)
+        projections = tuple(
+            Projection.fit(columns[name], components) if name in columns else Projection()
+            for name in schema.vectors
+        )
+        return cls(schema, numeric, words, projections)
+
+    @property
+    def reads_vectors(self) -> bool:
+        """Whether what is predicted hangs on a vector."""
+        return any(projection.width for projection in self.projections)
 
     @property
     def num_width(self) -> int:
-        """Dn: number of float columns, the indicators included."""
+        """Dn: number of float columns; indicators and components of vectors included."""
+        return self.vectors_from + sum(projection.width for projection in self.projections)
+
+    @property
+    def vectors_from(self) -> int:
+        """Place of the first component of a vector."""
         return len(self.numeric) + sum(code.indicator for code in self.numeric)
 
     @property
@@ -184,7 +219,12 @@ class Encoder:
         flags = [
             f"{n} is missing" for n, c in zip(self.schema.numeric, self.numeric, strict=True) if c.indicator
         ]
-        return (*self.schema.numeric, *flags)
+        components = [
+            f"{name} component {place + 1}"
+            for name, projection in zip(self.schema.vectors, self.projections, strict=False)
+            for place in range(projection.width)
+        ]
+        return (*self.schema.numeric, *flags, *components)
 
     def encode(self, columns: Columns) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Encode n rows.
@@ -198,10 +238,21 @@ class Encoder:
             num[:, place], missing = self.scale(_as_float(name, columns[name]), place)
             if self.flags[place] >= 0:
                 num[:, self.flags[place]] = missing
+        if self.reads_vectors:
+            num[:, self.vectors_from :] = self._components(columns)
         cat = np.zeros((n, len(self.vocabularies)), dtype=np.int64)
         for place, name in enumerate(self.schema.categorical):
             cat[:, place] = self._codes(place, columns[name])
         return num, cat
+
+    def _components(self, columns: Columns) -> NDArray[np.float64]:
+        """`[n, Σ k]` of all vectors."""
+        parts = []
+        for name, projection in zip(self.schema.vectors, self.projections, strict=True):
+            if name not in columns:
+                raise ValueError(f"column {name!r} is missing; the model reads words by their vectors")
+            parts.append(projection(columns[name]))
+        return np.concatenate(parts, axis=1).clip(-_CLIP, _CLIP)
 
     def scale(
         self, values: NDArray[np.float64], places: int | NDArray[np.int64]
@@ -251,11 +302,13 @@ class Encoder:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready form; floats survive the round trip exactly."""
-        return {
+        found = {
             "schema": self.schema.to_dict(),
             "numeric": [{"mean": c.mean, "std": c.std, "indicator": c.indicator} for c in self.numeric],
             "vocabularies": [list(vocabulary) for vocabulary in self.vocabularies],
         }
+        projections = [projection.to_dict() for projection in self.projections]
+        return found | {"projections": projections} if projections else found
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Encoder:
@@ -265,9 +318,11 @@ class Encoder:
             NumericCode(float(c["mean"]), float(c["std"]), bool(c["indicator"])) for c in data["numeric"]
         )
         words = tuple(tuple(str(v) for v in vocabulary) for vocabulary in data["vocabularies"])
-        if (len(numeric), len(words)) != (len(schema.numeric), len(schema.categorical)):
+        projections = tuple(Projection.from_dict(found) for found in data.get("projections", ()))
+        fits = (len(numeric), len(words)) == (len(schema.numeric), len(schema.categorical))
+        if not fits or len(projections) not in (0, len(schema.vectors)):
             raise ValueError(f"encoder of {schema.service!r}: its entries do not fit the schema's features")
-        return cls(schema, numeric, words)
+        return cls(schema, numeric, words, projections)
 
 
 def _check_lengths(schema: FeatureSchema, columns: Columns) -> int:
@@ -275,6 +330,8 @@ def _check_lengths(schema: FeatureSchema, columns: Columns) -> int:
     n = -1
     for name in schema.names:
         if name not in columns:
+            if name in schema.vectors:
+                continue
             raise ValueError(f"column {name!r} is missing; feature service {schema.service!r} delivers it")
         length = len(columns[name])
         if n not in (-1, length):

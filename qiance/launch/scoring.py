@@ -38,4 +38,6 @@ def open_rescorer(workspace: Workspace, ledger: Ledger) -> Rescorer:
                 f"items: frame {key} is not in {workspace.frames}; it was pruned, or the workspace is another"
             ) from None
 
-    return Rescorer(ledger.candidates, model, items, snapshot.catalogue, snapshot.categories)
+    return Rescorer(
+        ledger.candidates, model, items, snapshot.catalogue, snapshot.categories, ledger.candidate_vectors
+    )

@@ -17,10 +17,11 @@ from qiance.ledger.pseudonyms import LEAST_KEY_BYTES, load_or_create_key
 from qiance.ledger.records import LedgerError, LedgerUnavailableError
 from qiance.ledger.slates import Slates
 from qiance.ledger.strategies import Strategies
+from qiance.ledger.text_vectors import TextVectors
 from qiance.settings import Settings
 
 
-class Ledger(Erasures, Slates, Askers, Decided, Strategies, Keys):
+class Ledger(Erasures, Slates, Askers, Decided, Strategies, TextVectors, Keys):
     """Decisions, outcomes, budgets, strategies, versions, users, their consent and events, keys: of a tenant.
 
     Safe to use from several threads; every process opens its own (a connection does not survive a fork).

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from qiance.ledger.records import LedgerError
 
-HEAD = "0005"
+HEAD = "0006"
 # Not Alembic's default: MLflow keeps its own `alembic_version` when it shares the database.
 VERSION_TABLE = "qiance_schema"
 _ADVISORY_LOCK = 7_100_233_914_001

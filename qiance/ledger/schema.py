@@ -31,6 +31,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 TENANT_LENGTH = 64
 ID_LENGTH = 200
+ENCODER_LENGTH = 64
 # SQLite numbers rows by itself only for the exact type INTEGER.
 _Serial = BigInteger().with_variant(Integer, "sqlite")
 
@@ -261,6 +262,18 @@ creatives = Table(
     _when("changed_at"),
     Index("ix_creatives_state", "tenant_id", "state"),
     Index("ix_creatives_place", "tenant_id", "segment", "channel", "language"),
+)
+
+# What an encoder made of the words of creatives. digest: SHA-256 of the text, since equal words of two
+# entries are one text; vector: float32, little-endian. Another encoder has rows of its own: nothing is mixed.
+text_vectors = Table(
+    "text_vectors",
+    metadata,
+    _tenant(),
+    Column("encoder", String(ENCODER_LENGTH), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    Column("vector", LargeBinary, nullable=False),
+    _when("created_at"),
 )
 
 # One row per tenant, polled by every replica.

@@ -22,9 +22,11 @@ from qiance.domain import (
 )
 from qiance.features.columns import EFFECT_SCHEMA, ITEM_COLUMNS, USER_COLUMNS, ActionColumns, assemble
 from qiance.features.grid import EncodedGrid
+from qiance.features.projection import Projection, pack_vector
 from qiance.features.schema import Encoder, FeatureSchema, NumericCode
 from qiance.features.transforms import USER_CATEGORY_FEATURES
 from qiance.features.user_row import UserRows
+from qiance.features.words import creative_text
 
 CATEGORIES = ("coffee", "cheese", "soup")
 CHANNELS = (Channel.EMAIL, Channel.PUSH, Channel.MAILER)
@@ -39,6 +41,9 @@ def catalogue() -> Catalogue:
             for n, c in enumerate(ITEM_CATEGORIES)
         )
     )
+
+
+VECTORS = np.array([pack_vector(row) for row in np.random.default_rng(1).normal(size=(5, 6))], dtype=object)
 
 
 def action(number: int, random: np.random.Generator) -> Action:
@@ -87,7 +92,8 @@ def encoder(random: np.random.Generator, schema: FeatureSchema = EFFECT_SCHEMA) 
         for flag in random.random(len(schema.numeric)) < 0.5
     ]
     words = {"channel": ("email", "mailer"), "category": ("soup", "coffee", "none")}
-    return Encoder(schema, tuple(codes), tuple(words[name] for name in schema.categorical))
+    projections = tuple(Projection.fit(VECTORS, 3) for _ in schema.vectors)
+    return Encoder(schema, tuple(codes), tuple(words[name] for name in schema.categorical), projections)
 
 
 def every_row(
@@ -103,8 +109,7 @@ def every_row(
         user_category={
             name: np.where(code >= 0, values[u, code], np.nan) for name, values in rows.user_category.items()
         },
-        actions={name: values[a] for name, values in actions.numeric.items()}
-        | {"channel": actions.channel[a], "category": category},
+        actions=actions.columns(a),
         contacts_7d=rows.contacts_7d[u],
     )
 
@@ -114,7 +119,9 @@ def every_row(
 def test_parts_equal_the_whole(count: int, offered: int, odd: bool, seed: int) -> None:
     random = np.random.default_rng(seed)
     offers = [*(action(n, random) for n in range(offered)), CONTROL_ACTION]
-    parts = ActionColumns.build(offers, catalogue().index, ITEM_CATEGORIES)
+    texts = {creative_text(a.creative) for a in offers if a.creative}
+    vectors = {text: random.choice(VECTORS) for text in sorted(texts)}
+    parts = ActionColumns.build(offers, catalogue().index, ITEM_CATEGORIES, vectors)
     item, rows, code = item_values(random), users(count, random, odd), encoder(random)
     grid = EncodedGrid(code, parts, item, {c: n for n, c in enumerate(CATEGORIES)})
     num, cat = grid.rows(rows)

@@ -40,10 +40,11 @@ from qiance.domain import (
     StrategyState,
 )
 from qiance.evaluate.arrays import FloatArray
-from qiance.features.columns import EFFECT_SCHEMA, ActionColumns, assemble
+from qiance.features.columns import EFFECT_SCHEMA, NO_VECTORS, ActionColumns, assemble
 from qiance.features.online import OnlineReader
 from qiance.features.session import no_session
 from qiance.features.transforms import EventIndex
+from qiance.features.words import Vectors
 from qiance.guard import Guard
 from qiance.guard.gate import move_strategy
 from qiance.ledger import Ledger, Override, load_or_create_key
@@ -189,13 +190,14 @@ def build_features(workspace: Workspace) -> Snapshot:
     return snapshot
 
 
-def training_rows(snapshot: Snapshot, actions: Sequence[Action], log: MarketLog) -> pa.Table:
+def training_rows(
+    snapshot: Snapshot, actions: Sequence[Action], log: MarketLog, vectors: Vectors = NO_VECTORS
+) -> pa.Table:
     """What `training.dataset` would join from Feast, taken from the snapshot."""
     items = snapshot.catalogue
-    parts = ActionColumns.build(actions, items.index, [i.category for i in items])
+    parts = ActionColumns.build(actions, items.index, [i.category for i in items], vectors)
     item_row, category = parts.item_row[log.action], parts.category[log.action]
     code = np.array([CATEGORIES.index(c) if c in CATEGORIES else -1 for c in category])
-    chosen: dict[str, Any] = {name: values[log.action] for name, values in parts.numeric.items()}
     columns = assemble(
         user={name: values[log.user] for name, values in snapshot.users.columns.items()}
         | no_session(len(log.user)),
@@ -203,7 +205,7 @@ def training_rows(snapshot: Snapshot, actions: Sequence[Action], log: MarketLog)
         user_category={
             n: np.where(code >= 0, v[log.user, code], np.nan) for n, v in snapshot.user_category.items()
         },
-        actions={**chosen, "channel": parts.channel[log.action], "category": category},
+        actions=parts.columns(log.action),
         contacts_7d=log.contacts_7d,
     )
     labels = {name: pa.array(getattr(log, name)) for name in ("click", "conversion", "sales", "margin")}
@@ -211,7 +213,9 @@ def training_rows(snapshot: Snapshot, actions: Sequence[Action], log: MarketLog)
     return pa.table({**{n: pa.array(v) for n, v in columns.items()}, **labels, "user_id": ids.tolist()})
 
 
-def train_model(workspace: Workspace, snapshot: Snapshot, seed: int = 0) -> str:
+def train_model(
+    workspace: Workspace, snapshot: Snapshot, seed: int = 0, vectors: Vectors = NO_VECTORS
+) -> str:
     """Version of a small effect model, trained in this process on a simulated log."""
     shares = snapshot.user_category["category_share"]
     market = Market.build(snapshot.users, shares, CATEGORIES, snapshot.catalogue, seed)
@@ -230,7 +234,7 @@ def train_model(workspace: Workspace, snapshot: Snapshot, seed: int = 0) -> str:
         ContactWindow(USERS),
         np.random.default_rng(seed),
     )
-    table = training_rows(snapshot, actions, log)
+    table = training_rows(snapshot, actions, log, vectors)
     users = table["user_id"].to_numpy(zero_copy_only=False)
     settings = TrainSettings(epochs=2, heads=4, hidden=(16,), workers=0, threads=1, seed=seed)
     trained = train_effect(
@@ -241,7 +245,7 @@ def train_model(workspace: Workspace, snapshot: Snapshot, seed: int = 0) -> str:
         settings=settings,
         out=workspace.artifacts,
         storage=workspace.root / "training",
-        data_fingerprint=f"small-{seed}",
+        data_fingerprint=f"small-{seed}-{len(vectors)}",
         units=users,
     )
     return trained.artifact.version

@@ -12,11 +12,12 @@ from effect_cases import LABELS, Planted, fit, killed_at, listening, plant
 
 from qiance.artifacts import ArtifactError, EffectModel
 from qiance.evaluate.prediction import auc
+from qiance.features.projection import pack_vector, vector_column
 from qiance.features.schema import FeatureSchema
 from training.effect import ray_run
 from training.effect.baselines import compare
 from training.effect.fit import Trained, TrainSettings, train_effect
-from training.effect.split import Split
+from training.effect.split import Split, split_by_unit
 
 
 def test_learns_what_was_planted(planted: Planted, trained: Trained) -> None:
@@ -191,6 +192,47 @@ def test_loading_for_another_schema_names_the_feature(planted: Planted, trained:
     other = FeatureSchema("planted", (*planted.schema.numeric, "recency"), planted.schema.categorical)
     with pytest.raises(ArtifactError, match="numeric feature 'recency' is missing"):
         EffectModel.load(trained.artifact.path, expect=other)
+
+
+@pytest.mark.parametrize("components", [0, 2])
+def test_what_words_mean_is_learned_from_their_vectors(components: int, tmp_path: Path) -> None:
+    """Ten texts that look the same in every number; half of them are clicked three times as often."""
+    random = np.random.default_rng(3)
+    warm = np.arange(10) % 2
+    vectors = [pack_vector(np.append(3.0 * w, random.normal(size=7))) for w in warm]
+    text, users = random.integers(0, 10, 4_000), np.arange(4_000) // 4
+    shown = np.array(vectors, dtype=object)[text]
+    click = random.random(4_000) < np.where(warm[text], 0.45, 0.15)
+    planted = pa.table({"x": random.normal(size=4_000), "click": click, "text": vector_column(shown)})
+    schema = FeatureSchema("texts", ("x",), vectors=("text",))
+    trained = train_effect(
+        planted,
+        schema,
+        labels=["click"],
+        split=split_by_unit(users, 0),
+        settings=TrainSettings(workers=0, epochs=8, heads=2, text_components=components),
+        out=tmp_path,
+        storage=tmp_path / "runs",
+        data_fingerprint="texts",
+        units=users,
+    )
+    model = EffectModel.load(trained.artifact.path, expect=schema)
+    assert model.encoder.reads_vectors == bool(components)
+    said = model.predict({"x": np.zeros(10), "text": np.array(vectors, dtype=object)}).click.mean(axis=1)
+    apart = said[warm == 1].mean() - said[warm == 0].mean()
+    assert apart > 0.15 if components else abs(apart) < 1e-6
+    # A new text is read by what it means too.
+    new = np.array([pack_vector(np.append(w, np.zeros(7))) for w in (0.0, 3.0)], dtype=object)
+    cold, hot = model.predict({"x": np.zeros(2), "text": new}).click.mean(axis=1)
+    assert hot - cold > 0.1 if components else hot == cold
+    names = [score.name for score in compare(planted, schema, "click", split_by_unit(users, 0), model)]
+    assert names[-1] == "effect model", "baselines read them too"
+
+
+def test_a_model_from_before_vectors_is_refused(planted: Planted, trained: Trained) -> None:
+    now = FeatureSchema("planted", planted.schema.numeric, planted.schema.categorical, ("text",))
+    with pytest.raises(ArtifactError, match=r"vector feature 'text' is missing; train it again"):
+        EffectModel.load(trained.artifact.path, expect=now)
 
 
 def _with(table: pa.Table, name: str, row: int, value: float) -> pa.Table:

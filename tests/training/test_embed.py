@@ -14,14 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qiance.artifacts import encoder_weights as weights
+from qiance.artifacts.encoder_weights import ModelUnavailableError, embedded_is_installed, resolve
 from qiance.features.embedding_spec import EmbeddingSpec, load_embeddings
-from training.embed import local, weights
+from training.embed import local
 from training.embed.content import contents
 from training.embed.job import run_job
 from training.embed.local import embed_items, embed_table
 from training.embed.media import decode_wav, resample
 from training.embed.spread import number_of_parts
-from training.embed.weights import ModelUnavailableError, embedded_is_installed, resolve
 
 DAY = datetime(2025, 1, 10, tzinfo=UTC)
 

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from qiance.artifacts.encoder_weights import embedded_is_installed
 from qiance.artifacts.manifest import ArtifactError
 from qiance.features.embedding_spec import EmbeddingSpec
 from training.embed.local import embed_table
 from training.embed.reviews import fit_on_reviews
 from training.embed.sentiment import fit_sentiment, load_sentiment, write_sentiment
-from training.embed.weights import embedded_is_installed
 
 DAY = datetime(2025, 1, 10, tzinfo=UTC)
 

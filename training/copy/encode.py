@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qiance.artifacts.encoder_weights import EMBEDDED_DIMENSION, Weights, resolve
+from qiance.artifacts.encoders import Encoder, open_text_encoder
 from qiance.features.embedding_spec import EMBEDDED
 from training.copy.model import spec_of
-from training.embed.encoders import Encoder, load_encoder
-from training.embed.weights import EMBEDDED_DIMENSION, Weights, resolve
 
 Tell = Callable[[float, str], None]
 
@@ -40,7 +40,7 @@ def load_text_encoder(model: str = EMBEDDED) -> TextEncoder:
     """`embedded`, a folder or a Hugging Face id; ModelUnavailableError says how to get it."""
     weights = resolve(model)
     width = EMBEDDED_DIMENSION if model == EMBEDDED else _width(weights)
-    return TextEncoder(load_encoder(spec_of(model, width), weights), width, weights.fingerprint, model)
+    return TextEncoder(open_text_encoder(spec_of(model, width), weights), width, weights.fingerprint, model)
 
 
 def _width(weights: Weights) -> int:

@@ -148,7 +148,9 @@ def _prepare(
         words = encoder.vocabularies[place][:_MAX_LEVELS]
         blocks.append((cat[:, [place]] == np.arange(1, len(words) + 1)).astype(np.float64))
         names += [f"{name}={word}" for word in words]
-    codes = np.hstack([numeric, cat.astype(np.float64)])
+    texts = num[:, encoder.vectors_from :].astype(np.float64)
+    codes = np.hstack([numeric, texts, cat.astype(np.float64)])
+    k += texts.shape[1]
     return _Data(label, target, tuple(names), np.hstack(blocks), codes, k, split, threads, seed)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from qiance.artifacts import Artifact, write_artifact
 from qiance.artifacts.effect import KIND
-from qiance.features.schema import FeatureSchema
+from qiance.features.schema import COMPONENTS, FeatureSchema
 from training.effect.calibrate import SegmentCalibration, segment_feature
 from training.effect.export import effect_files
 from training.effect.judge import Judged, judge
@@ -43,7 +43,7 @@ class TrainSettings:
     negative_ratio: training rows without a response that are kept for each with one, and predictions are
         corrected for it; None keeps all. See `training.effect.sampling`.
     weight_decay: of AdamW. dropout: share of the trunk's hidden values set to 0. embedding: widest vector
-        that a category gets.
+        that a category gets. text_components: numbers that the words' vector is read by; 0 leaves it out.
     """
 
     epochs: int = 40
@@ -62,6 +62,7 @@ class TrainSettings:
     weight_decay: float = 0.1
     dropout: float = 0.1
     embedding: int = 16
+    text_components: int = COMPONENTS
 
     def __post_init__(self) -> None:
         if self.workers < 0:
@@ -76,6 +77,8 @@ class TrainSettings:
             raise ValueError(f"settings.learning_rate: {self.learning_rate} is outside (0, 1)")
         if self.negative_ratio is not None and not self.negative_ratio > 0:
             raise ValueError(f"settings.negative_ratio: {self.negative_ratio} is not positive")
+        if self.text_components < 0:
+            raise ValueError(f"settings.text_components: {self.text_components} is negative")
         if self.weight_decay < 0:
             raise ValueError(f"settings.weight_decay: {self.weight_decay} is negative")
         if not 0 <= self.dropout < 1:
@@ -148,6 +151,7 @@ def train_effect(
         dropout=chosen.dropout,
         embedding=chosen.embedding,
         min_count=chosen.min_count,
+        components=chosen.text_components,
         negative_ratio=chosen.negative_ratio,
         seed=chosen.seed,
     )

@@ -78,6 +78,7 @@ def prepare(
     dropout: float,
     embedding: int,
     min_count: int,
+    components: int,
     negative_ratio: float | None,
     seed: int,
 ) -> Prepared:
@@ -85,7 +86,10 @@ def prepare(
     columns = schema.columns(table)
     found = read_labels(table, labels)
     encoder = Encoder.fit(
-        schema, {name: values[split.train] for name, values in columns.items()}, min_count=min_count
+        schema,
+        {name: values[split.train] for name, values in columns.items()},
+        min_count=min_count,
+        components=components,
     )
     num, cat = encoder.encode(columns)
     sampling = choose_sampling(found, split.train, negative_ratio, seed)

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from qiance.artifacts.encoder_weights import ModelUnavailableError
 from qiance.features.embedding_spec import EmbeddingSpec
 from training.embed.combine import Combiner
 from training.embed.local import Places, Report, Tell, finish, recipe_of
 from training.embed.parts import Recipe, distinct, embed_part, part_name, write_whole
 from training.embed.spread import quiet_data, read_bucket, spread
-from training.embed.weights import ModelUnavailableError
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from qiance.artifacts.encoder_weights import resolve
 from qiance.features.embedding_spec import EmbeddingSpec
 from training.embed.combine import Combiner
 from training.embed.content import contents
 from training.embed.parts import Recipe, distinct, embed_part, part_name, write_whole
-from training.embed.weights import resolve
 
 Tell = Callable[[float, str], None]
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.embed.encoders import BadContentError, Inputs, Reader
-from training.embed.weights import Weights
+from qiance.artifacts.encoder_weights import Weights
+from qiance.artifacts.encoders import BadContentError, Inputs, Reader
 
 Samples = NDArray[np.float32]
 MAX_PIXELS = 64_000_000

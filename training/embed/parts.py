@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from qiance.artifacts.encoder_weights import Weights
+from qiance.artifacts.encoders import Encoder, Tell
 from qiance.features.embedding_spec import EmbeddingSpec
 from training.embed.content import DIGEST_BYTES
-from training.embed.encoders import Encoder, Tell, load_encoder
+from training.embed.encoders import load_encoder
 from training.embed.sentiment import Sentiment, load_sentiment
-from training.embed.weights import Weights
 
 # What changes a vector or a score; the rest of a spec may change without anything computed again.
 _DECISIVE = ("modality", "dimension", "pooling", "max_tokens")

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from qiance.artifacts.encoder_weights import resolve
 from qiance.artifacts.manifest import Artifact
 from qiance.features.embedding_spec import EmbeddingSpec
 from training.embed.content import contents
 from training.embed.encoders import load_encoder
 from training.embed.sentiment import fit_sentiment, write_sentiment
-from training.embed.weights import resolve
 
 Tell = Callable[[float, str], None]
 _LABEL = "_positive"

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qiance.artifacts.encoder_weights import Weights
 from qiance.artifacts.manifest import Artifact, ArtifactError, load_manifest, write_artifact
-from training.embed.weights import Weights
 
 KIND = "sentiment"
 ARRAYS, WORDS = "arrays.safetensors", "words.json"

@@ -96,7 +96,7 @@ class NaivePredictor:
             user=features,
             item=features,
             user_category=features,
-            actions={**parts.numeric, "channel": parts.channel, "category": parts.category},
+            actions=parts.columns(),
             contacts_7d=np.zeros(len(rows)),
         )
 

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 from rich.console import Console
 
+from qiance.artifacts.word_vectors import WordVectors
 from qiance.cli.loop import learn as learning
 from qiance.cli.loop.learn import Learned
 from qiance.cli.loop.live import DayBreak, LiveLog, run_live, wait_for_policy
@@ -56,7 +57,7 @@ def prepare_world(
     # Locked: an erasure rewrites the same files.
     with stages.stage("Build features") as stage, workspace_lock(workspace.root):
         prepared = prepare(workspace, report, settings, ledger, stage)
-    world = World.open(prepared.snapshot, settings.seed)
+    world = World.open(prepared.snapshot, settings.seed, WordVectors(ledger))
     # 3. The shop's past campaigns, simulated: a log with known propensities.
     with stages.stage("Collect the log of past campaigns (simulated market)") as stage:
         seed_log(world, settings.market, settings.seed, stage)
@@ -190,6 +191,7 @@ def second_round_table(
 
     explored = learning.log_table(workspace, world, *world.logs[1][1:])
     rows = live_training_rows(measured, live, ledger, world.snapshot.users.user_ids)
-    served = training_table(workspace.features, world.snapshot.catalogue, actions.actions, **rows)
+    catalogue = world.snapshot.catalogue
+    served = training_table(workspace.features, catalogue, actions.actions, **rows, vectors=world.words)
     stage.note(f"{served.num_rows:,} served decisions join {seed.num_rows + explored.num_rows:,} older rows")
     return pa.concat_tables([seed, explored, served]).combine_chunks()

@@ -58,6 +58,7 @@ def log_table(workspace: Workspace, world: World, actions: ActionTable, log: Mar
         log.at,
         log.contacts_7d,
         {"click": log.click, "conversion": log.conversion, "sales": log.sales, "margin": log.margin},
+        world.words,
     )
 
 
@@ -111,6 +112,8 @@ def learn(
         f"model {trained.artifact.version}: {table.num_rows:,} rows, conversion AUC "
         f"{trained.metrics['conversion_auc']:.3f}, normalised entropy {trained.metrics['conversion_ne']:.3f}"
     )
+    if not model.encoder.reads_vectors:
+        stage.note("it reads words by their surface only: they have no vectors, or text_components is 0")
     if model.info.width.doubt is not None:
         stage.note(model.info.width.doubt)
     return Learned(

@@ -103,7 +103,7 @@ def optimise(
 def frame_predictor(model: Any, world: World) -> FramePredictor:
     """The model over the snapshot's users."""
     snapshot = world.snapshot
-    grid = GridPredictor(model, snapshot.catalogue, snapshot.item, snapshot.categories)
+    grid = GridPredictor(model, snapshot.catalogue, snapshot.item, snapshot.categories, world.words)
     return FramePredictor(grid, snapshot.users, snapshot.user_category)
 
 

