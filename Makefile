@@ -58,7 +58,7 @@ test: check ## Checks and the quick tests (under 20 minutes on 2 cores)
 	$(BIN)/pytest $(PARALLEL)
 
 test-all: check ## Checks and every test, the slow ones too
-	$(BIN)/pytest $(PARALLEL) -m ""
+	$(BIN)/pytest $(PARALLEL) -m "" --hypothesis-profile explore
 
 bench-train-copy: setup ## Tune the writer that bench-copy judges (an hour on two cores)
 	$(BIN)/python -m benchmarks.copying.tuning $(ARGS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qiance.evaluate.ope import BanditLog, clears_gate, difference, estimate
@@ -137,13 +137,17 @@ def test_who_looks_until_the_gate_opens_does_not_open_it_by_looking():
     assert opened["anytime"] <= 2 < opened["default"] - 1
 
 
+@example(seed=608573, n=182)
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), n=st.integers(2, 200))
 def test_bounds_are_below_the_mean_and_scale(seed, n):
     values = np.random.default_rng(seed).pareto(2.0, n)
+    # What betting shows after any beginning holds to the end, where the mean may be lower by chance.
+    means = np.cumsum(values) / np.arange(1, n + 1)
+    most = {bernstein_bound: means[-1], betting_bound: means.max(), drifting_bound: means[-1]}
     for bound in (bernstein_bound, betting_bound, drifting_bound):
         found = bound(values, 0.05)
-        assert found <= values.mean()
+        assert found <= most[bound]
         assert found >= 0 or bound is drifting_bound
         assert bound(values, 0.01) <= found + 1e-9
     assert betting_bound(values * 3, 0.05) == pytest.approx(
