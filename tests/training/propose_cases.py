@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 
 from qiance.domain import Brief, Item, Money, Objective
+from qiance.proposer.proposer import Proposer, Request
+from qiance.proposer.vector import CHANNELS, FORMS, Space, Vectors, rounded_shares
 from training.propose.fit import ProposerSettings, VaeSettings, fit_proposer
 from training.propose.log import StrategyLog
-from training.propose.propose import Proposer, Request
-from training.propose.vector import CHANNELS, FORMS, Space, Vectors, rounded_shares
 
 SPACE = Space(deepest=0.4, highest=4_000, period=14)
 NAMES = ("segment_best_channel", "segment_deal_seeker")
