@@ -29,6 +29,7 @@ from serve.assemble import (
     open_ledger,
     open_policy_desk,
     open_predictor,
+    open_proposer,
     read_catalogue,
 )
 from serve.desk import Clerk, Desk, ThreadDesk
@@ -148,6 +149,7 @@ class GeneratorDeployment:
             CONTACT_COST,
             args.seed,
             open_guard(args),
+            proposer=open_proposer(args),
         )
         self._briefs, self._judging = BriefLoop(worker.work), asyncio.Lock()
         self._judge = PolicyJudge(open_policy_desk(args, ledger), ledger, args.gate.timeout_s)

@@ -30,6 +30,14 @@ class LlmArgs(BaseModel):
     threads: int = Field(1, ge=1, description="More than one pays only on idle cores")
 
 
+class BriefArgs(BaseModel):
+    """What proposes for briefs, beside what always does."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    proposer: Path | None = Field(None, description="Artifact of `qiance train proposer` that is asked too")
+
+
 class FeatureArgs(BaseModel):
     """How features are read at a decision."""
 
@@ -148,6 +156,7 @@ class AppArgs(BaseModel):
     predictor: PredictorArgs = PredictorArgs()
     features: FeatureArgs = FeatureArgs()
     llm: LlmArgs = LlmArgs()
+    briefs: BriefArgs = BriefArgs()
 
     @property
     def caps(self) -> tuple[Cap, ...]:

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from qiance.artifacts.effect import EffectModel
+from qiance.artifacts.proposer import load_proposer
 from qiance.domain import Catalogue
 from qiance.evaluate.gate import GateRule
 from qiance.features.columns import EFFECT_SCHEMA
 from qiance.guard import Guard
 from qiance.launch import GateSetup, PolicyDesk
 from qiance.ledger import Ledger, load_or_create_key
+from qiance.proposer.proposer import Proposer
+from qiance.strategy.propose_learned import check_proposer
 from qiance.workspace import Snapshot, Workspace
 from serve.args import AppArgs, PredictorArgs
 from serve.engine import Engine
@@ -105,6 +108,15 @@ def _loader(how: PredictorArgs) -> ModelLoader:
     return lambda path: EffectModel.load(
         path, EFFECT_SCHEMA, how.threads, how.device, how.dtype, how.cuda_graphs
     )
+
+
+def open_proposer(args: AppArgs) -> Proposer | None:
+    """The model of logged strategies that the arguments name; ArtifactError or ValueError for a wrong one."""
+    if args.briefs.proposer is None:
+        return None
+    proposer = load_proposer(args.briefs.proposer)
+    check_proposer(proposer)
+    return proposer
 
 
 def open_engine(args: AppArgs, ledger: Ledger, scorer: Scorer | None = None) -> Service:

@@ -57,7 +57,7 @@ class Decoder:
     def sample(self, condition: NDArray[np.float32], seed: int) -> Drawn:
         """One record per row of `condition` `[n, C]`; the same for the same seed."""
         import torch
-        from torch.distributions import Categorical, Dirichlet
+        from torch.distributions import Dirichlet
         from torch.nn import functional
 
         given = torch.from_numpy(condition)
@@ -66,10 +66,10 @@ class Decoder:
             for place, (weight, bias) in enumerate(self._layers):
                 x = functional.silu(x) if place else x
                 x = functional.linear(x, torch.from_numpy(weight), torch.from_numpy(bias))
-            mean, form, shares = x.split(list(_PARTS), dim=1)
+            mean, form, shares = torch.split(x, list(_PARTS), dim=1)
             deviation = torch.from_numpy(self.weights[_DEVIATION]).clamp(min=LEAST_LOG_DEVIATION).exp()
             numbers = mean + deviation * torch.randn_like(mean)
-            drawn = Categorical(logits=form).sample()
+            drawn = torch.multinomial(form.softmax(dim=1), 1, replacement=True)[:, 0]
             mix = Dirichlet(functional.softplus(shares) + LEAST_CONCENTRATION).sample()
         return Drawn(drawn.numpy(), numbers.double().numpy(), mix.double().numpy())
 

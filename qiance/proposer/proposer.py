@@ -13,6 +13,7 @@ from qiance.domain import Brief, Item, Objective
 from qiance.proposer.outcome import Expected, OutcomeModel
 from qiance.proposer.vector import Floats, Ints, Space, Vectors, constrained
 
+PREFIX = "segment_"  # of the names of features
 DRAWN = 512
 APART = 0.15
 

@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qiance.domain import Brief, Catalogue, Channel, EffectPredictor, Strategy, UserTable
+from qiance.proposer.proposer import Proposer
 from qiance.strategy.propose_finish import finish, plan, write_texts
 from qiance.strategy.propose_grid import score_grid
-from qiance.strategy.propose_kinds import candidates
+from qiance.strategy.propose_kinds import candidates, usable_segments
+from qiance.strategy.propose_learned import learned_candidates
 from qiance.strategy.propose_ports import ContentWriter
 from qiance.strategy.propose_request import build_request
 from qiance.strategy.propose_select import choose_diverse, missing_kinds
@@ -31,8 +33,10 @@ def propose(
     contact_cost: Mapping[Channel, int],
     depths: Sequence[float] = (0.1, 0.2, 0.3),
     popularity: NDArray[np.floating] | None = None,
+    proposer: Proposer | None = None,
     seed: int,
     on_progress: Progress | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> list[Strategy]:
     """At most `brief.n` strategies in state draft, the most valuable first, varied among themselves.
 
@@ -41,7 +45,10 @@ def propose(
     contact_cost: minor units of one contact, for every channel of the brief.
     depths: discounts to try, fractions of the price; those past a floor of the brief are left out.
     popularity: `[I]` weight of each catalogue item, such as units sold; None weighs all alike.
-    on_progress: called with the fraction done in [0, 1] and what is being done.
+    proposer: a model of logged strategies, whose proposals stand beside the others; `choose_diverse` says how
+        many.
+    on_progress: called with the fraction done in [0, 1] and what is being done. on_note: called with what
+        whoever asked should know, such as why the proposer was not asked.
     All four kinds are present when `brief.n` ≥ 4, a channel for each is allowed and a discount is
     admissible. Fewer than `brief.n` come back when there are not that many distinct ones. The same
     arguments give the same strategies. Raises ValueError that names the field and the remedy.
@@ -60,7 +67,12 @@ def propose(
     grid = score_grid(request, items, predictor)
     # 4. Candidates of each kind, valued from that grid.
     tell(0.35, f"composing strategies from {len(grid.cells)} predicted actions")
-    pool = candidates(request, grid)
+    segments = usable_segments(request, grid)
+    pool = candidates(request, grid, segments)
+    if proposer is not None:
+        tell(0.4, "asking the model of logged strategies")
+        learned, grid = learned_candidates(request, grid, segments, proposer, predictor, on_note or _ignore)
+        pool += learned
     # 5. The best ones that differ.
     chosen = choose_diverse(pool, brief.n)
     absent = ", ".join(kind.value for kind in missing_kinds(pool))
@@ -79,4 +91,8 @@ def propose(
 
 
 def _silent(_fraction: float, _message: str) -> None:
+    return None
+
+
+def _ignore(_note: str) -> None:
     return None

@@ -9,8 +9,8 @@ import numpy as np
 
 from qiance.domain import Action, Effect, EffectPredictor, GridPrediction, Objective, Strategy, StrategyKind
 from qiance.strategy.promotion import Schedule, promotion_schedule
+from qiance.strategy.propose_candidate import Candidate
 from qiance.strategy.propose_grid import EFFECT_STAGE, MAX_USERS, checked_prediction, objective_draws
-from qiance.strategy.propose_kinds import Candidate
 from qiance.strategy.propose_ports import ContentWriter, Draft, WrittenText
 from qiance.strategy.propose_request import Request
 from qiance.strategy.propose_words import effect_words, readable_id, title_words
@@ -133,6 +133,8 @@ def _action(request: Request, each: Plan, draft: Draft, text: WrittenText) -> Ac
 
 
 def _schedule(request: Request, candidate: Candidate) -> Schedule:
+    if candidate.schedule is not None:
+        return candidate.schedule
     if candidate.kind is not StrategyKind.PROMOTION:
         brief = request.brief
         return Schedule(brief.starts, brief.ends, "Runs for the whole period of the brief.")

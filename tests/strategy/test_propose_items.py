@@ -23,8 +23,9 @@ from qiance.domain import (
     StrategyKind,
     UserTable,
 )
+from qiance.strategy.propose_candidate import Candidate
 from qiance.strategy.propose_grid import score_grid
-from qiance.strategy.propose_kinds import Candidate, ads, candidates
+from qiance.strategy.propose_kinds import ads, candidates, usable_segments
 from qiance.strategy.propose_request import Request, build_request
 from qiance.strategy.propose_select import choose_diverse
 from qiance.strategy.propose_words import money, readable_id
@@ -132,7 +133,7 @@ def test_the_budget_bounds_the_contacts_that_count() -> None:
     """A tenth buys, and a tenth off 500 is 50: with the offer a contact is expected to take 10 + 5."""
     asked = request((product("tea"),), brief=replace(BRIEF, budget=Money(60)), cost=10)
     grid = score_grid(asked, asked.catalogue.items, Stepwise({"tea": 6.0}))
-    found = candidates(asked, grid)
+    found = candidates(asked, grid, usable_segments(asked, grid))
     offered = [c.total for c in found if c.offer.depth]
     assert offered == pytest.approx([4 * 6.0] * len(offered))
     plain = [c.total for c in found if not c.offer.depth]
