@@ -150,6 +150,7 @@ class GeneratorDeployment:
             args.seed,
             open_guard(args),
             proposer=open_proposer(args),
+            country=args.briefs.country,
         )
         self._briefs, self._judging = BriefLoop(worker.work), asyncio.Lock()
         self._judge = PolicyJudge(open_policy_desk(args, ledger), ledger, args.gate.timeout_s)

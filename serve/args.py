@@ -36,6 +36,7 @@ class BriefArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     proposer: Path | None = Field(None, description="Artifact of `qiance train proposer` that is asked too")
+    country: str = Field("US", description="ISO 3166 code of the country whose public holidays count")
 
 
 class FeatureArgs(BaseModel):

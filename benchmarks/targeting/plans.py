@@ -145,7 +145,7 @@ def best_of(candidates: Iterable[Candidate]) -> list[Candidate]:
 def _candidates(kind: str, request: Request, grid: Grid) -> Iterator[Candidate]:
     if kind == "audience":
         return ads(request, grid)
-    return promotions(request, grid, usable_segments(request, grid))
+    return promotions(request, grid, usable_segments(request, grid), lambda _note: None)
 
 
 def _place(candidate: Candidate) -> tuple[str, Channel]:

@@ -14,7 +14,8 @@ from qiance.strategy.propose_grid import score_grid
 from qiance.strategy.propose_kinds import candidates, usable_segments
 from qiance.strategy.propose_learned import learned_candidates
 from qiance.strategy.propose_ports import ContentWriter
-from qiance.strategy.propose_request import build_request
+from qiance.strategy.propose_promotions import left_out_words
+from qiance.strategy.propose_request import Known, build_request
 from qiance.strategy.propose_select import choose_diverse, missing_kinds
 from qiance.strategy.recommend import candidate_items
 
@@ -33,6 +34,7 @@ def propose(
     contact_cost: Mapping[Channel, int],
     depths: Sequence[float] = (0.1, 0.2, 0.3),
     popularity: NDArray[np.floating] | None = None,
+    known: Known | None = None,
     proposer: Proposer | None = None,
     seed: int,
     on_progress: Progress | None = None,
@@ -45,6 +47,8 @@ def propose(
     contact_cost: minor units of one contact, for every channel of the brief.
     depths: discounts to try, fractions of the price; those past a floor of the brief are left out.
     popularity: `[I]` weight of each catalogue item, such as units sold; None weighs all alike.
+    known: stock, demand by day, and whose holidays count; a promotion is never predicted to sell more than
+        what is known to be on hand.
     proposer: a model of logged strategies, whose proposals stand beside the others; `choose_diverse` says how
         many.
     on_progress: called with the fraction done in [0, 1] and what is being done. on_note: called with what
@@ -53,11 +57,11 @@ def propose(
     admissible. Fewer than `brief.n` come back when there are not that many distinct ones. The same
     arguments give the same strategies. Raises ValueError that names the field and the remedy.
     """
-    tell = on_progress or _silent
+    tell, note = on_progress or _silent, on_note or _ignore
     # 1. Check what was asked, and find the users it is about.
     tell(0.0, "checking the brief")
     request = build_request(
-        brief, catalogue, users, affinity, categories, contact_cost, depths, popularity, seed
+        brief, catalogue, users, affinity, categories, contact_cost, depths, popularity, seed, known
     )
     # 2. Items worth proposing, varied over categories, all above the margin floor.
     tell(0.05, f"choosing items for {request.members.size:,} users")
@@ -68,10 +72,10 @@ def propose(
     # 4. Candidates of each kind, valued from that grid.
     tell(0.35, f"composing strategies from {len(grid.cells)} predicted actions")
     segments = usable_segments(request, grid)
-    pool = candidates(request, grid, segments)
+    pool = candidates(request, grid, segments, note)
     if proposer is not None:
         tell(0.4, "asking the model of logged strategies")
-        learned, grid = learned_candidates(request, grid, segments, proposer, predictor, on_note or _ignore)
+        learned, grid = learned_candidates(request, grid, segments, proposer, predictor, note)
         pool += learned
     # 5. The best ones that differ.
     chosen = choose_diverse(pool, brief.n)
@@ -85,7 +89,11 @@ def propose(
     strategies = []
     for number, each in enumerate(plans):
         tell(0.8 + 0.2 * number / len(plans), f"predicting the effect of {each.strategy_id}")
-        strategies.append(finish(request, each, texts, predictor))
+        made = finish(request, each, texts, predictor)
+        if made is None:
+            note(left_out_words([each.candidate.item.title]))
+        else:
+            strategies.append(made)
     tell(1.0, f"{len(strategies)} strategies proposed")
     return strategies
 

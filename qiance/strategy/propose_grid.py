@@ -40,6 +40,7 @@ class Grid:
     cells: (item id, channel, depth) → action column; value, uplift: `[S, A]`, the objective (a
     probability or minor units per contact) and incremental margin (minor units per contact).
     cost: `[S, A]`, what a contact is expected to take from the budget, minor units: itself and its discount.
+    conversion: `[S, A, H]` by head, probability per contact; widths: `[A]`, see `GridPrediction.width_scale`.
     """
 
     items: tuple[Item, ...]
@@ -49,6 +50,8 @@ class Grid:
     value: NDArray[np.float64]
     uplift: NDArray[np.float64]
     cost: NDArray[np.float64]
+    conversion: NDArray[np.float32]
+    widths: NDArray[np.float64]
 
     def mask(self, audience: Audience) -> NDArray[np.bool_]:
         """Which sampled users `audience` matches, `[S]`."""
@@ -122,8 +125,9 @@ def score_grid(request: Request, items: tuple[Item, ...], predictor: EffectPredi
             tried = request.depths if channel in promoted else ()
             depths = admissible_depths(item, (0.0, *tried), request.brief)
             keys += [(item.item_id, channel, depth) for depth in depths]
-    none = np.empty((len(rows), 0))
-    return widened(request, Grid(items, sample, rows, {}, none, none, none), keys, predictor)
+    none, heads = np.empty((len(rows), 0)), np.empty((len(rows), 0, 1), dtype=np.float32)
+    empty = Grid(items, sample, rows, {}, none, none, none, heads, np.empty(0))
+    return widened(request, empty, keys, predictor)
 
 
 def widened(request: Request, grid: Grid, cells: Iterable[Cell], predictor: EffectPredictor) -> Grid:
@@ -147,4 +151,8 @@ def widened(request: Request, grid: Grid, cells: Iterable[Cell], predictor: Effe
         value=np.hstack([grid.value, value.mean(axis=2, dtype=np.float64)]),
         uplift=np.hstack([grid.uplift, prediction.uplift().mean(axis=2, dtype=np.float64)]),
         cost=np.hstack([grid.cost, cost]),
+        conversion=np.concatenate([grid.conversion, prediction.conversion], axis=1)
+        if before
+        else prediction.conversion,
+        widths=np.append(grid.widths, np.broadcast_to(prediction.width_scale, len(keys))),
     )

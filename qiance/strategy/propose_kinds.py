@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qiance.domain import Channel, Item, StrategyKind
-from qiance.strategy.audience import UpliftAudience, named_segments, uplift_audiences
-from qiance.strategy.promotion import choose_depth
-from qiance.strategy.propose_candidate import Candidate, Segment, candidate, mean_of, segment_of
+from qiance.domain import StrategyKind
+from qiance.strategy.audience import UpliftAudience, named_segments
+from qiance.strategy.propose_candidate import Candidate, Segment, candidate, leaves_of, mean_of, segment_of
 from qiance.strategy.propose_grid import Grid
+from qiance.strategy.propose_promotions import Note, promotions
 from qiance.strategy.propose_request import Request
-from qiance.strategy.propose_words import kept_words, money, percent
+from qiance.strategy.propose_words import money, percent
 from qiance.strategy.recommend import suited_items
 from qiance.strategy.segments import EVERYBODY
 
 _ITEMS_PER_SEGMENT = 4
-_LEAVES_PER_ITEM = 2
 
 
-def candidates(request: Request, grid: Grid, segments: list[Segment]) -> list[Candidate]:
-    """All candidates of the kinds that the brief's channels and floors permit."""
+def candidates(request: Request, grid: Grid, segments: list[Segment], note: Note) -> list[Candidate]:
+    """All candidates of the kinds that the brief's channels, floors and the stock permit.
+
+    note: told what the stock does not permit.
+    """
     return [
         *recommendations(request, grid, segments),
         *ads(request, grid),
-        *promotions(request, grid, segments),
+        *promotions(request, grid, segments, note),
         *contents(request, grid, segments),
     ]
 
@@ -56,7 +58,7 @@ def ads(request: Request, grid: Grid) -> Iterator[Candidate]:
     for channel in request.channels(StrategyKind.AD):
         for item in grid.items:
             column = grid.cells[item.item_id, channel, 0.0]
-            leaves = _leaves(request, grid, column)
+            leaves = leaves_of(request, grid, column)
             for segment, leaf in leaves:
                 yield candidate(
                     request,
@@ -74,19 +76,6 @@ def ads(request: Request, grid: Grid) -> Iterator[Candidate]:
                 yield candidate(request, grid, StrategyKind.AD, item, whole, 0.0, (channel,), reason)
 
 
-def promotions(request: Request, grid: Grid, segments: list[Segment]) -> Iterator[Candidate]:
-    """Who × level: for each audience the depth of highest predicted uplift that the floors admit."""
-    for channel in request.channels(StrategyKind.PROMOTION):
-        for item in grid.items:
-            columns = {d: grid.cells[item.item_id, channel, d] for d in grid.depths(item, channel)}
-            if len(columns) < 2:
-                continue
-            deals = max(columns.values(), key=lambda column: float(grid.uplift[:, column].mean()))
-            leaves = [segment for segment, _ in _leaves(request, grid, deals)]
-            for segment in [*segments, *leaves]:
-                yield _promotion(request, grid, item, segment, channel, columns)
-
-
 def contents(request: Request, grid: Grid, segments: list[Segment]) -> Iterator[Candidate]:
     """The same item at full price in words of its own for each segment, on its one or two best channels."""
     for segment in segments:
@@ -99,33 +88,6 @@ def contents(request: Request, grid: Grid, segments: list[Segment]) -> Iterator[
             reason = "Item and price stay the same; the words are written for this audience."
             if places:
                 yield candidate(request, grid, StrategyKind.CONTENT, item, segment, 0.0, places, reason)
-
-
-def _promotion(
-    request: Request, grid: Grid, item: Item, segment: Segment, channel: Channel, columns: dict[float, int]
-) -> Candidate:
-    choice = choose_depth({depth: mean_of(grid.uplift, segment, c) for depth, c in columns.items()})
-    assert choice is not None, "called with a depth above 0"
-    currency = request.brief.budget.currency
-    others = "".join(f", {money(uplift, currency)} at {percent(depth)}" for depth, uplift in choice.others)
-    reasons = (
-        f"{percent(choice.depth)} off is predicted to bring {money(choice.uplift, currency)} more margin a"
-        f" contact than doing nothing{others}, {money(choice.full_price, currency)} at full price.",
-        kept_words(item, choice.depth, request.brief.min_margin, currency),
-    )
-    return candidate(request, grid, StrategyKind.PROMOTION, item, segment, choice.depth, (channel,), *reasons)
-
-
-def _leaves(request: Request, grid: Grid, column: int) -> list[tuple[Segment, UpliftAudience]]:
-    """The audiences of highest predicted uplift for one action, best first."""
-    found = []
-    for leaf in uplift_audiences(grid.sample, grid.uplift[:, column], seed=request.seed)[:_LEAVES_PER_ITEM]:
-        # A leaf below the average is not a reason to advertise to it.
-        if leaf.uplift > leaf.average:
-            segment = segment_of(request, grid, leaf.audience, "decision tree on predicted uplift")
-            if segment is not None:
-                found.append((segment, leaf))
-    return found
 
 
 def _leaf_reason(request: Request, leaf: UpliftAudience) -> str:

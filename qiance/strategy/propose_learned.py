@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import numpy as np
 
-from qiance.domain import Brief, Channel, EffectPredictor, Item, StrategyKind
+from qiance.domain import Channel, EffectPredictor, Item, StrategyKind
 from qiance.features.transforms import USER_FEATURES
 from qiance.proposer.proposer import PREFIX, Proposer
 from qiance.proposer.proposer import Request as Asked
@@ -17,9 +17,11 @@ from qiance.strategy.audience import SEGMENT_NAMES
 from qiance.strategy.promotion import Schedule, admitted_offer
 from qiance.strategy.propose_candidate import Candidate, Segment, candidate
 from qiance.strategy.propose_grid import Cell, Grid, widened
+from qiance.strategy.propose_promotions import left_out_words, with_sold
 from qiance.strategy.propose_request import Request
 from qiance.strategy.propose_words import gain_words, kept_words, money, offer_words, percent
 from qiance.strategy.recommend import suited_items
+from qiance.strategy.timing import Window, span_words
 
 ITEMS_PER_SEGMENT = 2
 PER_ITEM = 2  # of each kind
@@ -59,7 +61,11 @@ def learned_candidates(
     found = [one for pair in known for one in _for_segment(request, grid.items, *pair, proposer)]
     cells: list[Cell] = [(one.item.item_id, channel, one.depth) for one in found for channel in one.shares]
     wide = widened(request, grid, cells, predictor)
-    return [_candidate(request, wide, one, proposer) for one in found], wide
+    made = [_candidate(request, wide, one, proposer) for one in found]
+    kept = [one for one in made if one.sold is None or one.sold.units.high <= one.sold.limit]
+    if len(kept) < len(made):
+        note(left_out_words([one.item.title for one in made if one not in kept]))
+    return kept, wide
 
 
 def features_of(proposer: Proposer, request: Request, segment: Segment) -> Floats | None:
@@ -170,16 +176,20 @@ def _candidate(request: Request, grid: Grid, one: Proposed, proposer: Proposer) 
     if one.depth:
         reasons.append(kept_words(one.item, one.depth, brief.min_margin, currency))
     channels = tuple(one.shares)[:places]
-    made = candidate(request, grid, one.kind, one.item, one.segment, one.depth, channels, *reasons)
-    name = f"proposer {proposer.version}"
-    provenance = made.provenance | {"offer": name, "channels": name, "timing": name}
-    return replace(made, learned=True, schedule=_schedule(brief, one), provenance=provenance)
-
-
-def _schedule(brief: Brief, one: Proposed) -> Schedule:
     starts = brief.starts + timedelta(days=one.start)
-    ends = min(starts + timedelta(days=one.days), brief.ends)
-    last = ends - timedelta(microseconds=1)
-    return Schedule(
-        starts, ends, f"Runs from {starts:%-d %B} to {last:%-d %B}, as the model of logged strategies has it."
+    window = Window(starts, min(starts + timedelta(days=one.days), brief.ends), "its days")
+    made = candidate(
+        request, grid, one.kind, one.item, one.segment, one.depth, channels, *reasons, days=window.days
     )
+    name = f"proposer {proposer.version}"
+    made = replace(
+        made,
+        learned=True,
+        schedule=Schedule(
+            window.starts,
+            window.ends,
+            f"Runs {span_words(window.starts, window.ends)}, as the model of logged strategies has it.",
+        ),
+        provenance=made.provenance | {"offer": name, "channels": name, "timing": name},
+    )
+    return with_sold(request, grid, made, one.segment, window) if one.depth else made

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from qiance.domain import Audience, Brief, Catalogue, Channel, Item, StrategyKind, UserTable
 from qiance.strategy.audience import audience_mask, intersect, resolve_audience
+from qiance.strategy.demand import DayDemand
 from qiance.strategy.promotion import admits
+from qiance.strategy.timing import Window, windows
 
 MAX_STRATEGIES = 50
 MAX_DEPTHS = 10
@@ -26,12 +28,27 @@ KIND_CHANNELS: Mapping[StrategyKind, tuple[Channel, ...]] = {
 
 
 @dataclass(frozen=True)
+class Known:
+    """What else is known of a shop, where it is.
+
+    stock: `[I]` units on hand of each catalogue item, NaN for unknown. demand: what is bought by day;
+    country: ISO 3166 code, whose public holidays count.
+    """
+
+    stock: NDArray[np.floating] | None = None
+    demand: DayDemand | None = None
+    country: str = "US"
+
+
+@dataclass(frozen=True)
 class Request:
     """A brief with what it is answered from.
 
     affinity: `[U, C]` user × category, finite, ≥ 0; category_row: category → column of it.
     popularity: `[I]` weight of each catalogue item, ≥ 0; contact_cost: minor units per contact.
     depths: ascending, all in (0, 1); base: the brief's audience; members: `[M]` its rows, M ≥ 1.
+    stock: `[I]` units on hand, ≥ 0, NaN unknown. demand: see `Known`. windows: when a promotion may run, the
+    whole period first.
     """
 
     brief: Brief
@@ -45,6 +62,15 @@ class Request:
     seed: int
     base: Audience
     members: NDArray[np.int64]
+    stock: NDArray[np.float64]
+    demand: DayDemand | None
+    country: str
+    windows: tuple[Window, ...]
+
+    def on_hand(self, item: Item) -> float | None:
+        """Units of the item on hand; None where that is not known."""
+        units = float(self.stock[self.catalogue.index[item.item_id]])
+        return None if np.isnan(units) else units
 
     def channels(self, kind: StrategyKind) -> tuple[Channel, ...]:
         """The brief's channels that `kind` can use, in the brief's order."""
@@ -82,6 +108,7 @@ def build_request(
     depths: Sequence[float],
     popularity: NDArray[np.floating] | None,
     seed: int,
+    known: Known | None = None,
 ) -> Request:
     """Check everything and put it together.
 
@@ -90,7 +117,8 @@ def build_request(
     _check_brief(brief)
     _check_channels(brief, contact_cost)
     _check_tables(users, affinity, categories)
-    _check_catalogue(catalogue, popularity)
+    given = known or Known()
+    _check_catalogue(catalogue, popularity, given.stock)
     if seed < 0:
         raise ValueError(f"seed: {seed} is negative; use an integer of at least 0")
     base = resolve_audience(brief.audience, users)
@@ -106,6 +134,10 @@ def build_request(
         seed=seed,
         base=base,
         members=np.flatnonzero(audience_mask(base, users)).astype(np.int64),
+        stock=_on_hand(given.stock, len(catalogue)),
+        demand=given.demand,
+        country=given.country,
+        windows=windows(brief.starts, brief.ends, given.country),
     )
 
 
@@ -182,7 +214,14 @@ def _check_tables(users: UserTable, affinity: NDArray[np.floating], categories: 
         )
 
 
-def _check_catalogue(catalogue: Catalogue, popularity: NDArray[np.floating] | None) -> None:
+def _on_hand(stock: NDArray[np.floating] | None, items: int) -> NDArray[np.float64]:
+    """What was oversold is not on hand."""
+    return np.full(items, np.nan) if stock is None else np.maximum(stock.astype(np.float64), 0.0)
+
+
+def _check_catalogue(
+    catalogue: Catalogue, popularity: NDArray[np.floating] | None, stock: NDArray[np.floating] | None
+) -> None:
     if len(catalogue) == 0:
         raise ValueError("catalogue: no items; ingest products first")
     for item in catalogue:
@@ -195,6 +234,8 @@ def _check_catalogue(catalogue: Catalogue, popularity: NDArray[np.floating] | No
         raise ValueError(
             f"popularity: needs {len(catalogue)} finite weights of at least 0, one per catalogue item"
         )
+    if stock is not None and (stock.shape != (len(catalogue),) or np.isinf(stock).any()):
+        raise ValueError(f"stock: needs {len(catalogue)} units, one per catalogue item, NaN where unknown")
 
 
 def _non_negative(values: NDArray[np.floating]) -> bool:

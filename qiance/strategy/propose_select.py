@@ -27,6 +27,7 @@ def choose_diverse(pool: Sequence[Candidate], n: int) -> list[Candidate]:
     channel and kind among those chosen, with rank in [0, 1]. One in `LEARNED_EVERY` is a learned one,
     if as many are expected to bring anything. Once only as many places are left as kinds and learned
     ones are missing, only these are considered.
+    The promotions of an item are not planned to sell more together than one of them may, `Sold.limit`.
     Carbonell and Goldstein (1998), maximal marginal relevance, with counts for similarity.
     """
     left = sorted({candidate.content: candidate for candidate in pool}.values(), key=_order)
@@ -35,7 +36,7 @@ def choose_diverse(pool: Sequence[Candidate], n: int) -> list[Candidate]:
     wanted = min(n // LEARNED_EVERY, sum(_promising(c) for c in left))
     used: Counter[Trait] = Counter()
     chosen: list[Candidate] = []
-    while left and len(chosen) < n:
+    while len(chosen) < n and (left := [c for c in left if _in_stock(c, chosen)]):
         missing = kinds - {candidate.kind for candidate in chosen}
         due = max(wanted - sum(_promising(c) for c in chosen), 0)
         open_now = _open(left, missing, due, n - len(chosen))
@@ -56,6 +57,14 @@ def _open(left: list[Candidate], missing: set[StrategyKind], due: int, places: i
     if spare < 0:  # only one that is both makes room
         return [c for c in learned if c.kind in missing] or of_kind or learned
     return [c for c in left if c.kind in missing or (due and _promising(c))]
+
+
+def _in_stock(candidate: Candidate, chosen: Sequence[Candidate]) -> bool:
+    """Whether the promotions of its item may together sell what they are predicted to."""
+    if candidate.sold is None:
+        return True
+    others = [c.sold.units.high for c in chosen if c.sold and c.item == candidate.item]
+    return not others or sum(others) + candidate.sold.units.high <= candidate.sold.limit
 
 
 def _promising(candidate: Candidate) -> bool:

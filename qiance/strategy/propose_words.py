@@ -61,6 +61,14 @@ def kept_words(item: Item, depth: float, min_margin: float, currency: str) -> st
     )
 
 
+def stock_words(units: Interval, on_hand: float | None) -> str:
+    """What a promotion is predicted to sell beside what is on hand, as one sentence."""
+    beside = "how much is on hand is not known" if on_hand is None else f"{on_hand:,.0f} are on hand"
+    return (
+        f"It is predicted to sell {units.value:,.1f} units ({units.low:,.1f} to {units.high:,.1f}); {beside}."
+    )
+
+
 def gain_words(objective: Objective, gain: float, currency: str) -> str:
     """What is gained per member of an audience in words."""
     if objective in (Objective.CLICKS, Objective.CONVERSIONS):

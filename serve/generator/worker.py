@@ -14,8 +14,10 @@ from qiance.ledger import Ledger
 from qiance.proposer.proposer import Proposer
 from qiance.strategy.content import write_content
 from qiance.strategy.content_ports import ContentRequest, TextEngine
+from qiance.strategy.demand import DayDemand
 from qiance.strategy.propose import propose
 from qiance.strategy.propose_ports import Draft, WrittenText
+from qiance.strategy.propose_request import Known
 from qiance.workspace import Snapshot
 from serve.args import LlmArgs
 from serve.generator.held import TERM_S, BriefLostError, HeldBrief
@@ -74,7 +76,7 @@ class BriefWorker:
     """A plain class, wrapped by a deployment in app.py; one brief at a time.
 
     term_s: after which a brief whose worker ended is taken up anew; `serve.generator.held` renews it.
-    proposer: see `propose`.
+    proposer: see `propose`; country: whose public holidays count.
     """
 
     def __init__(
@@ -89,11 +91,12 @@ class BriefWorker:
         guard: Guard,
         term_s: float = TERM_S,
         proposer: Proposer | None = None,
+        country: str = "US",
     ) -> None:
         self._holder, self._term_s = f"generator-{secrets.token_hex(8)}", term_s
         self._folder, self._ledger, self._predictor = snapshot_folder, ledger, predictor
         self._llm, self._load_engine, self._contact_cost, self._seed = llm, load_engine, contact_cost, seed
-        self._guard, self._proposer = guard, proposer
+        self._guard, self._proposer, self._country = guard, proposer, country
         self._engine: TextEngine | None = None
         self._without_engine = "" if llm.enabled else "the language model is switched off"
 
@@ -138,6 +141,7 @@ class BriefWorker:
             writer,
             contact_cost=self._contact_cost,
             popularity=snapshot.item["units_28d"],
+            known=Known(snapshot.item["stock"], DayDemand.load(self._folder), self._country),
             proposer=self._proposer,
             seed=self._seed,
             on_progress=_part(report, 0.0, WRITING[0]),

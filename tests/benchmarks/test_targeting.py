@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from benchmarks.target import summary
+from benchmarks.targeting.days import explained
 from benchmarks.targeting.plans import Gains, Judge, gains, request_of
 from qiance.domain import Brief, Catalogue, Channel, Item, Money, Objective, UserTable
 from qiance.market import Market
+from qiance.strategy.demand import DayDemand
 from qiance.strategy.propose_grid import draft_action
 from qiance.strategy.propose_request import Request
 from qiance.workspace import Snapshot
@@ -115,3 +117,13 @@ def test_differences_come_with_an_interval_over_worlds() -> None:
     assert two["over_random"]["low"] < two["over_random"]["mean"] == pytest.approx(1.1)
     assert (two["better_than_random"], two["better_than_response"]) == (1.0, 0.0)
     assert two["share_of_foresight"] == pytest.approx(420 / 800)
+
+
+@pytest.mark.parametrize(("weekend", "low", "high"), [(3.0, 0.8, 1.0), (1.0, -0.1, 0.1)])
+def test_days_explain_what_differs_between_them(weekend: float, low: float, high: float) -> None:
+    rng, days = np.random.default_rng(1), np.arange(19_000, 19_200)
+    mean = np.where((days + 3) % 7 >= 5, 100.0 * weekend, 100.0)
+    demand = DayDemand(CATEGORIES, int(days[0]), rng.poisson(mean, (2, len(days))).astype(np.float64))
+    found = explained(demand, 0.25, "US")
+    assert (found["days"], found["days_held_out"]) == (150, 50)
+    assert low < found["explained"] < high

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,8 @@ from qiance.ledger.schema import to_micros
 from qiance.market import CONTACT_COST
 from qiance.settings import Settings
 from qiance.strategy.audience import audience_mask
+from qiance.strategy.demand import DayDemand
+from qiance.workspace import Snapshot
 from serve import briefs
 from serve.args import AppArgs, BriefArgs, LlmArgs
 from serve.assemble import open_proposer
@@ -190,9 +193,11 @@ def test_a_predictor_that_fails_is_a_503(shop: Shop) -> None:
     assert "replica" not in response.text
 
 
-def worker_of(shop: Shop, predictor: Any = None, term_s: float = 60.0, **known: Any) -> BriefWorker:
+def worker_of(
+    shop: Shop, predictor: Any = None, term_s: float = 60.0, folder: Path | None = None, **known: Any
+) -> BriefWorker:
     return BriefWorker(
-        shop.built.workspace.snapshot,
+        folder or shop.built.workspace.snapshot,
         shop.ledger,
         predictor or shop.predictor,
         LlmArgs(enabled=False),
@@ -291,6 +296,42 @@ def test_the_service_is_told_which_artifact_the_settings_mean(shop: Shop, tmp_pa
         args = AppArgs.model_validate(app_args(shop.built.workspace, chosen, "system"))
         assert args.briefs.proposer == written.path.resolve()
     assert AppArgs.model_validate(app_args(shop.built.workspace, Settings(), "system")).briefs == BriefArgs()
+    elsewhere = Settings.model_validate({"briefs": {"country": "DE"}})
+    assert app_args(shop.built.workspace, elsewhere, "system")["briefs"]["country"] == "DE"
+    with pytest.raises(ValueError, match="country: 'Atlantis' has no holiday calendar"):
+        check_briefs(Settings.model_validate({"briefs": {"country": "Atlantis"}}))
+
+
+def test_promotions_of_a_shop_keep_to_its_stock_and_its_days(shop: Shop, tmp_path: Path) -> None:
+    """Stock of the snapshot and demand by day of the log, which runs of earlier versions do not have."""
+    folder = shutil.copytree(shop.built.workspace.snapshot, tmp_path / "snapshot")
+    snapshot = Snapshot.load(folder)
+    asked = {**ASKED, "budget": {"amount": "2.50", "currency": "USD"}, "channels": ["mailer"], "n": 4}
+    first = shop.post("/v1/briefs", asked).json()["brief_id"]
+    worker_of(shop, folder=folder).work()
+    days = np.arange(19_000, 19_140)
+    units = np.tile(np.where((days + 3) % 7 >= 5, 400.0, 100.0), (len(snapshot.categories), 1))
+    DayDemand(snapshot.categories, int(days[0]), units).save(folder)
+    replace(snapshot, item=snapshot.item | {"stock": np.full(len(snapshot.catalogue), 1_000.0)}).save(folder)
+    second = shop.post("/v1/briefs", asked).json()["brief_id"]
+    worker_of(shop, folder=folder).work()
+    replace(snapshot, item=snapshot.item | {"stock": np.full(len(snapshot.catalogue), 1e-6)}).save(folder)
+    third = shop.post("/v1/briefs", asked).json()["brief_id"]
+    worker_of(shop, folder=folder).work()
+
+    def shown(brief_id: str) -> tuple[str, list[dict[str, Any]]]:
+        found = shop.ask("GET", f"/v1/briefs/{brief_id}").json()
+        assert found["state"] == "done", found["message"]
+        return found["message"], [one for one in found["strategies"] if one["kind"] == "promotion"]
+
+    assert {one["provenance"]["timing"] for one in shown(first)[1]} == {
+        "length alone: demand by day is not known"
+    }
+    assert {one["provenance"]["timing"] for one in shown(second)[1]} == {"demand of the category by day"}
+    assert {one["provenance"]["stock"] for one in shown(second)[1]} == {"1000 units on hand"}
+    message, none = shown(third)
+    assert none == []
+    assert "left out since more would be sold than is on hand" in message
 
 
 class Interrupted:

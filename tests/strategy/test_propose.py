@@ -76,7 +76,8 @@ def test_all_four_kinds_complete_and_distinct(objective: Objective, n: int) -> N
         assert strategy.effect is not None
         assert strategy.effect.uplift.low <= strategy.effect.uplift.value <= strategy.effect.uplift.high
         assert strategy.reach == audience_mask(strategy.audience, USERS).sum() > 0
-        assert set(strategy.provenance) == {"audience", "item", "offer", "creative", "effect"}
+        planned = {"timing", "stock"} if strategy.kind is StrategyKind.PROMOTION else set()
+        assert set(strategy.provenance) == {"audience", "item", "offer", "creative", "effect"} | planned
         assert strategy.reasons
         assert all(reason.endswith(".") for reason in strategy.reasons)
         assert BRIEF.starts <= strategy.starts < strategy.ends <= BRIEF.ends

@@ -133,7 +133,8 @@ def test_the_budget_bounds_the_contacts_that_count() -> None:
     """A tenth buys, and a tenth off 500 is 50: with the offer a contact is expected to take 10 + 5."""
     asked = request((product("tea"),), brief=replace(BRIEF, budget=Money(60)), cost=10)
     grid = score_grid(asked, asked.catalogue.items, Stepwise({"tea": 6.0}))
-    found = candidates(asked, grid, usable_segments(asked, grid))
+    notes: list[str] = []
+    found = candidates(asked, grid, usable_segments(asked, grid), notes.append)
     offered = [c.total for c in found if c.offer.depth]
     assert offered == pytest.approx([4 * 6.0] * len(offered))
     plain = [c.total for c in found if not c.offer.depth]

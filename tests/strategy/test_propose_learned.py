@@ -58,7 +58,7 @@ def run(
 
 
 def proposed(strategies: list[Strategy]) -> list[Strategy]:
-    return [strategy for strategy in strategies if "timing" in strategy.provenance]
+    return [strategy for strategy in strategies if "channels" in strategy.provenance]
 
 
 @pytest.mark.parametrize("n", [4, 8, 13])

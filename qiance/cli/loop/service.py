@@ -20,6 +20,7 @@ from qiance.guard.gate import move_strategy
 from qiance.ledger import Ledger
 from qiance.settings import Settings
 from qiance.strategy.propose_learned import check_proposer
+from qiance.strategy.timing import check_country
 from qiance.workspace import Workspace
 
 POLL_S = 0.5
@@ -61,7 +62,7 @@ def app_args(workspace: Workspace, settings: Settings, clock: str) -> dict[str, 
         "seed": settings.seed,
         "unrecorded_consent": settings.privacy.unrecorded_consent,
         "features": {"wait_ms": settings.features.wait_ms, "refresh_s": settings.features.refresh_s},
-        "briefs": {"proposer": _trained(settings.briefs.proposer)},
+        "briefs": {"proposer": _trained(settings.briefs.proposer), "country": settings.briefs.country},
         "llm": {
             "enabled": settings.llm.enabled,
             "model": settings.llm.model,
@@ -87,6 +88,7 @@ def _trained(path: Path | None) -> str | None:
 
 def check_briefs(settings: Settings) -> None:
     """What briefs are to be answered by, read before hours are spent; ArtifactError or ValueError."""
+    check_country(settings.briefs.country)
     if settings.briefs.proposer is not None:
         check_proposer(load_proposer(trained_model(settings.briefs.proposer)))
 
