@@ -248,6 +248,9 @@ class BriefSettings(Section):
     proposer: Path | None = Field(
         None, description="model of `qiance train proposer` that proposes for briefs too; null: none"
     )
+    recommender: Path | None = Field(
+        None, description="model of `qiance train recommend` that retrieves items for briefs; null: none"
+    )
     country: str = Field(
         "US", description="ISO 3166 code of the country whose public holidays promotions are planned around"
     )

@@ -30,6 +30,7 @@ from serve.assemble import (
     open_policy_desk,
     open_predictor,
     open_proposer,
+    open_retrieval,
     read_catalogue,
 )
 from serve.desk import Clerk, Desk, ThreadDesk
@@ -151,6 +152,7 @@ class GeneratorDeployment:
             open_guard(args),
             proposer=open_proposer(args),
             country=args.briefs.country,
+            retrieval=open_retrieval(args, ledger),
         )
         self._briefs, self._judging = BriefLoop(worker.work), asyncio.Lock()
         self._judge = PolicyJudge(open_policy_desk(args, ledger), ledger, args.gate.timeout_s)

@@ -36,6 +36,9 @@ class BriefArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     proposer: Path | None = Field(None, description="Artifact of `qiance train proposer` that is asked too")
+    recommender: Path | None = Field(
+        None, description="Artifact of `qiance train recommend` that retrieves items from the catalogue"
+    )
     country: str = Field("US", description="ISO 3166 code of the country whose public holidays count")
 
 

@@ -133,6 +133,10 @@ def up(
         Path | None,
         typer.Option(help="Model of `qiance train proposer`, or its folder, that proposes for briefs too."),
     ] = None,
+    recommender: Annotated[
+        Path | None,
+        typer.Option(help="Model of `qiance train recommend`, or its folder, that retrieves for briefs."),
+    ] = None,
     replay: Annotated[
         bool,
         typer.Option("--replay", help="Start the clock at the run's own campaign, so that it runs again."),
@@ -142,7 +146,8 @@ def up(
     """Serve the API of the latest run until Ctrl-C, training first if nothing is trained."""
     from qiance.cli.up import serve_latest
 
-    given = {"serve.host": host, "serve.port": port, "briefs.proposer": proposer}
+    given: dict[str, Any] = {"serve.host": host, "serve.port": port, "briefs.proposer": proposer}
+    given |= {"briefs.recommender": recommender}
     settings = settings_of(config, {k: v for k, v in given.items() if v is not None})
     serve_latest(settings, runs, console, replay)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from qiance.strategy.propose_promotions import left_out_words
 from qiance.strategy.propose_request import Known, build_request
 from qiance.strategy.propose_select import choose_diverse, missing_kinds
 from qiance.strategy.recommend import candidate_items
+from qiance.strategy.retrieve import Retriever
 
 Progress = Callable[[float, str], None]
 
@@ -35,6 +37,7 @@ def propose(
     depths: Sequence[float] = (0.1, 0.2, 0.3),
     popularity: NDArray[np.floating] | None = None,
     known: Known | None = None,
+    retriever: Retriever | None = None,
     proposer: Proposer | None = None,
     seed: int,
     on_progress: Progress | None = None,
@@ -49,6 +52,7 @@ def propose(
     popularity: `[I]` weight of each catalogue item, such as units sold; None weighs all alike.
     known: stock, demand by day, and whose holidays count; a promotion is never predicted to sell more than
         what is known to be on hand.
+    retriever: which items are bought next; it chooses what the effect model is asked about.
     proposer: a model of logged strategies, whose proposals stand beside the others; `choose_diverse` says how
         many.
     on_progress: called with the fraction done in [0, 1] and what is being done. on_note: called with what
@@ -65,10 +69,11 @@ def propose(
     )
     # 2. Items worth proposing, varied over categories, all above the margin floor.
     tell(0.05, f"choosing items for {request.members.size:,} users")
-    items = candidate_items(request, predictor)
+    chosen_items = candidate_items(request, predictor, retriever)
+    items = chosen_items.items
     # 3. Predict items × channels × depths for a sample of the users, in one call.
     tell(0.15, f"predicting the effect of {len(items)} items")
-    grid = score_grid(request, items, predictor)
+    grid = replace(score_grid(request, items, predictor), source=chosen_items.source)
     # 4. Candidates of each kind, valued from that grid.
     tell(0.35, f"composing strategies from {len(grid.cells)} predicted actions")
     segments = usable_segments(request, grid)

@@ -136,7 +136,7 @@ def candidate(
         reasons=(*reasons, f"Before its words were written it was predicted to bring {words}."),
         provenance={
             "audience": segment.source,
-            "item": "brief" if brief.items else "affinity, popularity and margin, then predicted objective",
+            "item": "brief" if brief.items else f"{grid.source}, then predicted objective",
             "offer": "depth of highest predicted uplift within the floors" if depth else "full price",
         },
     )

@@ -41,6 +41,7 @@ class Grid:
     probability or minor units per contact) and incremental margin (minor units per contact).
     cost: `[S, A]`, what a contact is expected to take from the budget, minor units: itself and its discount.
     conversion: `[S, A, H]` by head, probability per contact; widths: `[A]`, see `GridPrediction.width_scale`.
+    source: what the items were retrieved by.
     """
 
     items: tuple[Item, ...]
@@ -52,6 +53,7 @@ class Grid:
     cost: NDArray[np.float64]
     conversion: NDArray[np.float32]
     widths: NDArray[np.float64]
+    source: str = ""
 
     def mask(self, audience: Audience) -> NDArray[np.bool_]:
         """Which sampled users `audience` matches, `[S]`."""

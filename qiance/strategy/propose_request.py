@@ -9,10 +9,10 @@ from math import isfinite
 import numpy as np
 from numpy.typing import NDArray
 
+from qiance.decide.floors import margin_floor_mask
 from qiance.domain import Audience, Brief, Catalogue, Channel, Item, StrategyKind, UserTable
 from qiance.strategy.audience import audience_mask, intersect, resolve_audience
 from qiance.strategy.demand import DayDemand
-from qiance.strategy.promotion import admits
 from qiance.strategy.timing import Window, windows
 
 MAX_STRATEGIES = 50
@@ -141,10 +141,11 @@ def build_request(
     )
 
 
-def admissible_items(brief: Brief, catalogue: Catalogue) -> tuple[Item, ...]:
-    """The brief's items, or all, that keep the margin floor at full price.
+def admissible_items(brief: Brief, catalogue: Catalogue, stock: NDArray[np.float64]) -> tuple[Item, ...]:
+    """The brief's items, or all, that keep the margin floor at full price and are not known to be sold out.
 
-    Raises ValueError for an id that the catalogue lacks, and when the floor leaves no item.
+    stock: `[I]` units on hand, NaN unknown. Raises ValueError for an id that the catalogue lacks, and when no
+    item is left.
     """
     unknown = [item_id for item_id in brief.items if item_id not in catalogue.index]
     if unknown:
@@ -153,16 +154,23 @@ def admissible_items(brief: Brief, catalogue: Catalogue) -> tuple[Item, ...]:
             " remove or correct it"
         )
     wanted = [catalogue[item_id] for item_id in dict.fromkeys(brief.items)] or list(catalogue)
-    limits = {"max_depth": brief.max_depth, "min_margin": brief.min_margin}
-    kept = tuple(item for item in wanted if admits(item, 0.0, **limits))
-    if not kept:
-        best = max(wanted, key=lambda item: item.margin_rate, default=None)
-        highest = "" if best is None else f" (the best, {best.item_id!r}, keeps {best.margin_rate:.3g})"
+    price = np.array([item.price for item in wanted], dtype=np.int64)
+    cost = np.array([item.unit_cost for item in wanted], dtype=np.int64)
+    kept = margin_floor_mask(price, cost, 0.0, brief.min_margin)
+    if not kept.any():
+        best = max(wanted, key=lambda item: item.margin_rate)
+        highest = f"the best, {best.item_id!r}, keeps {best.margin_rate:.3g}"
         raise ValueError(
             f"brief.min_margin: none of {len(wanted)} items keeps {brief.min_margin:g} of its price"
-            f" even without a discount{highest}; lower the floor or name other items"
+            f" even without a discount ({highest}); lower the floor or name other items"
         )
-    return kept
+    there = kept & ~(stock[[catalogue.index[item.item_id] for item in wanted]] <= 0)
+    if not there.any():
+        raise ValueError(
+            f"brief.items: all {int(kept.sum())} that keep the margin floor are sold out; name others,"
+            " or correct the stock"
+        )
+    return tuple(wanted[place] for place in np.flatnonzero(there))
 
 
 def _check_brief(brief: Brief) -> None:

@@ -106,7 +106,7 @@ def _weekends(first: datetime, _starts: datetime, ends: datetime, _country: str)
 def share_reached(baskets: Floats | None, days: Floats, period: float) -> Floats:
     """`[n]` share of those who shop within a period (days) who shop within each of `days` `[n]` of it."""
     shares = share_coming(baskets, np.append(days, period))
-    return shares[:-1] / shares[-1]
+    return np.asarray(shares[:-1] / shares[-1])
 
 
 def share_coming(baskets: Floats | None, days: Floats) -> Floats:

@@ -275,6 +275,10 @@ def test_never_more_than_is_on_hand_inside_the_period_above_the_floor(
         min_margin=min_margin,
         n=n,
     )
+    if (units <= 0).all():
+        with pytest.raises(ValueError, match=r"brief\.items: all 20 .* are sold out"):
+            run(brief, stock=units, demand=demand)
+        return
     planned: dict[str, float] = {}
     for strategy in promoted(run(brief, stock=units, demand=demand)):
         assert brief.starts <= strategy.starts < strategy.ends <= brief.ends

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from qiance.artifacts.proposer import load_proposer
+from qiance.artifacts.recommend import load_recommender
 from qiance.cli.loop.live import ServiceError
 from qiance.cli.predict import trained_model
 from qiance.cli.stages import Stage
@@ -62,7 +63,11 @@ def app_args(workspace: Workspace, settings: Settings, clock: str) -> dict[str, 
         "seed": settings.seed,
         "unrecorded_consent": settings.privacy.unrecorded_consent,
         "features": {"wait_ms": settings.features.wait_ms, "refresh_s": settings.features.refresh_s},
-        "briefs": {"proposer": _trained(settings.briefs.proposer), "country": settings.briefs.country},
+        "briefs": {
+            "proposer": _trained(settings.briefs.proposer),
+            "recommender": _trained(settings.briefs.recommender),
+            "country": settings.briefs.country,
+        },
         "llm": {
             "enabled": settings.llm.enabled,
             "model": settings.llm.model,
@@ -91,6 +96,8 @@ def check_briefs(settings: Settings) -> None:
     check_country(settings.briefs.country)
     if settings.briefs.proposer is not None:
         check_proposer(load_proposer(trained_model(settings.briefs.proposer)))
+    if settings.briefs.recommender is not None:
+        load_recommender(trained_model(settings.briefs.recommender))
 
 
 def brief_body(settings: Settings, starts: datetime, ends: datetime, n: int = 8) -> dict[str, Any]:
