@@ -16,6 +16,8 @@ from qiance.strategy.demand import NEAR_DAYS, day_number
 Floats = NDArray[np.float64]
 
 MAX_WINDOWS = 120
+# Of a longer period only so many days are looked at: weekdays and holidays come again.
+HORIZON = timedelta(days=3 * 366)
 BASKETS = "baskets_90d"
 _DAY = timedelta(days=1)
 
@@ -35,8 +37,8 @@ class Window:
 
     @property
     def dates(self) -> NDArray[np.int64]:
-        """The days that it touches, UTC, since 1970-01-01."""
-        last = self.ends.astimezone(UTC) - timedelta(microseconds=1)
+        """The days that it touches, UTC, since 1970-01-01; of a long window the first `HORIZON`."""
+        last = min(self.ends, self.starts + HORIZON).astimezone(UTC) - timedelta(microseconds=1)
         return np.arange(day_number(self.starts.astimezone(UTC)), day_number(last) + 1, dtype=np.int64)
 
     def describe(self) -> str:
@@ -81,7 +83,8 @@ def windows(starts: datetime, ends: datetime, country: str) -> tuple[Window, ...
 
 
 def _holidays(first: datetime, starts: datetime, ends: datetime, country: str) -> Iterator[Window]:
-    days = np.arange(day_number(first), day_number(ends.astimezone(UTC)) + 1, dtype=np.int64)
+    last = min(ends.astimezone(UTC), first + HORIZON)
+    days = np.arange(day_number(first), day_number(last) + 1, dtype=np.int64)
     is_holiday = calendar_features(days * DAY_US, country)["is_holiday"] > 0
     for place in np.flatnonzero(is_holiday).tolist():
         day = first + place * _DAY

@@ -90,7 +90,9 @@ def test_windows_lie_in_the_period(period: tuple[datetime, datetime], country: s
     for window in found:
         assert starts <= window.starts < window.ends <= ends
         assert day_number(window.starts) == window.dates[0]
-        assert day_number(window.ends - timedelta(microseconds=1)) == window.dates[-1]
+        assert (
+            day_number(window.ends - timedelta(microseconds=1)) == window.dates[-1]
+        )  # periods are short here
 
 
 def test_weeks_weekends_and_the_days_up_to_public_holidays() -> None:
@@ -110,6 +112,13 @@ def test_weeks_weekends_and_the_days_up_to_public_holidays() -> None:
     assert len(windows(BRIEF.starts, BRIEF.starts + timedelta(hours=5), "US")) == 1
     with pytest.raises(ValueError, match="country: 'XX' has no holiday calendar"):
         windows(BRIEF.starts, BRIEF.ends, "XX")
+
+
+def test_a_period_of_centuries_is_no_more_work_than_one_of_years() -> None:
+    found = windows(BRIEF.starts, datetime(9000, 1, 1, tzinfo=UTC), "US")
+    assert found[0].ends.year == 9000
+    assert len(found[0].dates) <= 3 * 366 + 1
+    assert max(window.ends.year for window in found[1:]) < 2030
 
 
 def test_who_shops_often_comes_in_a_short_time() -> None:
