@@ -247,6 +247,18 @@ class LlmSettings(Section):
     cache_dir: Path = Field(Path(".cache"), description="folder for converted weights")
 
 
+class BriefSettings(Section):
+    proposer: Path | None = Field(
+        None, description="model of `qiance train proposer` that proposes for briefs too; null: none"
+    )
+    recommender: Path | None = Field(
+        None, description="model of `qiance train recommend` that retrieves items for briefs; null: none"
+    )
+    country: str = Field(
+        "US", description="ISO 3166 code of the country whose public holidays promotions are planned around"
+    )
+
+
 class BudgetSettings(Section):
     amount: str = Field("1500.00", description='what may be spent, major units in quotes such as "1500.00"')
     max_depth: Fraction = Field(0.4, lt=1.0, description="deepest discount, fraction of the price")
@@ -309,6 +321,7 @@ class Settings(Section):
     market: MarketSettings = MarketSettings()
     rl: RlSettings = RlSettings()
     llm: LlmSettings = LlmSettings()
+    briefs: BriefSettings = BriefSettings()
     budget: BudgetSettings = BudgetSettings()
     guard: GuardSettings = GuardSettings()
     privacy: PrivacySettings = PrivacySettings()

@@ -32,6 +32,8 @@ from serve.assemble import (
     open_ledger,
     open_policy_desk,
     open_predictor,
+    open_proposer,
+    open_retrieval,
     read_catalogue,
 )
 from serve.desk import Clerk, Desk, ThreadDesk
@@ -155,6 +157,9 @@ class GeneratorDeployment:
             CONTACT_COST,
             args.seed,
             open_guard(args),
+            proposer=open_proposer(args),
+            country=args.briefs.country,
+            retrieval=open_retrieval(args, ledger),
         )
 
         def work() -> None:

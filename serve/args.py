@@ -30,6 +30,18 @@ class LlmArgs(BaseModel):
     threads: int = Field(1, ge=1, description="More than one pays only on idle cores")
 
 
+class BriefArgs(BaseModel):
+    """What proposes for briefs, beside what always does."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    proposer: Path | None = Field(None, description="Artifact of `qiance train proposer` that is asked too")
+    recommender: Path | None = Field(
+        None, description="Artifact of `qiance train recommend` that retrieves items from the catalogue"
+    )
+    country: str = Field("US", description="ISO 3166 code of the country whose public holidays count")
+
+
 class FeatureArgs(BaseModel):
     """How features are read at a decision."""
 
@@ -148,6 +160,7 @@ class AppArgs(BaseModel):
     predictor: PredictorArgs = PredictorArgs()
     features: FeatureArgs = FeatureArgs()
     llm: LlmArgs = LlmArgs()
+    briefs: BriefArgs = BriefArgs()
 
     @property
     def caps(self) -> tuple[Cap, ...]:

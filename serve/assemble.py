@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from qiance.artifacts.effect import EffectModel
+from qiance.artifacts.proposer import load_proposer
+from qiance.artifacts.recommend import load_recommender
 from qiance.domain import Catalogue
 from qiance.evaluate.gate import GateRule
 from qiance.features.columns import EFFECT_SCHEMA
 from qiance.guard import Guard
 from qiance.launch import GateSetup, PolicyDesk
 from qiance.ledger import Ledger, load_or_create_key
+from qiance.proposer.proposer import Proposer
+from qiance.strategy.propose_learned import check_proposer
+from qiance.strategy.retrieve import Purchases, Retriever, SequenceRetriever
 from qiance.workspace import Snapshot, Workspace
 from serve.args import AppArgs, PredictorArgs
 from serve.engine import Engine
@@ -105,6 +110,34 @@ def _loader(how: PredictorArgs) -> ModelLoader:
     return lambda path: EffectModel.load(
         path, EFFECT_SCHEMA, how.threads, how.device, how.dtype, how.cuda_graphs
     )
+
+
+def open_proposer(args: AppArgs) -> Proposer | None:
+    """The model of logged strategies that the arguments name; ArtifactError or ValueError for a wrong one."""
+    if args.briefs.proposer is None:
+        return None
+    proposer = load_proposer(args.briefs.proposer)
+    check_proposer(proposer)
+    return proposer
+
+
+def open_retrieval(args: AppArgs, ledger: Ledger) -> Callable[[Catalogue], Retriever] | None:
+    """What makes retrievers by the model of purchase sequences that the arguments name.
+
+    Only of users who agree to personalisation it knows what they bought. Raises ArtifactError or ValueError
+    for a model or a workspace that it cannot work with.
+    """
+    if args.briefs.recommender is None:
+        return None
+    model = load_recommender(args.briefs.recommender)
+    events = Workspace(args.workspace).data / "events.parquet"
+    purchases = Purchases(events, LedgerConsents(ledger, args.unrecorded))
+
+    def retriever_of(catalogue: Catalogue) -> Retriever:
+        return SequenceRetriever(model, catalogue, purchases)
+
+    retriever_of(read_catalogue(args))  # now, so that a foreign model is told at the start
+    return retriever_of
 
 
 def open_engine(args: AppArgs, ledger: Ledger, scorer: Scorer | None = None) -> Service:

@@ -18,11 +18,11 @@ from benchmarks.copying.strategy_world import BRIEF, GOALS, ITEM, StrategyWorld,
 from benchmarks.harness import Args, Mode, emit, log, parse
 from qiance.domain import Objective
 from qiance.evaluate.ab import mean_interval
+from qiance.proposer.outcome import reached
+from qiance.proposer.proposer import Proposer, Request
+from qiance.proposer.vector import Floats, Vectors
 from training.propose.fit import ProposerSettings, VaeSettings, fit_proposer
 from training.propose.log import StrategyLog
-from training.propose.outcome import reached
-from training.propose.propose import Proposer, Request
-from training.propose.vector import Floats, Vectors
 
 OURS = "vae"
 ABLATION = {

@@ -50,6 +50,7 @@ class Shop:
 
     settings: Settings
     snapshot: Snapshot
+    model: EffectModel
     predictor: FramePredictor
     guard: Guard
 
@@ -66,7 +67,7 @@ class Shop:
         model = EffectModel.load(workspace.artifact("effect-model", version))
         grid = GridPredictor(model, snapshot.catalogue, snapshot.item, snapshot.categories)
         predictor = FramePredictor(grid, snapshot.users, snapshot.user_category)
-        return cls(settings, snapshot, predictor, Guard.load(min_margin=settings.budget.min_margin))
+        return cls(settings, snapshot, model, predictor, Guard.load(min_margin=settings.budget.min_margin))
 
     def brief(self) -> Brief:
         """More margin from everybody within the default budget, two weeks from the end of the log."""

@@ -30,8 +30,8 @@ from qiance.domain import (
 )
 from qiance.market import CONTACT_COST, ActionTable, Market
 from qiance.market.responses import CHANNELS as MARKET_CHANNELS
+from qiance.proposer.vector import CHANNELS, Floats, Ints, Space, Vectors, rounded_shares
 from training.propose.log import StrategyLog
-from training.propose.vector import CHANNELS, Floats, Ints, Space, Vectors, rounded_shares
 
 ITEM = Item("item", "House coffee", "a", "grocery", "House", 900, 500)
 PERIOD, EVERY = 21, 2

@@ -109,7 +109,7 @@ def request_of(snapshot: Snapshot, brief: Brief, seed: int) -> Request:
 
 def gains(kind: str, request: Request, predictor: EffectPredictor, market: Market) -> Gains:
     """Of the best plan of `kind` for every item and channel, each with the brief's whole budget."""
-    items = candidate_items(request, predictor)
+    items = candidate_items(request, predictor).items
     grid, truth = score_grid(request, items, predictor), score_grid(request, items, market)
     money = float(request.brief.budget.minor)
     judge, seer = Judge(market, request, predictor, money), Judge(market, request, market, money)
@@ -145,7 +145,7 @@ def best_of(candidates: Iterable[Candidate]) -> list[Candidate]:
 def _candidates(kind: str, request: Request, grid: Grid) -> Iterator[Candidate]:
     if kind == "audience":
         return ads(request, grid)
-    return promotions(request, grid, usable_segments(request, grid))
+    return promotions(request, grid, usable_segments(request, grid), lambda _note: None)
 
 
 def _place(candidate: Candidate) -> tuple[str, Channel]:

@@ -129,6 +129,14 @@ def up(
     config: ConfigOption = None,
     host: Annotated[str | None, typer.Option(help="Address; other than loopback needs API keys.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the API.")] = None,
+    proposer: Annotated[
+        Path | None,
+        typer.Option(help="Model of `qiance train proposer`, or its folder, that proposes for briefs too."),
+    ] = None,
+    recommender: Annotated[
+        Path | None,
+        typer.Option(help="Model of `qiance train recommend`, or its folder, that retrieves for briefs."),
+    ] = None,
     replay: Annotated[
         bool,
         typer.Option("--replay", help="Start the clock at the run's own campaign, so that it runs again."),
@@ -138,8 +146,9 @@ def up(
     """Serve the API of the latest run until Ctrl-C, training first if nothing is trained."""
     from qiance.cli.up import serve_latest
 
-    given = {"host": host, "port": port}
-    settings = settings_of(config, {"serve": {k: v for k, v in given.items() if v is not None}})
+    given: dict[str, Any] = {"serve.host": host, "serve.port": port, "briefs.proposer": proposer}
+    given |= {"briefs.recommender": recommender}
+    settings = settings_of(config, {k: v for k, v in given.items() if v is not None})
     serve_latest(settings, runs, console, replay)
 
 

@@ -13,7 +13,7 @@ from qiance.cli.predict import trained_model
 from qiance.domain import Audience, Brief, Channel, Item, Money, Objective
 
 if TYPE_CHECKING:
-    from training.propose.propose import Proposals, Proposer, Request
+    from qiance.proposer.proposer import Proposals, Proposer, Request
 
 _PROPOSED = [Channel.EMAIL, Channel.PUSH, Channel.DISPLAY, Channel.MAILER]
 
@@ -51,8 +51,8 @@ def propose(
     it, per member, in units of the goal; `value` and `cost` are of a member reached. `strategy` is a draft
     without words. A gain below 0 means: better leave them alone.
     """
-    from training.propose.model import load_proposer
-    from training.propose.propose import Request
+    from qiance.artifacts.proposer import load_proposer
+    from qiance.proposer.proposer import Request
 
     path = trained_model(model)
     proposer = load_proposer(path)
@@ -102,7 +102,7 @@ def _features(proposer: Proposer, segment: str, file: Path | None) -> Any:
 
 def _rows(found: Proposals, request: Request, version: str) -> list[dict[str, Any]]:
     from qiance.ledger.codec import strategy_to_dict
-    from training.propose.vector import strategy_of
+    from qiance.proposer.vector import strategy_of
 
     rows = []
     for rank in range(len(found.gain)):

@@ -98,7 +98,7 @@ def recommend(
     with none known the most bought ones are given, and `cold` is true. With --user, items of the catalogue
     that are likely next are ranked by the margin that showing them adds, as the champion predicts it.
     """
-    from training.recommend.model import load_recommender
+    from qiance.artifacts.recommend import load_recommender
 
     path = trained_model(model)
     if user is not None:

@@ -28,8 +28,8 @@ class SlateRequest:
 
 def slate_for(model: Path, workspace: Workspace, request: SlateRequest) -> dict[str, Any]:
     """The slate and where it comes from, for JSON; DataError where the run or the user is not there."""
+    from qiance.artifacts.recommend import load_recommender
     from qiance.strategy.slate import rank_slate
-    from training.recommend.model import load_recommender
 
     snapshot = _snapshot(workspace)
     history = _history(workspace, request.user)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from qiance.cli.loop.service import app_args
+from qiance.cli.loop.service import app_args, check_briefs
 from qiance.domain import Strategy, StrategyState
 from qiance.ledger import Ledger
 from qiance.settings import Settings, require_keys_for
@@ -39,6 +39,7 @@ def serve_latest(settings: Settings, runs: Path, console: Console, replay: bool 
 
     replay: start the server's clock at the first day of the run's campaign, where that is over.
     """
+    check_briefs(settings)
     workspace = last_trained(runs)
     if workspace is None:
         from qiance.cli.loop.conductor import run_loop

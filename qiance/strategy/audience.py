@@ -36,6 +36,7 @@ _SEGMENTS: tuple[tuple[str, str, str, float | None], ...] = (
     ("big-baskets", "avg_basket", ">", 0.75),
     ("coupon-users", "coupon_redemption_rate", ">", None),
 )
+SEGMENT_NAMES = frozenset({EVERYBODY.name, *(name for name, *_ in _SEGMENTS)})
 
 
 def audience_mask(audience: Audience, users: UserTable) -> Mask:

@@ -1,19 +1,13 @@
-"""Promotion planning: which depths the floors admit, which one pays, and when it starts."""
+"""Promotion planning: which depths the floors admit, and which one pays."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-
-import numpy as np
-from numpy.typing import NDArray
+from datetime import datetime
 
 from qiance.decide.floors import margin_floor_mask
-from qiance.domain import Brief, Item, Offer, OfferKind, UserTable
-
-WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-WEEKDAY_COLUMNS = tuple(f"baskets_{name[:3].lower()}" for name in WEEKDAYS)
+from qiance.domain import Brief, Item, Offer, OfferKind
 
 
 def admits(item: Item, depth: float, *, max_depth: float, min_margin: float) -> bool:
@@ -75,44 +69,3 @@ class Schedule:
     starts: datetime
     ends: datetime
     reason: str
-
-
-def promotion_schedule(brief: Brief, users: UserTable, members: NDArray[np.bool_]) -> Schedule:
-    """From the audience's busiest weekday to the brief's end.
-
-    The weekday is read from the columns `baskets_mon` … `baskets_sun` where the table has all seven.
-    Without them, or when waiting would cost more than half of the period, it starts with the brief.
-    """
-    totals = _weekday_totals(users, members)
-    if totals is None or not totals.any():
-        return Schedule(brief.starts, brief.ends, "Runs for the whole period of the brief.")
-    weekday = int(np.argmax(totals))
-    starts = _next_weekday(brief.starts, weekday)
-    share = totals[weekday] / totals.sum()
-    if starts > brief.starts + (brief.ends - brief.starts) / 2:
-        return Schedule(
-            brief.starts,
-            brief.ends,
-            f"Starts with the brief: to wait for {WEEKDAYS[weekday]}, its busiest day, would lose half.",
-        )
-    return Schedule(
-        starts,
-        brief.ends,
-        f"Starts on {WEEKDAYS[weekday]}, when the audience makes {100 * share:.0f} % of its baskets.",
-    )
-
-
-def _weekday_totals(users: UserTable, members: NDArray[np.bool_]) -> NDArray[np.float64] | None:
-    if not all(name in users.columns for name in WEEKDAY_COLUMNS):
-        return None
-    columns = [np.clip(np.nan_to_num(users.columns[name][members]), 0, None) for name in WEEKDAY_COLUMNS]
-    return np.array([column.sum() for column in columns], dtype=np.float64)
-
-
-def _next_weekday(start: datetime, weekday: int) -> datetime:
-    """`start` itself if it is that weekday (UTC), else midnight at the next such day."""
-    moment = start.astimezone(UTC)
-    days = (weekday - moment.weekday()) % 7
-    if days == 0:
-        return start
-    return moment.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=days)

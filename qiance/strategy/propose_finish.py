@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
+from numpy.typing import NDArray
 
-from qiance.domain import Action, Effect, EffectPredictor, GridPrediction, Objective, Strategy, StrategyKind
-from qiance.strategy.promotion import Schedule, promotion_schedule
+from qiance.decide.predictor import discount_of
+from qiance.domain import Action, Effect, EffectPredictor, GridPrediction, Interval, Objective, Strategy
+from qiance.strategy.promotion import Schedule
+from qiance.strategy.propose_candidate import CONFIDENCE, Candidate, Sold, units_of
 from qiance.strategy.propose_grid import EFFECT_STAGE, MAX_USERS, checked_prediction, objective_draws
-from qiance.strategy.propose_kinds import Candidate
 from qiance.strategy.propose_ports import ContentWriter, Draft, WrittenText
 from qiance.strategy.propose_request import Request
-from qiance.strategy.propose_words import effect_words, readable_id, title_words
+from qiance.strategy.propose_words import effect_words, readable_id, stock_words, title_words
 from qiance.strategy.segments import reader_words, segment_words
+from qiance.strategy.timing import BASKETS, share_reached
 
 MAX_ACTIONS = 2
-CONFIDENCE = 0.9
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,10 @@ def write_texts(plans: Sequence[Plan], writer: ContentWriter) -> dict[str, Writt
 
 def finish(
     request: Request, each: Plan, texts: dict[str, WrittenText], predictor: EffectPredictor
-) -> Strategy:
+) -> Strategy | None:
     """The strategy with its words, and the effect predicted with exactly those words.
+
+    None for a promotion that with these words would sell more than what is on hand.
 
     The effect is that of its best action, averaged over at most 600 users of the audience; the
     interval is the spread of the predictor's heads for that mean.
@@ -82,7 +87,13 @@ def finish(
     rows = request.sample(members, MAX_USERS, EFFECT_STAGE)
     prediction = checked_prediction(predictor, [request.users.user_ids[row] for row in rows], actions)
     best, effect = best_effect(prediction, brief.objective)
-    schedule = _schedule(request, candidate)
+    schedule, in_stock, provenance = _schedule(request, candidate), list[str](), dict(candidate.provenance)
+    if (sold := candidate.sold) is not None:
+        units = _units(request, sold, schedule, rows, int(members.size), actions, prediction)
+        if sold.on_hand is not None and units.high > sold.on_hand:
+            return None
+        in_stock.append(stock_words(units, sold.on_hand))
+        provenance["stock"] = "unknown" if sold.on_hand is None else f"{sold.on_hand:g} units on hand"
     return Strategy(
         strategy_id=each.strategy_id,
         brief_id=brief.brief_id,
@@ -100,10 +111,11 @@ def finish(
             *_best_reason(actions, best),
             *_doubt(effect),
             schedule.reason,
+            *in_stock,
             *dict.fromkeys(reason for text in written for reason in text.reasons),
         ),
         provenance={
-            **candidate.provenance,
+            **provenance,
             "creative": ", ".join(dict.fromkeys(text.engine for text in written)),
             "effect": (
                 f"effect model, {prediction.click.shape[2]} heads, {rows.size} of {members.size} users"
@@ -133,12 +145,32 @@ def _action(request: Request, each: Plan, draft: Draft, text: WrittenText) -> Ac
 
 
 def _schedule(request: Request, candidate: Candidate) -> Schedule:
-    if candidate.kind is not StrategyKind.PROMOTION:
-        brief = request.brief
-        return Schedule(brief.starts, brief.ends, "Runs for the whole period of the brief.")
-    mask = np.zeros(len(request.users), dtype=np.bool_)
-    mask[request.matching(candidate.audience)] = True
-    return promotion_schedule(request.brief, request.users, mask)
+    brief = request.brief
+    whole = Schedule(brief.starts, brief.ends, "Runs for the whole period of the brief.")
+    return candidate.schedule or whole
+
+
+def _units(
+    request: Request,
+    sold: Sold,
+    schedule: Schedule,
+    rows: NDArray[np.int64],
+    members: int,
+    actions: Sequence[Action],
+    prediction: GridPrediction,
+) -> Interval:
+    """Units that the promotion sells with its words, by the action that sells most."""
+    baskets = request.users.columns.get(BASKETS)
+    days = np.array([(schedule.ends - schedule.starts) / timedelta(days=1)])
+    own, period = None if baskets is None else baskets[rows], request.windows[0].days
+    reached = members * float(share_reached(own, days, period)[0])
+    found = []
+    for place, action in enumerate(actions):
+        rate = prediction.summarise(place, confidence=CONFIDENCE).cvr
+        cost = action.contact_cost + discount_of(action, request.catalogue) * rate.value
+        count = reached if cost == 0 else min(reached, request.brief.budget.minor / cost)
+        found.append(units_of(rate, count, sold.demand))
+    return max(found, key=lambda units: units.high)
 
 
 def _title(candidate: Candidate) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ class Grid:
     cells: (item id, channel, depth) → action column; value, uplift: `[S, A]`, the objective (a
     probability or minor units per contact) and incremental margin (minor units per contact).
     cost: `[S, A]`, what a contact is expected to take from the budget, minor units: itself and its discount.
+    conversion: `[S, A, H]` by head, probability per contact; widths: `[A]`, see `GridPrediction.width_scale`.
+    source: what the items were retrieved by.
     """
 
     items: tuple[Item, ...]
@@ -49,6 +51,9 @@ class Grid:
     value: NDArray[np.float64]
     uplift: NDArray[np.float64]
     cost: NDArray[np.float64]
+    conversion: NDArray[np.float32]
+    widths: NDArray[np.float64]
+    source: str = ""
 
     def mask(self, audience: Audience) -> NDArray[np.bool_]:
         """Which sampled users `audience` matches, `[S]`."""
@@ -117,23 +122,39 @@ def score_grid(request: Request, items: tuple[Item, ...], predictor: EffectPredi
     sample = take_users(request.users, rows)
     promoted = request.channels(StrategyKind.PROMOTION)
     keys: list[Cell] = []
-    actions: list[Action] = []
     for item in items:
         for channel in dict.fromkeys(request.brief.channels):
             tried = request.depths if channel in promoted else ()
-            for depth in admissible_depths(item, (0.0, *tried), request.brief):
-                keys.append((item.item_id, channel, depth))
-                actions.append(draft_action(request, item, channel, depth))
-    prediction = checked_prediction(predictor, sample.user_ids, actions)
+            depths = admissible_depths(item, (0.0, *tried), request.brief)
+            keys += [(item.item_id, channel, depth) for depth in depths]
+    none, heads = np.empty((len(rows), 0)), np.empty((len(rows), 0, 1), dtype=np.float32)
+    empty = Grid(items, sample, rows, {}, none, none, none, heads, np.empty(0))
+    return widened(request, empty, keys, predictor)
+
+
+def widened(request: Request, grid: Grid, cells: Iterable[Cell], predictor: EffectPredictor) -> Grid:
+    """The grid with further cells for the same users, predicted in one call where it lacks any.
+
+    Raises ValueError for a depth that the brief's limits do not admit.
+    """
+    keys = [cell for cell in dict.fromkeys(cells) if cell not in grid.cells]
+    if not keys:
+        return grid
+    actions = [draft_action(request, request.catalogue[item], where, d) for item, where, d in keys]
+    prediction = checked_prediction(predictor, grid.sample.user_ids, actions)
     value = objective_draws(prediction, request.brief.objective)
     contact = np.array([action.contact_cost for action in actions], dtype=np.float64)
     discount = np.array([discount_of(action, request.catalogue) for action in actions], dtype=np.float64)
-    return Grid(
-        items=items,
-        sample=sample,
-        rows=rows,
-        cells={key: column for column, key in enumerate(keys)},
-        value=value.mean(axis=2, dtype=np.float64),
-        uplift=prediction.uplift().mean(axis=2, dtype=np.float64),
-        cost=contact + discount * prediction.conversion.mean(axis=2, dtype=np.float64),
+    cost = contact + discount * prediction.conversion.mean(axis=2, dtype=np.float64)
+    before = len(grid.cells)
+    return replace(
+        grid,
+        cells=grid.cells | {key: before + column for column, key in enumerate(keys)},
+        value=np.hstack([grid.value, value.mean(axis=2, dtype=np.float64)]),
+        uplift=np.hstack([grid.uplift, prediction.uplift().mean(axis=2, dtype=np.float64)]),
+        cost=np.hstack([grid.cost, cost]),
+        conversion=np.concatenate([grid.conversion, prediction.conversion], axis=1)
+        if before
+        else prediction.conversion,
+        widths=np.append(grid.widths, np.broadcast_to(prediction.width_scale, len(keys))),
     )

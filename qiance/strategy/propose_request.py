@@ -9,9 +9,11 @@ from math import isfinite
 import numpy as np
 from numpy.typing import NDArray
 
+from qiance.decide.floors import margin_floor_mask
 from qiance.domain import Audience, Brief, Catalogue, Channel, Item, StrategyKind, UserTable
 from qiance.strategy.audience import audience_mask, intersect, resolve_audience
-from qiance.strategy.promotion import admits
+from qiance.strategy.demand import DayDemand
+from qiance.strategy.timing import Window, windows
 
 MAX_STRATEGIES = 50
 MAX_DEPTHS = 10
@@ -26,12 +28,27 @@ KIND_CHANNELS: Mapping[StrategyKind, tuple[Channel, ...]] = {
 
 
 @dataclass(frozen=True)
+class Known:
+    """What else is known of a shop, where it is.
+
+    stock: `[I]` units on hand of each catalogue item, NaN for unknown. demand: what is bought by day;
+    country: ISO 3166 code, whose public holidays count.
+    """
+
+    stock: NDArray[np.floating] | None = None
+    demand: DayDemand | None = None
+    country: str = "US"
+
+
+@dataclass(frozen=True)
 class Request:
     """A brief with what it is answered from.
 
     affinity: `[U, C]` user × category, finite, ≥ 0; category_row: category → column of it.
     popularity: `[I]` weight of each catalogue item, ≥ 0; contact_cost: minor units per contact.
     depths: ascending, all in (0, 1); base: the brief's audience; members: `[M]` its rows, M ≥ 1.
+    stock: `[I]` units on hand, ≥ 0, NaN unknown. demand: see `Known`. windows: when a promotion may run, the
+    whole period first.
     """
 
     brief: Brief
@@ -45,6 +62,15 @@ class Request:
     seed: int
     base: Audience
     members: NDArray[np.int64]
+    stock: NDArray[np.float64]
+    demand: DayDemand | None
+    country: str
+    windows: tuple[Window, ...]
+
+    def on_hand(self, item: Item) -> float | None:
+        """Units of the item on hand; None where that is not known."""
+        units = float(self.stock[self.catalogue.index[item.item_id]])
+        return None if np.isnan(units) else units
 
     def channels(self, kind: StrategyKind) -> tuple[Channel, ...]:
         """The brief's channels that `kind` can use, in the brief's order."""
@@ -82,6 +108,7 @@ def build_request(
     depths: Sequence[float],
     popularity: NDArray[np.floating] | None,
     seed: int,
+    known: Known | None = None,
 ) -> Request:
     """Check everything and put it together.
 
@@ -90,7 +117,8 @@ def build_request(
     _check_brief(brief)
     _check_channels(brief, contact_cost)
     _check_tables(users, affinity, categories)
-    _check_catalogue(catalogue, popularity)
+    given = known or Known()
+    _check_catalogue(catalogue, popularity, given.stock)
     if seed < 0:
         raise ValueError(f"seed: {seed} is negative; use an integer of at least 0")
     base = resolve_audience(brief.audience, users)
@@ -106,13 +134,18 @@ def build_request(
         seed=seed,
         base=base,
         members=np.flatnonzero(audience_mask(base, users)).astype(np.int64),
+        stock=_on_hand(given.stock, len(catalogue)),
+        demand=given.demand,
+        country=given.country,
+        windows=windows(brief.starts, brief.ends, given.country),
     )
 
 
-def admissible_items(brief: Brief, catalogue: Catalogue) -> tuple[Item, ...]:
-    """The brief's items, or all, that keep the margin floor at full price.
+def admissible_items(brief: Brief, catalogue: Catalogue, stock: NDArray[np.float64]) -> tuple[Item, ...]:
+    """The brief's items, or all, that keep the margin floor at full price and are not known to be sold out.
 
-    Raises ValueError for an id that the catalogue lacks, and when the floor leaves no item.
+    stock: `[I]` units on hand, NaN unknown. Raises ValueError for an id that the catalogue lacks, and when no
+    item is left.
     """
     unknown = [item_id for item_id in brief.items if item_id not in catalogue.index]
     if unknown:
@@ -121,16 +154,23 @@ def admissible_items(brief: Brief, catalogue: Catalogue) -> tuple[Item, ...]:
             " remove or correct it"
         )
     wanted = [catalogue[item_id] for item_id in dict.fromkeys(brief.items)] or list(catalogue)
-    limits = {"max_depth": brief.max_depth, "min_margin": brief.min_margin}
-    kept = tuple(item for item in wanted if admits(item, 0.0, **limits))
-    if not kept:
-        best = max(wanted, key=lambda item: item.margin_rate, default=None)
-        highest = "" if best is None else f" (the best, {best.item_id!r}, keeps {best.margin_rate:.3g})"
+    price = np.array([item.price for item in wanted], dtype=np.int64)
+    cost = np.array([item.unit_cost for item in wanted], dtype=np.int64)
+    kept = margin_floor_mask(price, cost, 0.0, brief.min_margin)
+    if not kept.any():
+        best = max(wanted, key=lambda item: item.margin_rate)
+        highest = f"the best, {best.item_id!r}, keeps {best.margin_rate:.3g}"
         raise ValueError(
             f"brief.min_margin: none of {len(wanted)} items keeps {brief.min_margin:g} of its price"
-            f" even without a discount{highest}; lower the floor or name other items"
+            f" even without a discount ({highest}); lower the floor or name other items"
         )
-    return kept
+    there = kept & ~(stock[[catalogue.index[item.item_id] for item in wanted]] <= 0)
+    if not there.any():
+        raise ValueError(
+            f"brief.items: all {int(kept.sum())} that keep the margin floor are sold out; name others,"
+            " or correct the stock"
+        )
+    return tuple(wanted[place] for place in np.flatnonzero(there))
 
 
 def _check_brief(brief: Brief) -> None:
@@ -182,7 +222,14 @@ def _check_tables(users: UserTable, affinity: NDArray[np.floating], categories: 
         )
 
 
-def _check_catalogue(catalogue: Catalogue, popularity: NDArray[np.floating] | None) -> None:
+def _on_hand(stock: NDArray[np.floating] | None, items: int) -> NDArray[np.float64]:
+    """What was oversold is not on hand."""
+    return np.full(items, np.nan) if stock is None else np.maximum(stock.astype(np.float64), 0.0)
+
+
+def _check_catalogue(
+    catalogue: Catalogue, popularity: NDArray[np.floating] | None, stock: NDArray[np.floating] | None
+) -> None:
     if len(catalogue) == 0:
         raise ValueError("catalogue: no items; ingest products first")
     for item in catalogue:
@@ -195,6 +242,8 @@ def _check_catalogue(catalogue: Catalogue, popularity: NDArray[np.floating] | No
         raise ValueError(
             f"popularity: needs {len(catalogue)} finite weights of at least 0, one per catalogue item"
         )
+    if stock is not None and (stock.shape != (len(catalogue),) or np.isinf(stock).any()):
+        raise ValueError(f"stock: needs {len(catalogue)} units, one per catalogue item, NaN where unknown")
 
 
 def _non_negative(values: NDArray[np.floating]) -> bool:

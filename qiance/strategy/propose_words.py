@@ -7,7 +7,8 @@ import json
 import re
 import unicodedata
 
-from qiance.domain import Effect, Interval, Objective, Offer, StrategyKind
+from qiance.decide.floors import discounted_price
+from qiance.domain import Effect, Interval, Item, Money, Objective, Offer, StrategyKind
 from qiance.domain.money import minor_exponent
 
 _SLUG_LENGTH = 40
@@ -49,6 +50,30 @@ def effect_words(effect: Effect, currency: str, confidence: float, reach: int) -
         f"Predicted for {reach:,} users with {percent(confidence)} intervals: click rate {clicks},"
         f" sales {amount(effect.sales)}, margin over doing nothing {amount(effect.uplift)} a contact."
     )
+
+
+def kept_words(item: Item, depth: float, min_margin: float, currency: str) -> str:
+    """What a unit sells at and keeps, beside the floor, as one sentence."""
+    paid = int(discounted_price(item.price, depth))
+    kept, floor = Money(paid - item.unit_cost, currency), percent(min_margin)
+    return (
+        f"A unit then sells at {Money(paid, currency)} and keeps {kept}; the floor is {floor} of that price."
+    )
+
+
+def stock_words(units: Interval, on_hand: float | None) -> str:
+    """What a promotion is predicted to sell beside what is on hand, as one sentence."""
+    beside = "how much is on hand is not known" if on_hand is None else f"{on_hand:,.0f} are on hand"
+    return (
+        f"It is predicted to sell {units.value:,.1f} units ({units.low:,.1f} to {units.high:,.1f}); {beside}."
+    )
+
+
+def gain_words(objective: Objective, gain: float, currency: str) -> str:
+    """What is gained per member of an audience in words."""
+    if objective in (Objective.CLICKS, Objective.CONVERSIONS):
+        return f"{gain:.3g} {objective.value} a member"
+    return f"{money(gain, currency)} of {objective.value} a member"
 
 
 def offer_words(offer: Offer) -> str:

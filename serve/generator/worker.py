@@ -7,14 +7,18 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from qiance.domain import Brief, BriefState, Channel, EffectPredictor
+from qiance.domain import Brief, BriefState, Catalogue, Channel, EffectPredictor
 from qiance.guard import Guard
 from qiance.guard.gate import bank_strategies
 from qiance.ledger import Ledger
+from qiance.proposer.proposer import Proposer
 from qiance.strategy.content import write_content
 from qiance.strategy.content_ports import ContentRequest, TextEngine
+from qiance.strategy.demand import DayDemand
 from qiance.strategy.propose import propose
 from qiance.strategy.propose_ports import Draft, WrittenText
+from qiance.strategy.propose_request import Known
+from qiance.strategy.retrieve import Retriever
 from qiance.workspace import Snapshot
 from serve.args import LlmArgs
 from serve.generator.held import TERM_S, BriefLostError, HeldBrief
@@ -22,6 +26,7 @@ from serve.generator.held import TERM_S, BriefLostError, HeldBrief
 logger = logging.getLogger(__name__)
 Progress = Callable[[float, str], None]
 EngineLoader = Callable[[LlmArgs], TextEngine]
+Retrieval = Callable[[Catalogue], Retriever]
 # Share of a brief's progress that proposing takes before the words are written, and after.
 WRITING = (0.5, 0.9)
 
@@ -73,6 +78,8 @@ class BriefWorker:
     """A plain class, wrapped by a deployment in app.py; one brief at a time.
 
     term_s: after which a brief whose worker ended is taken up anew; `serve.generator.held` renews it.
+    proposer: see `propose`; country: whose public holidays count.
+    retrieval: makes the retriever of a catalogue.
     """
 
     def __init__(
@@ -86,11 +93,15 @@ class BriefWorker:
         seed: int,
         guard: Guard,
         term_s: float = TERM_S,
+        proposer: Proposer | None = None,
+        country: str = "US",
+        retrieval: Retrieval | None = None,
     ) -> None:
         self._holder, self._term_s = f"generator-{secrets.token_hex(8)}", term_s
         self._folder, self._ledger, self._predictor = snapshot_folder, ledger, predictor
         self._llm, self._load_engine, self._contact_cost, self._seed = llm, load_engine, contact_cost, seed
-        self._guard = guard
+        self._guard, self._proposer, self._country = guard, proposer, country
+        self._retrieval = retrieval
         self._engine: TextEngine | None = None
         self._without_engine = "" if llm.enabled else "the language model is switched off"
 
@@ -124,6 +135,7 @@ class BriefWorker:
             self._guard,
             lambda: held.is_lost,
         )
+        notes: list[str] = []
         strategies = propose(
             brief,
             snapshot.catalogue,
@@ -134,15 +146,20 @@ class BriefWorker:
             writer,
             contact_cost=self._contact_cost,
             popularity=snapshot.item["units_28d"],
+            known=Known(snapshot.item["stock"], DayDemand.load(self._folder), self._country),
+            retriever=None if self._retrieval is None else self._retrieval(snapshot.catalogue),
+            proposer=self._proposer,
             seed=self._seed,
             on_progress=_part(report, 0.0, WRITING[0]),
+            on_note=notes.append,
         )
         report(WRITING[1], "keeping the strategies")
         self._ledger.open_budget(brief.brief_id, brief.budget.minor)
         self._ledger.put_strategies(strategies)
         linted = bank_strategies(self._ledger, self._guard, snapshot.catalogue, strategies)
         blocked = sum(each.result.blocked for each in linted)
-        note = f"; {self._without_engine}: templates wrote the words" if self._without_engine else ""
+        note = "".join(f"; {one}" for one in notes)
+        note += f"; {self._without_engine}: templates wrote the words" if self._without_engine else ""
         note += f"; the lint blocks {blocked} of {len(linted)} texts" if blocked else ""
         return f"{len(strategies)} strategies{note}"
 

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.target import summary
+from benchmarks.targeting.days import explained
 from benchmarks.targeting.plans import Gains, Judge, gains, request_of
+from benchmarks.targeting.retrieval import inflated, retriever_of
 from qiance.domain import Brief, Catalogue, Channel, Item, Money, Objective, UserTable
 from qiance.market import Market
+from qiance.strategy.demand import DayDemand
 from qiance.strategy.propose_grid import draft_action
 from qiance.strategy.propose_request import Request
 from qiance.workspace import Snapshot
 
 NOW = datetime(2025, 3, 3, tzinfo=UTC)
+NOON_US = 1_741_003_200_000_000
 BRIEF = Brief(
     "b",
     Objective.MARGIN,
@@ -115,3 +122,26 @@ def test_differences_come_with_an_interval_over_worlds() -> None:
     assert two["over_random"]["low"] < two["over_random"]["mean"] == pytest.approx(1.1)
     assert (two["better_than_random"], two["better_than_response"]) == (1.0, 0.0)
     assert two["share_of_foresight"] == pytest.approx(420 / 800)
+
+
+def test_a_catalogue_of_any_size_can_be_retrieved_from(snapshot: Snapshot, tmp_path: Path) -> None:
+    large = inflated(snapshot, 200)
+    assert len(large.catalogue.index) == 200
+    assert len({item.category for item in large.catalogue}) == 2 * 34
+    assert len(large.item["units_28d"]) == 200
+    events = {"user_id": ["u1", "u1"], "item_id": ["i1", "i3.2"], "type": ["purchase", "purchase"]}
+    times = pa.array([NOON_US, NOON_US + 1], pa.timestamp("us", "UTC"))
+    pq.write_table(pa.table(events | {"occurred_at": times}), tmp_path / "events.parquet")
+    chances = retriever_of(large.catalogue, tmp_path / "events.parquet").chances(["u1"])
+    assert chances.sum() == pytest.approx(1.0)
+    assert chances[[large.catalogue.index[name] for name in ("i1", "i3.2")]].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("weekend", "low", "high"), [(3.0, 0.8, 1.0), (1.0, -0.1, 0.1)])
+def test_days_explain_what_differs_between_them(weekend: float, low: float, high: float) -> None:
+    rng, days = np.random.default_rng(1), np.arange(19_000, 19_200)
+    mean = np.where((days + 3) % 7 >= 5, 100.0 * weekend, 100.0)
+    demand = DayDemand(CATEGORIES, int(days[0]), rng.poisson(mean, (2, len(days))).astype(np.float64))
+    found = explained(demand, 0.25, "US")
+    assert (found["days"], found["days_held_out"]) == (150, 50)
+    assert low < found["explained"] < high

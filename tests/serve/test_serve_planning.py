@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import propose_cases
 import pytest
 from serve_cases import BRIEF, DAYS, GUARD, RECENT, START, USERS, Shop
+from typer.testing import CliRunner
 
+from qiance.artifacts.proposer import write_proposer
+from qiance.cli.loop.service import app_args, check_briefs
+from qiance.cli.main import app
 from qiance.ledger.codec import effect_to_dict
 from qiance.ledger.schema import to_micros
 from qiance.market import CONTACT_COST
+from qiance.settings import Settings
 from qiance.strategy.audience import audience_mask
+from qiance.strategy.demand import DayDemand
+from qiance.workspace import Snapshot
 from serve import briefs
-from serve.args import LlmArgs
+from serve.args import AppArgs, BriefArgs, LlmArgs
+from serve.assemble import open_proposer
 from serve.generator.loop import BriefLoop
 from serve.generator.worker import BriefWorker
 from serve.scoring import ScoreRequest
@@ -180,9 +193,11 @@ def test_a_predictor_that_fails_is_a_503(shop: Shop) -> None:
     assert "replica" not in response.text
 
 
-def worker_of(shop: Shop, predictor: Any = None, term_s: float = 60.0) -> BriefWorker:
+def worker_of(
+    shop: Shop, predictor: Any = None, term_s: float = 60.0, folder: Path | None = None, **known: Any
+) -> BriefWorker:
     return BriefWorker(
-        shop.built.workspace.snapshot,
+        folder or shop.built.workspace.snapshot,
         shop.ledger,
         predictor or shop.predictor,
         LlmArgs(enabled=False),
@@ -191,6 +206,7 @@ def worker_of(shop: Shop, predictor: Any = None, term_s: float = 60.0) -> BriefW
         seed=0,
         guard=GUARD,
         term_s=term_s,
+        **known,
     )
 
 
@@ -229,6 +245,93 @@ def test_a_brief_that_cannot_be_met_ends_with_the_reason(shop: Shop) -> None:
     shown = shop.ask("GET", f"/v1/briefs/{brief_id}").json()
     assert shown["state"] == "failed"
     assert shown["message"].startswith("brief.audience: 'millionaires'")
+
+
+def test_a_proposer_that_is_named_proposes_for_briefs(shop: Shop, tmp_path: Path) -> None:
+    written = write_proposer(tmp_path, propose_cases.of_a_shop(), {}, {}, "f")
+    args = AppArgs(workspace=shop.built.workspace.root, briefs=BriefArgs(proposer=written.path))
+    brief_id = shop.post("/v1/briefs", {**ASKED, "n": 8}).json()["brief_id"]
+    worker_of(shop, proposer=open_proposer(args)).work()
+    shown = shop.ask("GET", f"/v1/briefs/{brief_id}").json()
+    assert shown["state"] == "done", shown["message"]
+    name = f"proposer {written.version}"
+    found = [one for one in shown["strategies"] if one["provenance"]["offer"] == name]
+    assert len(found) >= 2
+    for strategy in found:
+        assert strategy["reasons"][0].startswith("Proposed by a model of logged strategies")
+        assert all(action["creative"]["headline"] for action in strategy["actions"])
+        assert intervals_hold(strategy["effect"])
+    brief_id = shop.post("/v1/briefs", {**ASKED, "objective": "clicks"}).json()["brief_id"]
+    worker_of(shop, proposer=open_proposer(args)).work()
+    shown = shop.ask("GET", f"/v1/briefs/{brief_id}").json()
+    assert "the proposer was not asked: it has learned for margin, not for clicks" in shown["message"]
+
+
+def test_a_proposer_that_cannot_be_used_is_refused_at_the_start(shop: Shop, tmp_path: Path) -> None:
+    root, proposer = shop.built.workspace.root, propose_cases.of_a_shop()
+    effect = shop.built.workspace.artifact("effect-model", shop.built.model)
+    foreign = write_proposer(tmp_path, replace(proposer, names=("segment_a", "segment_b")), {}, {}, "f").path
+    damaged = write_proposer(tmp_path, proposer, {}, {}, "f").path
+    (damaged / "proposer.json").write_text("{}")
+    for path, message in (
+        (effect, "is of kind 'effect-model'; pass a 'proposer-model'"),
+        (foreign, "cannot be asked for a brief: a, b cannot be computed from features of users"),
+        (damaged, "file 'proposer.json' was changed"),
+        (tmp_path, "has no manifest.json"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            open_proposer(AppArgs(workspace=root, briefs=BriefArgs(proposer=path)))
+    done = CliRunner().invoke(app, ["up", "--runs", str(tmp_path), "--proposer", str(damaged)])
+    assert "file 'proposer.json' was changed" in str(done.exception)
+    done = CliRunner().invoke(app, ["up", "--runs", str(tmp_path), "--proposer", str(tmp_path / "none")])
+    assert "holds no trained model" in str(done.exception)
+
+
+def test_the_service_is_told_which_artifact_the_settings_mean(shop: Shop, tmp_path: Path) -> None:
+    written = write_proposer(tmp_path, propose_cases.of_a_shop(), {}, {}, "f")
+    (tmp_path / "metrics.json").write_text(json.dumps({"model": written.path.name}))
+    for given in (tmp_path, written.path):
+        chosen = Settings.model_validate({"briefs": {"proposer": given}})
+        check_briefs(chosen)
+        args = AppArgs.model_validate(app_args(shop.built.workspace, chosen, "system"))
+        assert args.briefs.proposer == written.path.resolve()
+    assert AppArgs.model_validate(app_args(shop.built.workspace, Settings(), "system")).briefs == BriefArgs()
+    elsewhere = Settings.model_validate({"briefs": {"country": "DE"}})
+    assert app_args(shop.built.workspace, elsewhere, "system")["briefs"]["country"] == "DE"
+    with pytest.raises(ValueError, match="country: 'Atlantis' has no holiday calendar"):
+        check_briefs(Settings.model_validate({"briefs": {"country": "Atlantis"}}))
+
+
+def test_promotions_of_a_shop_keep_to_its_stock_and_its_days(shop: Shop, tmp_path: Path) -> None:
+    """Stock of the snapshot and demand by day of the log, which runs of earlier versions do not have."""
+    folder = shutil.copytree(shop.built.workspace.snapshot, tmp_path / "snapshot")
+    snapshot = Snapshot.load(folder)
+    asked = {**ASKED, "budget": {"amount": "2.50", "currency": "USD"}, "channels": ["mailer"], "n": 4}
+    first = shop.post("/v1/briefs", asked).json()["brief_id"]
+    worker_of(shop, folder=folder).work()
+    days = np.arange(19_000, 19_140)
+    units = np.tile(np.where((days + 3) % 7 >= 5, 400.0, 100.0), (len(snapshot.categories), 1))
+    DayDemand(snapshot.categories, int(days[0]), units).save(folder)
+    replace(snapshot, item=snapshot.item | {"stock": np.full(len(snapshot.catalogue), 1_000.0)}).save(folder)
+    second = shop.post("/v1/briefs", asked).json()["brief_id"]
+    worker_of(shop, folder=folder).work()
+    replace(snapshot, item=snapshot.item | {"stock": np.full(len(snapshot.catalogue), 1e-6)}).save(folder)
+    third = shop.post("/v1/briefs", asked).json()["brief_id"]
+    worker_of(shop, folder=folder).work()
+
+    def shown(brief_id: str) -> tuple[str, list[dict[str, Any]]]:
+        found = shop.ask("GET", f"/v1/briefs/{brief_id}").json()
+        assert found["state"] == "done", found["message"]
+        return found["message"], [one for one in found["strategies"] if one["kind"] == "promotion"]
+
+    assert {one["provenance"]["timing"] for one in shown(first)[1]} == {
+        "length alone: demand by day is not known"
+    }
+    assert {one["provenance"]["timing"] for one in shown(second)[1]} == {"demand of the category by day"}
+    assert {one["provenance"]["stock"] for one in shown(second)[1]} == {"1000 units on hand"}
+    message, none = shown(third)
+    assert none == []
+    assert "left out since more would be sold than is on hand" in message
 
 
 class Interrupted:

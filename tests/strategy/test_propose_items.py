@@ -23,12 +23,14 @@ from qiance.domain import (
     StrategyKind,
     UserTable,
 )
+from qiance.strategy.propose_candidate import Candidate
 from qiance.strategy.propose_grid import score_grid
-from qiance.strategy.propose_kinds import Candidate, ads, candidates
+from qiance.strategy.propose_kinds import ads, candidates, usable_segments
 from qiance.strategy.propose_request import Request, build_request
 from qiance.strategy.propose_select import choose_diverse
 from qiance.strategy.propose_words import money, readable_id
-from qiance.strategy.recommend import candidate_items, round_robin, suited_items
+from qiance.strategy.recommend import candidate_items, suited_items
+from qiance.strategy.retrieve import in_turns
 
 SIZE = 40
 USERS = UserTable(tuple(f"u{n}" for n in range(SIZE)), {"recency_days": np.arange(float(SIZE))})
@@ -80,15 +82,15 @@ def request(
 
 
 def test_categories_take_turns() -> None:
-    items = [product("a1", "A"), product("a2", "A"), product("a3", "A"), product("b1", "B")]
-    score = dict(zip(items, (4.0, 3.0, 2.0, 1.0), strict=True))
-    assert [item.item_id for item in round_robin(items, score, 3)] == ["a1", "b1", "a2"]
-    assert round_robin(items, score, 99)[-1].item_id == "a3"
+    category, score = np.array([0, 0, 0, 1]), np.array([4.0, 3.0, 2.0, 1.0])
+    assert in_turns(category, score, 3).tolist() == [0, 3, 1]
+    assert in_turns(category, score, 99)[-1] == 2
+    assert in_turns(category[:0], score[:0], 3).size == 0
 
 
 def test_the_predictor_ranks_what_affinity_shortlisted() -> None:
     items = [product(f"t{n:02}") for n in range(30)]
-    found = candidate_items(request(items), Stepwise({"t17": 9.0, "t29": 5.0}))
+    found = candidate_items(request(items), Stepwise({"t17": 9.0, "t29": 5.0})).items
     assert [item.item_id for item in found[:2]] == ["t17", "t29"]
     assert len(found) == 12
 
@@ -97,10 +99,10 @@ def test_popularity_margin_and_affinity_fill_the_shortlist() -> None:
     # 80 items of one category: only 48 are shortlisted, those that sell.
     items = [product(f"t{n:02}") for n in range(80)]
     popularity = np.where(np.arange(80) % 2, 5.0, 1.0)
-    found = candidate_items(request(items, popularity=popularity), Stepwise({"t78": 99.0, "t01": 9.0}))
+    found = candidate_items(request(items, popularity=popularity), Stepwise({"t78": 99.0, "t01": 9.0})).items
     assert found[0].item_id == "t01"
     named = replace(BRIEF, items=("t02", "t03", "t05"))
-    found = candidate_items(request(items, brief=named, popularity=popularity), Stepwise({}))
+    found = candidate_items(request(items, brief=named, popularity=popularity), Stepwise({})).items
     assert [item.item_id for item in found] == ["t03", "t05", "t02"]
 
 
@@ -132,7 +134,8 @@ def test_the_budget_bounds_the_contacts_that_count() -> None:
     """A tenth buys, and a tenth off 500 is 50: with the offer a contact is expected to take 10 + 5."""
     asked = request((product("tea"),), brief=replace(BRIEF, budget=Money(60)), cost=10)
     grid = score_grid(asked, asked.catalogue.items, Stepwise({"tea": 6.0}))
-    found = candidates(asked, grid)
+    notes: list[str] = []
+    found = candidates(asked, grid, usable_segments(asked, grid), notes.append)
     offered = [c.total for c in found if c.offer.depth]
     assert offered == pytest.approx([4 * 6.0] * len(offered))
     plain = [c.total for c in found if not c.offer.depth]

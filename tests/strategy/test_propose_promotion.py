@@ -1,4 +1,4 @@
-"""Floors in integers, the choice of depth, and the start of a promotion."""
+"""Floors in integers, and the choice of depth."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qiance.domain import Brief, Item, Money, Objective, OfferKind, UserTable
+from qiance.domain import Brief, Item, Money, Objective, OfferKind
 from qiance.strategy.promotion import (
-    WEEKDAY_COLUMNS,
     admissible_depths,
     admits,
     admitted_offer,
     choose_depth,
-    promotion_schedule,
 )
 
 BRIEF = Brief(
@@ -86,33 +83,3 @@ def test_depth_of_highest_uplift_the_shallowest_of_equals() -> None:
     assert (choice.depth, choice.uplift, choice.full_price) == (0.2, 7.0, 9.0)
     assert choice.others == ((0.1, 4.0), (0.3, 7.0))
     assert choose_depth({0.0: 9.0}) is None
-
-
-def weekly(busiest: int) -> UserTable:
-    columns = {
-        name: np.array([1.0, np.nan, 3.0 if day == busiest else 0.5])
-        for day, name in enumerate(WEEKDAY_COLUMNS)
-    }
-    return UserTable(("a", "b", "c"), columns)
-
-
-@pytest.mark.parametrize(
-    ("busiest", "starts"),
-    [
-        (0, BRIEF.starts),
-        (2, datetime(2026, 3, 4, tzinfo=UTC)),
-        (6, datetime(2026, 3, 8, tzinfo=UTC)),
-    ],
-)
-def test_starts_on_the_busiest_weekday(busiest: int, starts: datetime) -> None:
-    schedule = promotion_schedule(BRIEF, weekly(busiest), np.ones(3, dtype=bool))
-    assert (schedule.starts, schedule.ends) == (starts, BRIEF.ends)
-    assert "when the audience makes" in schedule.reason
-
-
-def test_starts_with_the_brief_where_waiting_costs_too_much_or_nothing_is_known() -> None:
-    short = replace(BRIEF, ends=datetime(2026, 3, 9, tzinfo=UTC))
-    assert promotion_schedule(short, weekly(6), np.ones(3, dtype=bool)).starts == short.starts
-    blank = UserTable(("a",), {"baskets_mon": np.array([1.0])})
-    assert promotion_schedule(BRIEF, blank, np.ones(1, dtype=bool)).starts == BRIEF.starts
-    assert promotion_schedule(BRIEF, weekly(2), np.array([False, True, False])).starts == BRIEF.starts

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from qiance.artifacts.manifest import ArtifactError
+from qiance.artifacts.recommend import Recommender, load_recommender
 from qiance.cli.main import app
 from qiance.data.errors import DataError
 from training.recommend.fit import RecommendSettings, fit_recommender
 from training.recommend.judge import by_popularity, places, quality, ranks
-from training.recommend.model import Recommender, load_recommender, write_recommender
+from training.recommend.model import write_recommender
 from training.recommend.neighbours import count_near, fit_neighbours, item_vectors
 from training.recommend.network import NetworkConfig, SequenceNetwork
 from training.recommend.scorer import Scorer

@@ -11,24 +11,31 @@ import numpy as np
 import pandas as pd
 import propose_cases as cases
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from qiance.artifacts import proposer as artifact
 from qiance.artifacts.manifest import MANIFEST, ArtifactError
 from qiance.cli.main import app
 from qiance.data.errors import DataError
 from qiance.decide.floors import margin_floor_mask
 from qiance.domain import Audience, Channel, Item, Objective, OfferKind
 from qiance.ledger.codec import strategy_from_dict
-from training.propose import model as artifact
-from training.propose.fit import ranks
+from qiance.proposer.proposer import Proposer
+from qiance.proposer.vector import CHANNELS, FORMS, Space, Vectors, constrained, rounded_shares, strategy_of
+from training.propose.fit import FittedProposer, ranks
 from training.propose.log import StrategyLog, from_frame, read_log, to_frame
-from training.propose.propose import Proposer
 from training.propose.train import train_proposer
-from training.propose.vector import CHANNELS, FORMS, Space, Vectors, constrained, rounded_shares, strategy_of
 
 RUNNER = CliRunner()
+# A decoder that fits the columns of strategies, and no condition.
+WEIGHTS = {
+    "decoder.0.weight": np.zeros((11, 3), dtype=np.float32),
+    "decoder.0.bias": np.zeros(11, dtype=np.float32),
+    "log_deviation": np.zeros(4, dtype=np.float32),
+}
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +240,19 @@ def test_equal_seeds_give_equal_models_and_a_model_survives_its_folder(
     assert trained.metrics["r2_clicks"] > 0.9
 
 
+def test_what_draws_draws_what_was_trained(proposer: Proposer) -> None:
+    fitted = proposer.fitted
+    assert isinstance(fitted, FittedProposer)
+    condition = np.random.default_rng(0).normal(size=(64, fitted.conditions.width)).astype(np.float32)
+    found = fitted.network.sample(condition, 5)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        wanted = fitted.vae.network.sample(torch.from_numpy(condition))
+    np.testing.assert_array_equal(found.form, wanted.category.numpy())
+    np.testing.assert_allclose(found.numbers, wanted.numbers.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(found.shares, wanted.shares.numpy(), rtol=1e-6)
+
+
 def test_another_schema_kind_or_a_changed_file_is_refused(
     log: StrategyLog, proposer: Proposer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +264,9 @@ def test_another_schema_kind_or_a_changed_file_is_refused(
         patch.setattr(artifact, "KIND", "another")
         with pytest.raises(ArtifactError, match="is of kind 'proposer-model'"):
             artifact.load_proposer(written.path)
+    less = replace(proposer, fitted=replace(proposer.fitted, network=artifact.Decoder({**WEIGHTS})))
+    with pytest.raises(ArtifactError, match=r"cannot be read as a proposer \(decoder: takes 3 numbers"):
+        artifact.load_proposer(artifact.write_proposer(tmp_path, less, {}, {}, "f").path)
     (written.path / artifact.CARD).write_text("{}x")
     with pytest.raises(ArtifactError, match="was changed"):
         artifact.load_proposer(written.path)

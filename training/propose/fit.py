@@ -12,12 +12,15 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
+from qiance.artifacts.proposer import Decoder
 from qiance.domain import Objective
+from qiance.proposer.outcome import Expected, OutcomeModel
+from qiance.proposer.proposer import Conditions, Learned
+from qiance.proposer.vector import CHANNELS, FORMS, NUMBERS, Encoded, Floats, Ints, Space
 from training.effect.loop import torch_left_alone
 from training.propose.log import StrategyLog
 from training.propose.network import ConditionalVae, Records, VaeConfig
-from training.propose.outcome import Expected, OutcomeModel, fit_outcomes
-from training.propose.vector import CHANNELS, FORMS, NUMBERS, Encoded, Floats, Ints, Space
+from training.propose.outcome import fit_outcomes
 
 Tell = Callable[[float, str], None]
 BUDGETS = 8
@@ -148,35 +151,10 @@ def _epoch(
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """How a brief becomes the condition of the network: features of the segment, goal, budget and rank."""
-
-    goals: tuple[Objective, ...]
-    centre: Floats
-    scale: Floats
-    budgets: Floats
-
-    @property
-    def width(self) -> int:
-        return len(self.centre) + len(self.goals) + 2
-
-    def rows(self, features: Floats, goal: Ints, budget: Floats, level: Floats) -> torch.Tensor:
-        """`[n, width]`; features: `[n, F]`, the others `[n]`; budgets are clipped to those learned from."""
-        low, high = np.log(self.budgets[[0, -1]])
-        share = (np.clip(np.log(budget), low, high) - low) / max(high - low, 1e-9)
-        parts = [(features - self.centre) / self.scale, np.eye(len(self.goals))[goal]]
-        numbers = np.stack([2 * share - 1, 2 * level - 1], axis=1)
-        return torch.from_numpy(np.column_stack([*parts, numbers]).astype(np.float32))
-
-
-@dataclass(frozen=True)
-class FittedProposer:
-    """All that proposals are made of."""
+class FittedProposer(Learned):
+    """With the network as it was trained; `network` is the part of it that draws."""
 
     vae: FittedVae
-    outcomes: OutcomeModel
-    conditions: Conditions
-    space: Space
 
 
 def fit_proposer(
@@ -200,7 +178,8 @@ def fit_proposer(
     )
     valid = records(order[:held], np.random.default_rng([chosen.vae.seed, 2]))
     vae = fit_vae(config, lambda draw: records(order[held:], draw), valid, chosen.vae, tell)
-    return FittedProposer(vae, outcomes, conditions, space)
+    weights = {name: value.numpy() for name, value in vae.network.state_dict().items()}
+    return FittedProposer(Decoder(weights), outcomes, conditions, space, vae)
 
 
 def _conditions(log: StrategyLog) -> Conditions:
@@ -253,7 +232,7 @@ def _records(
     weight = np.exp((level - 1) / settings.temperature)
     condition = conditions.rows(log.features[rows], goal, conditions.budgets[budget], shown)
     return Records(
-        condition,
+        torch.from_numpy(condition),
         _float(encoded.numbers[rows]),
         _float(encoded.used[rows]),
         torch.from_numpy(encoded.form[rows].astype(np.int64)),

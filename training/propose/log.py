@@ -14,9 +14,9 @@ from qiance.artifacts.manifest import file_hash
 from qiance.data.errors import DataError
 from qiance.data.tabular import column_names, read_raw
 from qiance.domain import Objective
-from training.propose.vector import COLUMNS, KINDS, SHARES, Floats, Ints, Vectors
+from qiance.proposer.proposer import PREFIX
+from qiance.proposer.vector import COLUMNS, KINDS, SHARES, Floats, Ints, Vectors
 
-PREFIX = "segment_"
 REQUIRED = ("segment", *COLUMNS, "users", "cost")
 LEAST = 30
 

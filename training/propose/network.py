@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Dirichlet
 from torch.nn import functional
 
-LEAST_LOG_DEVIATION = -3.5
-# Keeps shares of 0 inside the simplex, where a Dirichlet has a density; concentrations away from 0.
-INSIDE, LEAST_CONCENTRATION = 0.01, 0.05
+from qiance.artifacts.proposer import LEAST_CONCENTRATION, LEAST_LOG_DEVIATION
+
+# Keeps shares of 0 inside the simplex, where a Dirichlet has a density.
+INSIDE = 0.01
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ import numpy as np
 
 from qiance.artifacts.json_file import write_json
 from qiance.artifacts.manifest import Artifact
+from qiance.artifacts.proposer import write_proposer
+from qiance.proposer.outcome import COST
+from qiance.proposer.proposer import Proposer
+from qiance.proposer.vector import COLUMNS
 from training.propose.fit import ProposerSettings, Tell, fit_proposer
 from training.propose.log import StrategyLog
-from training.propose.model import write_proposer
-from training.propose.outcome import COST, fit_outcomes
-from training.propose.propose import Proposer
-from training.propose.vector import COLUMNS
+from training.propose.outcome import fit_outcomes
 
 METRICS = "metrics.json"
 FOLDS = 5

@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qiance.artifacts.recommend import Neighbours
 from training.recommend.sequences import Ints
 
 _WINDOW = 5  # purchases apart that still count, by 1 / distance
-_RECENT = 0.7  # weight of a purchase beside the next later one
 _SMOOTHING = 0.75  # of how often an item stands beside others (Levy, Goldberg and Dagan, 2015)
 
 Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """similar: sparse `[V, V]`, cosine of how often two items were bought near each other."""
-
-    similar: Any
-
-    def chances(self, rows: Sequence[Ints]) -> Floats:
-        """`[b, V]` similarity to what was bought, the latest most, in shares of 1; 0 where there is none."""
-        from scipy.sparse import csr_matrix
-
-        weight = np.concatenate([_RECENT ** np.arange(len(row) - 1.0, -1.0, -1.0) for row in rows])
-        user = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
-        shape = (len(rows), self.similar.shape[0])
-        bought = csr_matrix((weight, (user, np.concatenate(rows) - 1)), shape=shape)
-        found = np.asarray((bought @ self.similar).toarray(), dtype=np.float32)
-        total = found.sum(axis=1, keepdims=True)
-        return found / np.where(total > 0, total, 1.0)
 
 
 def count_near(rows: Sequence[Ints], items: int) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.recommend.neighbours import Neighbours
+from qiance.artifacts.recommend import Neighbours
 from training.recommend.network import SequenceNetwork
 from training.recommend.sequences import Ints, padded
 

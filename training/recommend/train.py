@@ -11,9 +11,10 @@ import numpy as np
 
 from qiance.artifacts.json_file import write_json
 from qiance.artifacts.manifest import Artifact
+from qiance.artifacts.recommend import Recommender
 from training.recommend.fit import Fitted, RecommendSettings, Tell, fit_recommender
 from training.recommend.judge import by_popularity, quality, ranks
-from training.recommend.model import Recommender, write_recommender
+from training.recommend.model import write_recommender
 from training.recommend.sequences import Purchases, leave_out
 
 METRICS = "metrics.json"

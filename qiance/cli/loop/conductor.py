@@ -22,7 +22,7 @@ from qiance.cli.loop.people import learnable
 from qiance.cli.loop.prepare import Prepared, ingest, new_workspace, prepare, publish_latest
 from qiance.cli.loop.refresh import refresh_features
 from qiance.cli.loop.reporting import Finished, loop_report
-from qiance.cli.loop.service import app_args, approve, brief_body, send_brief
+from qiance.cli.loop.service import app_args, approve, brief_body, check_briefs, send_brief
 from qiance.cli.loop.world import World, explore, seed_log
 from qiance.cli.stages import Stage, Stages
 from qiance.ledger import Ledger
@@ -96,6 +96,7 @@ def run_loop(settings: Settings, runs: Path, console: Console) -> Path:
     """Run every step of the loop; the folder of the run, with report.html and report.json in it."""
     from serve.launch import EMBEDDED, LocalCluster, free_port, read_config
 
+    check_briefs(settings)
     workspace, stages = new_workspace(runs), Stages(console)
     ledger = Ledger.from_settings(settings, workspace.root)
     prepared, world = prepare_world(workspace, settings, stages, ledger)

@@ -21,6 +21,7 @@ from qiance.features.transforms import EventIndex
 from qiance.ledger import Ledger
 from qiance.market.catalogue import select_catalogue
 from qiance.settings import Settings
+from qiance.strategy.demand import DayDemand
 from qiance.workspace import Snapshot, Workspace
 
 ITEM_TEXT = "item_text"
@@ -97,6 +98,7 @@ def prepare(
         _embed(workspace, items, catalogue, snapshot.as_of, stage)
     stage.tell(0.7, "materialising the online store")
     materialise(workspace.features, snapshot.as_of)
+    DayDemand.of(events, {item.item_id: item.category for item in catalogue}).save(workspace.snapshot)
     snapshot.save(workspace.snapshot)  # last: a service that waits for it finds everything online
     stage.note(
         f"{len(snapshot.users):,} users, {len(catalogue)} items in {len(categories)} categories, "

@@ -10,13 +10,18 @@ from typing import Any
 
 import httpx
 
+from qiance.artifacts.proposer import load_proposer
+from qiance.artifacts.recommend import load_recommender
 from qiance.cli.loop.live import ServiceError
+from qiance.cli.predict import trained_model
 from qiance.cli.stages import Stage
 from qiance.cli.words import guard_of
 from qiance.domain import Catalogue, Strategy, StrategyState
 from qiance.guard.gate import move_strategy
 from qiance.ledger import Ledger
 from qiance.settings import Settings
+from qiance.strategy.propose_learned import check_proposer
+from qiance.strategy.timing import check_country
 from qiance.workspace import Workspace
 
 POLL_S = 0.5
@@ -58,6 +63,11 @@ def app_args(workspace: Workspace, settings: Settings, clock: str) -> dict[str, 
         "seed": settings.seed,
         "unrecorded_consent": settings.privacy.unrecorded_consent,
         "features": {"wait_ms": settings.features.wait_ms, "refresh_s": settings.features.refresh_s},
+        "briefs": {
+            "proposer": _trained(settings.briefs.proposer),
+            "recommender": _trained(settings.briefs.recommender),
+            "country": settings.briefs.country,
+        },
         "llm": {
             "enabled": settings.llm.enabled,
             "model": settings.llm.model,
@@ -74,6 +84,20 @@ def app_args(workspace: Workspace, settings: Settings, clock: str) -> dict[str, 
 
 def _absolute(path: Path | None) -> str | None:
     return None if path is None else str(path.resolve())
+
+
+def _trained(path: Path | None) -> str | None:
+    """The artifact at `path`, or the one that the training which wrote the folder made."""
+    return None if path is None else str(trained_model(path).resolve())
+
+
+def check_briefs(settings: Settings) -> None:
+    """What briefs are to be answered by, read before hours are spent; ArtifactError or ValueError."""
+    check_country(settings.briefs.country)
+    if settings.briefs.proposer is not None:
+        check_proposer(load_proposer(trained_model(settings.briefs.proposer)))
+    if settings.briefs.recommender is not None:
+        load_recommender(trained_model(settings.briefs.recommender))
 
 
 def brief_body(settings: Settings, starts: datetime, ends: datetime, n: int = 8) -> dict[str, Any]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
 from qiance.domain import Brief, Item, Money, Objective
+from qiance.proposer.proposer import Proposer, Request
+from qiance.proposer.vector import CHANNELS, FORMS, Space, Vectors, rounded_shares
 from training.propose.fit import ProposerSettings, VaeSettings, fit_proposer
 from training.propose.log import StrategyLog
-from training.propose.propose import Proposer, Request
-from training.propose.vector import CHANNELS, FORMS, Space, Vectors, rounded_shares
 
 SPACE = Space(deepest=0.4, highest=4_000, period=14)
 NAMES = ("segment_best_channel", "segment_deal_seeker")
@@ -72,3 +73,19 @@ def request(segment: str, n: int = 5, **changes: object) -> Request:
 
 def fitted(log: StrategyLog, settings: ProposerSettings = QUICK) -> Proposer:
     return Proposer(fit_proposer(log, settings), log.names, log.segments, settings.asked)
+
+
+SHOP_FEATURES = ("segment_discount_share", "segment_baskets_90d")
+SHOP_SEGMENTS = {"calm": (0.3, 6.0), "keen": (0.7, 6.0), "busy": (0.3, 14.0), "both": (0.7, 14.0)}
+
+
+def of_a_shop(features: dict[str, tuple[float, float]] = SHOP_SEGMENTS) -> Proposer:
+    """Learned from segments with features of users, in which contacts by e-mail pay, and depth does."""
+    segment = np.repeat(list(features), 40)
+    vectors = random_vectors(len(segment), 1)
+    users = np.full(len(segment), 50)
+    margin = users * vectors.days * vectors.shares[:, 0] * (1.0 + 4.0 * vectors.depth)
+    own = np.array([features[name] for name in segment])
+    outcomes = {Objective.MARGIN: margin}
+    log = StrategyLog(segment, SHOP_FEATURES, own, vectors, users, users * cost(vectors), outcomes, "made up")
+    return replace(fitted(log), version="0123abcd")

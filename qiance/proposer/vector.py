@@ -58,7 +58,8 @@ class Vectors:
     def _refuse(self, name: str, bad: NDArray[np.bool_], problem: str) -> None:
         if bad.any():
             row = int(np.flatnonzero(bad)[0])
-            value = {"offer_kind": self.kind, "start_day": self.start}.get(name, getattr(self, name, None))
+            field = {"offer_kind": "kind", "start_day": "start"}.get(name, name)
+            value = getattr(self, field)
             raise ValueError(f"{name}: {value[row]} of strategy {row + 1} {problem}")
 
     def __len__(self) -> int:

@@ -4,18 +4,66 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from qiance.domain import Brief, Item, Objective
-from training.effect.loop import torch_left_alone
-from training.propose.fit import FittedProposer
-from training.propose.outcome import Expected
-from training.propose.vector import Floats, Ints, Vectors, constrained
+from qiance.proposer.outcome import Expected, OutcomeModel
+from qiance.proposer.vector import Floats, Ints, Space, Vectors, constrained
 
+PREFIX = "segment_"  # of the names of features
 DRAWN = 512
 APART = 0.15
+
+
+class Drawn(NamedTuple):
+    """Strategies as the network draws them: form `[n]`, numbers `[n, 4]`, shares `[n, channels]`."""
+
+    form: Ints
+    numbers: Floats
+    shares: Floats
+
+
+class Network(Protocol):
+    """What strategies are drawn from."""
+
+    def sample(self, condition: NDArray[np.float32], seed: int) -> Drawn:
+        """One strategy per row of `condition` `[n, C]`; the same for the same seed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How a brief becomes the condition of the network: features of the segment, goal, budget and rank."""
+
+    goals: tuple[Objective, ...]
+    centre: Floats
+    scale: Floats
+    budgets: Floats
+
+    @property
+    def width(self) -> int:
+        return len(self.centre) + len(self.goals) + 2
+
+    def rows(self, features: Floats, goal: Ints, budget: Floats, level: Floats) -> NDArray[np.float32]:
+        """`[n, width]`; features: `[n, F]`, the others `[n]`; budgets are clipped to those learned from."""
+        low, high = np.log(self.budgets[[0, -1]])
+        share = (np.clip(np.log(budget), low, high) - low) / max(high - low, 1e-9)
+        parts = [(features - self.centre) / self.scale, np.eye(len(self.goals))[goal]]
+        numbers = np.stack([2 * share - 1, 2 * level - 1], axis=1)
+        return np.column_stack([*parts, numbers]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """All that proposals are made of."""
+
+    network: Network
+    outcomes: OutcomeModel
+    conditions: Conditions
+    space: Space
 
 
 @dataclass(frozen=True)
@@ -45,13 +93,14 @@ class Proposals:
 class Proposer:
     """A fitted proposer with the segments of its log (name → features `[F]`) and the names of features.
 
-    asked: proposals ask for trials that rank from here to 1.
+    asked: proposals ask for trials that rank from here to 1. version: of the artifact that it was read from.
     """
 
-    fitted: FittedProposer
+    fitted: Learned
     names: tuple[str, ...]
     segments: Mapping[str, Floats]
     asked: float
+    version: str = ""
 
     @property
     def goals(self) -> tuple[Objective, ...]:
@@ -71,13 +120,8 @@ class Proposer:
             np.full(drawn, request.budget),
             rng.uniform(self.asked, 1.0, drawn),
         )
-        with torch_left_alone():
-            torch.set_num_threads(1)
-            torch.manual_seed(int(rng.integers(2**31)))
-            found = self.fitted.vae.network.sample(condition)
-        vectors = self.fitted.space.decode(
-            found.category.numpy(), found.numbers.double().numpy(), found.shares.double().numpy()
-        )
+        found = self.fitted.network.sample(condition, int(rng.integers(2**31)))
+        vectors = self.fitted.space.decode(*found)
         return constrained(vectors, request.item, request.brief)
 
     def expect(self, request: Request, vectors: Vectors) -> Expected:

@@ -1,0 +1,1 @@
+"""Strategies as a model of logged ones proposes them: vectors, what they bring, and proposals."""
