@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from benchmarks.harness import ROOT, log
 from qiance.artifacts import EffectModel
+from qiance.artifacts.word_vectors import WordVectors
 from qiance.decide.predictor import FramePredictor, GridPredictor
 from qiance.domain import Brief, Money, Objective, Strategy
 from qiance.guard import Guard
@@ -23,7 +25,9 @@ from qiance.ledger import Ledger
 from qiance.market import CONTACT_COST
 from qiance.settings import Settings, load_settings
 from qiance.strategy.content_ports import TextEngine
+from qiance.strategy.demand import DayDemand
 from qiance.strategy.propose import propose
+from qiance.strategy.propose_request import Known
 from qiance.strategy.propose_words import offer_words
 from qiance.strategy.slots import bind, facts_for
 from qiance.workspace import Snapshot, Workspace
@@ -50,24 +54,28 @@ class Shop:
 
     settings: Settings
     snapshot: Snapshot
-    model: EffectModel
+    known: Known
     predictor: FramePredictor
     guard: Guard
 
     @classmethod
-    def open(cls, run: Path) -> Shop:
-        """The catalogue, users and serving model of a finished run."""
+    def open(cls, run: Path, opened: ExitStack) -> Shop:
+        """The catalogue, users and serving model of a finished run; its ledger is closed with `opened`."""
         settings, workspace = load_settings(None, os.environ), Workspace(run.resolve())
         ledger = Ledger.from_settings(settings, workspace.root)
-        try:
-            version = ledger.versions().model
-        finally:
-            ledger.close()
+        opened.callback(ledger.close)
         snapshot = Snapshot.load(workspace.snapshot)
-        model = EffectModel.load(workspace.artifact("effect-model", version))
-        grid = GridPredictor(model, snapshot.catalogue, snapshot.item, snapshot.categories)
-        predictor = FramePredictor(grid, snapshot.users, snapshot.user_category)
-        return cls(settings, snapshot, model, predictor, Guard.load(min_margin=settings.budget.min_margin))
+        model = EffectModel.load(workspace.artifact("effect-model", ledger.versions().model))
+        grid = GridPredictor(
+            model, snapshot.catalogue, snapshot.item, snapshot.categories, WordVectors(ledger)
+        )
+        return cls(
+            settings,
+            snapshot,
+            Known(snapshot.item["stock"], DayDemand.load(workspace.snapshot), settings.briefs.country),
+            FramePredictor(grid, snapshot.users, snapshot.user_category),
+            Guard.load(min_margin=settings.budget.min_margin),
+        )
 
     def brief(self) -> Brief:
         """More margin from everybody within the default budget, two weeks from the end of the log."""
@@ -99,6 +107,7 @@ class Shop:
             writer,
             contact_cost=CONTACT_COST,
             popularity=snapshot.item["units_28d"],
+            known=self.known,
             seed=SEED,
         )
 
@@ -114,7 +123,9 @@ def page(shop: Shop, by_model: dict[str, list[Strategy]]) -> str:
         "",
     ]
     for number, strategy in enumerate(first):
-        written = {model: found[number] for model, found in by_model.items()}
+        written = {
+            model: same for model, found in by_model.items() for same in found if same.title == strategy.title
+        }
         lines += _section(shop, number + 1, strategy, written)
     return "\n".join(lines)
 
@@ -170,12 +181,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache-dir", type=Path, default=ROOT / ".cache")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "strategies.md")
     args = parser.parse_args(argv)
-    shop = Shop.open(args.run)
     by_model = {}
-    for model in args.models:
-        log(model)
-        engine = TransformersEngine.load(model, args.cache_dir, threads=os.cpu_count() or 1)
-        by_model[model] = shop.strategies(engine)
+    with ExitStack() as opened:
+        shop = Shop.open(args.run, opened)
+        for model in args.models:
+            log(model)
+            engine = TransformersEngine.load(model, args.cache_dir, threads=os.cpu_count() or 1)
+            by_model[model] = shop.strategies(engine)
     args.out.write_text(page(shop, by_model) + "\n", encoding="utf-8")
     log(f"{args.out}")
 
