@@ -23,8 +23,8 @@ from qiance.domain import (
 )
 from qiance.evaluate.calibration import Calibrator
 from qiance.features.columns import EFFECT_SCHEMA, ITEM_COLUMNS, USER_COLUMNS
+from qiance.features.encoder import Encoder, NumericCode
 from qiance.features.grid import GridColumns
-from qiance.features.schema import Encoder, NumericCode
 from qiance.features.transforms import USER_CATEGORY_FEATURES
 from qiance.features.user_row import UserRows
 from training.effect.export import effect_files

@@ -19,7 +19,7 @@ from benchmarks.effecting.sets import SETS, VALUE_ONLY, load_sets
 from benchmarks.harness import log, parse
 from qiance.evaluate.calibration import Calibrator
 from qiance.evaluate.prediction import normalised_entropy
-from qiance.features.schema import Encoder
+from qiance.features.encoder import Encoder
 from training.effect.network import EffectNetwork
 from training.response.members import Inputs, Networks, ResponseSettings, fit_network, run_networks
 from training.response.rows import ResponseRows, folds_of, held_out

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.effecting.sets import SETS, VALUE_ONLY
-from qiance.features.schema import Encoder
+from qiance.features.encoder import Encoder
 from training.effect.baselines import predictions
 from training.effect.split import Split, split_by_unit
 from training.effect.width import MIN_GROUP

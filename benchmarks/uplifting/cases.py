@@ -14,7 +14,7 @@ from benchmarks.uplifting.planted import ARMS, plant
 from qiance.artifacts.uplift import linear_inputs
 from qiance.data.hillstrom import read_hillstrom
 from qiance.evaluate.bandit_log import BanditLog
-from qiance.features.schema import Encoder
+from qiance.features.encoder import Encoder
 from training.response.rows import ResponseRows, response_rows
 from training.uplift.propensity import of_known
 from training.uplift.rows import UpliftRows

@@ -16,8 +16,9 @@ from qiance.artifacts.program import load_program
 from qiance.artifacts.runner import Program, Runner
 from qiance.artifacts.width import WidthScale
 from qiance.evaluate.calibration import Calibrator
+from qiance.features.encoder import Encoder
 from qiance.features.grid import GridColumns
-from qiance.features.schema import Columns, Encoder, FeatureSchema
+from qiance.features.schema import Columns, FeatureSchema
 
 if TYPE_CHECKING:
     import torch

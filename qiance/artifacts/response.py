@@ -27,7 +27,8 @@ from qiance.artifacts.width import WidthScale
 from qiance.domain import Interval
 from qiance.domain.prediction import interval_of, intervals_of
 from qiance.evaluate.calibration import Calibrator
-from qiance.features.schema import Columns, Encoder, FeatureSchema
+from qiance.features.encoder import Encoder
+from qiance.features.schema import Columns, FeatureSchema
 
 KIND = "response-model"
 NETWORKS, ENCODER, INFO, VALUE = "networks.pt2", "encoder.json", "response.json", "value.json"

@@ -22,7 +22,8 @@ from scipy.special import expit, stdtrit
 from qiance.artifacts.explain import Explanation, Method, background_columns, explain
 from qiance.artifacts.manifest import Artifact, ArtifactError, load_manifest
 from qiance.artifacts.trees import tree_inputs
-from qiance.features.schema import Columns, Encoder, FeatureSchema
+from qiance.features.encoder import Encoder
+from qiance.features.schema import Columns, FeatureSchema
 
 KIND = "uplift"
 ENCODER, INFO = "encoder.json", "uplift.json"

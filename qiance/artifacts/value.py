@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qiance.artifacts.trees import tree_inputs
-from qiance.features.schema import Columns, Encoder
+from qiance.features.encoder import Encoder
+from qiance.features.schema import Columns
 
 Floats = NDArray[np.float64]
 MIN_SEGMENT = 100

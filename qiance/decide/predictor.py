@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from qiance.decide.floors import discounted_price
 from qiance.domain import CONTROL_ACTION, Action, Catalogue, Effect, GridPrediction, UserTable
 from qiance.features.columns import NO_VECTORS, ActionColumns
+from qiance.features.encoder import Encoder
 from qiance.features.grid import EncodedGrid, GridColumns
-from qiance.features.schema import Encoder
 from qiance.features.session import no_session
 from qiance.features.transforms import USER_CATEGORY_FEATURES, USER_FEATURES
 from qiance.features.user_row import UserRows

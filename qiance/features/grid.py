@@ -22,7 +22,7 @@ from qiance.features.columns import (
     ActionColumns,
     assemble,
 )
-from qiance.features.schema import Encoder
+from qiance.features.encoder import Encoder
 from qiance.features.transforms import USER_CATEGORY_FEATURES
 from qiance.features.user_row import UserRows
 

@@ -24,7 +24,8 @@ from qiance.artifacts import (
     write_artifact,
 )
 from qiance.artifacts.effect import ENCODER, INFO, KIND, PROGRAM
-from qiance.features.schema import Encoder, FeatureSchema
+from qiance.features.encoder import Encoder
+from qiance.features.schema import FeatureSchema
 
 SCHEMA = FeatureSchema("decisions", ("recency", "baskets"), ("channel",))
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qiance.features.schema import Encoder, FeatureSchema
+from qiance.features.encoder import Encoder
+from qiance.features.schema import FeatureSchema
 
 SCHEMA = FeatureSchema("s", ("a", "b"), ("c",))
 

@@ -20,7 +20,7 @@ from qiance.artifacts.effect import KIND, TASKS
 from qiance.cli.main import app
 from qiance.domain import Purpose
 from qiance.features.columns import EFFECT_SCHEMA
-from qiance.features.schema import Encoder, NumericCode
+from qiance.features.encoder import Encoder, NumericCode
 from qiance.ledger import Ledger
 from qiance.settings import Settings
 from training.effect.export import effect_files

@@ -21,9 +21,10 @@ from qiance.domain import (
     StrategyKind,
 )
 from qiance.features.columns import EFFECT_SCHEMA, ITEM_COLUMNS, USER_COLUMNS, ActionColumns, assemble
+from qiance.features.encoder import Encoder, NumericCode
 from qiance.features.grid import EncodedGrid
 from qiance.features.projection import Projection, pack_vector
-from qiance.features.schema import Encoder, FeatureSchema, NumericCode
+from qiance.features.schema import FeatureSchema
 from qiance.features.transforms import USER_CATEGORY_FEATURES
 from qiance.features.user_row import UserRows
 from qiance.features.words import creative_text

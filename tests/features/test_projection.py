@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qiance.features.encoder import Encoder
 from qiance.features.projection import Projection, pack_vector, read_vectors, unpack_vector, vector_column
-from qiance.features.schema import Encoder, FeatureSchema
+from qiance.features.schema import FeatureSchema
 
 SCHEMA = FeatureSchema("s", ("a",), vectors=("v",))
 

@@ -13,8 +13,8 @@ import torch
 from qiance.artifacts import EffectModel, write_artifact
 from qiance.artifacts.effect import ENCODER, INFO, KIND, PROGRAM
 from qiance.features.columns import EFFECT_SCHEMA
+from qiance.features.encoder import Encoder, NumericCode
 from qiance.features.grid import GridColumns
-from qiance.features.schema import Encoder, NumericCode
 from training.effect.export import effect_files
 from training.effect.network import EffectNetwork, NetworkConfig, mean_factor
 from training.effect.served import ServedActions, ServedNetwork, ServedPairs

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from qiance.artifacts.value import ValueModel, _ranked
 from qiance.cli.main import app
-from qiance.features.schema import Encoder, FeatureSchema
+from qiance.features.encoder import Encoder
+from qiance.features.schema import FeatureSchema
 from training.effect.width import design_effect
 from training.response.members import ResponseSettings
 from training.response.rows import ResponseRows

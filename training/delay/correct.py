@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from qiance.artifacts.trees import tree_inputs
 from qiance.data.errors import DataError
 from qiance.data.responses import ResponseTable
-from qiance.features.schema import Encoder
+from qiance.features.encoder import Encoder
 from training.delay.feedback import fit_feedback
 from training.delay.hazard import MIN_CONVERSIONS, DelayModel, fit_delay
 from training.response.rows import response_rows

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from qiance.artifacts import EffectModel
 from qiance.evaluate.prediction import CalibrationRow, calibration_table
-from qiance.features.schema import Columns, Encoder, FeatureSchema
+from qiance.features.encoder import Encoder
+from qiance.features.schema import Columns, FeatureSchema
 from training.effect.labels import read_labels
 from training.effect.linear import fit_linear
 from training.effect.scores import PROBABILITIES, task_scores

@@ -13,8 +13,8 @@ from qiance.artifacts import EffectInfo, export_program, load_program
 from qiance.artifacts.effect import ACTIONS, ENCODER, INFO, OTHER, PAIRS, PROGRAM, Calibration
 from qiance.artifacts.json_file import write_json
 from qiance.artifacts.width import WidthScale
+from qiance.features.encoder import Encoder
 from qiance.features.grid import GridColumns
-from qiance.features.schema import Encoder
 from training.effect.network import EffectNetwork
 from training.effect.served import Curves, ServedActions, ServedNetwork, ServedPairs
 

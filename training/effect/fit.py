@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike
 
 from qiance.artifacts import Artifact, write_artifact
 from qiance.artifacts.effect import KIND
-from qiance.features.schema import COMPONENTS, FeatureSchema
+from qiance.features.encoder import COMPONENTS
+from qiance.features.schema import FeatureSchema
 from training.effect.calibrate import SegmentCalibration, segment_feature
 from training.effect.export import effect_files
 from training.effect.judge import Judged, judge

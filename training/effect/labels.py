@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from qiance.features.schema import Encoder
+from qiance.features.encoder import Encoder
 from training.effect.network import TASKS, NetworkConfig
 from training.effect.split import Mask
 

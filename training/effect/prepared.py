@@ -11,7 +11,8 @@ import pyarrow as pa
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from qiance.features.schema import Encoder, FeatureSchema
+from qiance.features.encoder import Encoder
+from qiance.features.schema import FeatureSchema
 from training.effect.labels import network_config, read_labels
 from training.effect.network import NetworkConfig
 from training.effect.randomness import poisson_weights

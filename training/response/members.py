@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from qiance.artifacts.trees import tree_inputs
-from qiance.features.schema import Encoder
+from qiance.features.encoder import Encoder
 from training.effect.fit import TrainSettings
 from training.effect.labels import network_config
 from training.effect.loop import train_here

@@ -16,7 +16,7 @@ from qiance.artifacts.response import ResponseScorer, blend, run_trees
 from qiance.artifacts.value import ValueModel
 from qiance.evaluate.calibration import cross_calibrate, fit_calibrator
 from qiance.evaluate.prediction import log_loss
-from qiance.features.schema import Encoder
+from qiance.features.encoder import Encoder
 from training.effect.network import EffectNetwork
 from training.effect.width import Width, design_effect, fit_widths, make_groups
 from training.response.members import (

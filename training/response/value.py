@@ -13,7 +13,7 @@ from qiance.artifacts.trees import tree_inputs
 from qiance.artifacts.value import MIN_SEGMENT, ValueModel
 from qiance.data.errors import DataError
 from qiance.evaluate.prediction import rmse
-from qiance.features.schema import Encoder
+from qiance.features.encoder import Encoder
 from training.response.members import ResponseSettings, cut_booster, tree_params
 from training.response.rows import ResponseRows, folds_of, held_out
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from qiance.evaluate.prediction import auc, log_loss, normalised_entropy
-from qiance.features.schema import Encoder
+from qiance.features.encoder import Encoder
 from training.effect.loop import fit_network, torch_left_alone
 from training.effect.network import EffectNetwork, NetworkConfig
 from training.effect.workers import Alone

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import logit
 
 from qiance.artifacts.uplift import Inputs, Learner
-from qiance.features.schema import Encoder
+from qiance.features.encoder import Encoder
 from training.uplift.rows import UpliftRows
 
 Mask = NDArray[np.bool_]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qiance.artifacts.uplift import linear_inputs
 from qiance.data.errors import DataError
-from qiance.features.schema import Encoder
+from qiance.features.encoder import Encoder
 from training.response.rows import ResponseRows, held_out
 from training.uplift.folds import folds_by_arm
 
