@@ -8,6 +8,7 @@ from benchmarks.copying.strategies import LANGUAGES, N, Shop, page
 from qiance.artifacts import EffectModel
 from qiance.decide.predictor import FramePredictor, GridPredictor
 from qiance.settings import Settings
+from qiance.strategy.propose_request import Known
 from tests.serve.serve_cases import GUARD, Built
 
 
@@ -16,7 +17,7 @@ def test_every_strategy_is_shown_with_bound_facts_in_both_languages(built: Built
     model = EffectModel.load(built.workspace.artifact("effect-model", built.model))
     grid = GridPredictor(model, snapshot.catalogue, snapshot.item, snapshot.categories)
     predictor = FramePredictor(grid, snapshot.users, snapshot.user_category)
-    shop = Shop(Settings(), snapshot, model, predictor, GUARD)
+    shop = Shop(Settings(), snapshot, Known(snapshot.item["stock"]), predictor, GUARD)
     strategies = shop.strategies(None)
     text = page(shop, {"templates": strategies})
     titles = re.findall(r"^## \d+\. (.+)$", text, re.M)
