@@ -54,6 +54,20 @@ def test_planted_violations_are_blocked_and_clean_texts_pass(language: str) -> N
     assert len(alarms) <= 0.02 * len(clean), alarms
 
 
+@pytest.mark.parametrize(
+    ("body", "language", "rule"),
+    [
+        ("Beef that is good for you.", "en", "en-health"),
+        ("Cleaner clothes without harsh chemicals.", "en", "en-green"),
+        ("我们家的麦片，营养丰富，口感好。", "zh", "zh-health"),
+        ("Good for your table, and for everybody at it.", "en", None),
+    ],
+)
+def test_claims_that_models_made_are_blocked(body: str, language: str, rule: str | None) -> None:
+    result = lint(body, language, "llm")
+    assert {f.rule for f in result.findings if f.severity is Severity.BLOCK} == ({rule} if rule else set())
+
+
 def test_every_rule_is_planted_at_least_three_times() -> None:
     planted = [t.rule for language in LANGUAGES for t in read(language, "violations", "test")]
     later = {"product-name", "text-instruction"}  # these came with the injected texts
