@@ -58,6 +58,7 @@ def test_planted_violations_are_blocked_and_clean_texts_pass(language: str) -> N
     ("body", "language", "rule"),
     [
         ("Beef that is good for you.", "en", "en-health"),
+        ("Satisfying meat without the fat.", "en", "en-health"),
         ("Cleaner clothes without harsh chemicals.", "en", "en-green"),
         ("我们家的麦片，营养丰富，口感好。", "zh", "zh-health"),
         ("Good for your table, and for everybody at it.", "en", None),
