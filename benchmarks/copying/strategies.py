@@ -54,6 +54,7 @@ class Shop:
 
     settings: Settings
     snapshot: Snapshot
+    model: EffectModel
     known: Known
     predictor: FramePredictor
     guard: Guard
@@ -72,6 +73,7 @@ class Shop:
         return cls(
             settings,
             snapshot,
+            model,
             Known(snapshot.item["stock"], DayDemand.load(workspace.snapshot), settings.briefs.country),
             FramePredictor(grid, snapshot.users, snapshot.user_category),
             Guard.load(min_margin=settings.budget.min_margin),

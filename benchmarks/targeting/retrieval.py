@@ -14,6 +14,7 @@ import os
 import resource
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,11 @@ def retriever_of(catalogue: Catalogue, purchases: Path) -> SequenceRetriever:
 
 def measure(run: Path, items: int, sequence: bool) -> dict[str, Any]:
     """Figures of one brief, its words by templates."""
-    shop, workspace = Shop.open(run), Workspace(run)
+    with ExitStack() as opened:
+        return _measured(Shop.open(run, opened), Workspace(run), items, sequence)
+
+
+def _measured(shop: Shop, workspace: Workspace, items: int, sequence: bool) -> dict[str, Any]:
     snapshot = inflated(shop.snapshot, items)
     grid = GridPredictor(shop.model, snapshot.catalogue, snapshot.item, snapshot.categories)
     predictor = Counting(FramePredictor(grid, snapshot.users, snapshot.user_category))

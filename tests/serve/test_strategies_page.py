@@ -17,7 +17,7 @@ def test_every_strategy_is_shown_with_bound_facts_in_both_languages(built: Built
     model = EffectModel.load(built.workspace.artifact("effect-model", built.model))
     grid = GridPredictor(model, snapshot.catalogue, snapshot.item, snapshot.categories)
     predictor = FramePredictor(grid, snapshot.users, snapshot.user_category)
-    shop = Shop(Settings(), snapshot, Known(snapshot.item["stock"]), predictor, GUARD)
+    shop = Shop(Settings(), snapshot, model, Known(snapshot.item["stock"]), predictor, GUARD)
     strategies = shop.strategies(None)
     text = page(shop, {"templates": strategies})
     titles = re.findall(r"^## \d+\. (.+)$", text, re.M)
