@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from serve.service_time import ServiceTime
@@ -28,7 +29,7 @@ class Admittance:
 
     A stall (a checkpoint of a file, a collection of garbage) fills the queue too, but not for long: nobody is
     refused for it. There is no state of overload that could outlast it. max_batch: most requests of a batch;
-    workers: batches at a time; target_s: longest time from arrival to answer that is in time.
+    workers: batches at a time; target_s: longest time from arrival to answer that is in time, for 99 of 100.
     """
 
     def __init__(self, *, max_batch: int, workers: int, target_s: float) -> None:
@@ -61,9 +62,18 @@ class Admittance:
         self.pace = self._pace()
 
     def _pace(self) -> Pace:
-        """A batch for each worker and one that waits for them, each the largest for which that is in time."""
-        size, expected = self._max_batch, self._service_time.expected
-        while size > self._least and 2 * expected(size) > self._target_s:
-            size -= 1
-        seconds = expected(size)
-        return Pace(size, (self._workers + 1) * size, self._workers * size / seconds if seconds else math.inf)
+        """A batch for each worker and one that waits for them, each the largest for which that is in time.
+
+        What that is for 99 of 100 limits what is in hand; what it is on average, what may come.
+        """
+        service_time = self._service_time
+        size = self._largest(lambda size: service_time.within(size, batches=2))
+        usual = self._largest(lambda size: 2 * service_time.expected(size))
+        seconds = service_time.expected(usual)
+        a_second = self._workers * usual / seconds if seconds else math.inf
+        return Pace(size, (self._workers + 1) * size, a_second)
+
+    def _largest(self, takes: Callable[[int], float]) -> int:
+        """The largest batch that `takes` no more seconds than the target, and the least one if none does."""
+        sizes = range(self._max_batch, self._least, -1)
+        return next((size for size in sizes if takes(size) <= self._target_s), self._least)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 
@@ -10,6 +11,9 @@ from qiance.ledger import LedgerUnavailableError
 
 logger = logging.getLogger(__name__)
 POLL_S = 2.0  # briefs of workers that ended announce themselves to nobody
+# On Linux of this thread and of those that it starts, the language model's among them: where decisions need
+# the processor a brief waits for them.
+NICENESS = 10
 
 
 class BriefLoop:
@@ -36,6 +40,7 @@ class BriefLoop:
         self._came.set()
 
     def _run(self) -> None:
+        os.nice(NICENESS)
         while not self._stopped:
             try:
                 self._work()

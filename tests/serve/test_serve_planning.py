@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,7 +35,7 @@ from qiance.workspace import Snapshot
 from serve import briefs
 from serve.args import AppArgs, BriefArgs, LlmArgs
 from serve.assemble import open_proposer
-from serve.generator.loop import BriefLoop
+from serve.generator.loop import NICENESS, BriefLoop
 from serve.generator.worker import BriefWorker
 from serve.scoring import ScoreRequest
 
@@ -393,6 +396,24 @@ def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:
     blocks = [block.split("\n") for block in text.strip().split("\n\n")]
     assert blocks[0] == ["retry: 1000"]
     return [(b[0].removeprefix("event: "), json.loads(b[1].removeprefix("data: "))) for b in blocks[1:]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a whole process has one niceness")
+def test_briefs_give_way_to_decisions() -> None:
+    seen, done = list[int](), threading.Event()
+
+    def work() -> None:
+        helper = threading.Thread(target=lambda: seen.append(os.getpriority(os.PRIO_PROCESS, 0)))
+        helper.start()
+        helper.join()
+        done.set()
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    loop = BriefLoop(work)
+    assert done.wait(30.0)
+    loop.stop()
+    assert seen[0] == min(before + NICENESS, 19), "threads that it starts, as a language model does"
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before, "others of the process are as they were"
 
 
 def test_a_brief_is_followed_by_events(shop: Shop) -> None:

@@ -106,10 +106,11 @@ def short() -> Iterator[Path]:
 
 def test_ray_knows_every_variable_that_is_set(short: Path) -> None:
     import ray
+    from ray._private import ray_constants
     from ray.serve._private import constants
 
     known = set(re.findall(r"RAY_SERVE_\w+", Path(constants.__file__).read_text()))
-    known |= {f"RAY_{name}" for name in dir(ray._config)}
+    known |= {f"RAY_{name}" for name in dir(ray._config)} | {ray_constants.RAY_WORKER_NICENESS}
     with open_transport("haproxy", short) as transport:
         assert transport.environment().keys() - known == set()
     assert PLAIN.keys() - known == set()
@@ -225,6 +226,16 @@ def test_replicas_know_who_asks_whatever_the_caller_says(pair: tuple[Served, Ser
     url = f"http://{outside[0]}:{open_one.port}/who"
     for headers in ({}, {"X-Forwarded-For": "127.0.0.1"}):
         assert httpx.get(url, headers=headers, timeout=10).json()["client"] == outside[0]
+
+
+def test_who_answers_does_not_give_way_to_who_counts(pair: tuple[Served, Served]) -> None:
+    """By Ray's default replicas and HAProxy are at niceness 15, the agent that reads their metrics at 0."""
+    for served in pair:
+        own = served.process.pid
+        (agent,) = served.named("ray::DashboardAgent")
+        for pid in (served.named("haproxy.cfg")[0].pid, agent.pid):
+            assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, own)
+        assert served.ask("/who").json()["niceness"] == os.getpriority(os.PRIO_PROCESS, own)
 
 
 def test_beyond_the_limits_is_refused_at_once(pair: tuple[Served, Served]) -> None:

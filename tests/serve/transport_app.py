@@ -43,6 +43,7 @@ class Front:
         return {
             "client": client,
             "pid": os.getpid(),
+            "niceness": os.getpriority(os.PRIO_PROCESS, 0),
             "thread": threading.current_thread().name,
             "main": threading.current_thread() is threading.main_thread(),
             "cancelled": self._cancelled,
