@@ -30,12 +30,10 @@ from serve.assemble import (
     open_engine,
     open_guard,
     open_ledger,
-    open_policy_desk,
     open_predictor,
-    open_proposer,
-    open_retrieval,
     read_catalogue,
 )
+from serve.assemble_planning import open_policy_desk, open_proposer, open_retrieval
 from serve.desk import Clerk, Desk, ThreadDesk
 from serve.desk_process import ProcessDesk
 from serve.effects import Effects, Planner

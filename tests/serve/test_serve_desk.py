@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,6 +93,14 @@ def beside(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
                 yield found
         finally:
             desk.close()
+
+
+def test_it_loads_nothing_of_the_rooms_that_plan_and_train() -> None:
+    """It starts in half the time, and an environment of what decides is enough for it."""
+    shown = "import serve.desk_main, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
+    unwanted = r"ray|rich|typer|transformers|training|qiance\.(data|proposer|market|cli|launch)|pandas"
+    assert re.findall(rf"(?<!\S)(?:{unwanted})(?!\S)", done.stdout) == []
 
 
 def test_it_answers_as_the_engine_here_does(beside: Beside) -> None:

@@ -34,7 +34,7 @@ from qiance.strategy.demand import DayDemand
 from qiance.workspace import Snapshot
 from serve import briefs
 from serve.args import AppArgs, BriefArgs, LlmArgs
-from serve.assemble import open_proposer
+from serve.assemble_planning import open_proposer
 from serve.generator.loop import NICENESS, BriefLoop
 from serve.generator.worker import BriefWorker
 from serve.scoring import ScoreRequest

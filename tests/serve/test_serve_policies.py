@@ -29,7 +29,7 @@ from qiance.settings import Settings
 from qiance.workspace import Workspace
 from serve.answers import Answer
 from serve.args import AppArgs
-from serve.assemble import open_policy_desk
+from serve.assemble_planning import open_policy_desk
 from serve.policies import PolicyJudge, PolicyService
 from serve.schemas import DecisionRequest
 from serve.slates import Call

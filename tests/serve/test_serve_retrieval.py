@@ -23,7 +23,7 @@ from qiance.market import CONTACT_COST
 from qiance.settings import Settings
 from qiance.workspace import Snapshot, Workspace
 from serve.args import AppArgs, BriefArgs, LlmArgs
-from serve.assemble import open_retrieval
+from serve.assemble_planning import open_retrieval
 from serve.generator.worker import BriefWorker
 from training.recommend.events import read_events
 from training.recommend.fit import RecommendSettings
