@@ -50,7 +50,7 @@ def measure(path: Path, args: Args) -> tuple[dict[str, Any], dict[str, Any], dic
         "train_s": fitted.seconds,
         "hr10_low": low,
         "hr10_high": high,
-        "parameters": sum(value.numel() for value in fitted.scorer.network.parameters()),
+        "parameters": sum(value.numel() for value in fitted.network.parameters()),
     }
     beside = {name: quality(ranks(one, judged)) for name, one in fitted.parts().items()}
     beside["popularity"] = quality(by_popularity(judged, len(purchases.items)))

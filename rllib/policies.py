@@ -109,9 +109,7 @@ def load_policy(path: Path, task: Task) -> Policy:
     Raises ArtifactError for a damaged artifact, another kind or environment, other features or actions than
     the task has, and weights that do not fit.
     """
-    manifest = load_manifest(path)
-    if manifest.kind != KIND:
-        raise ArtifactError(f"{path}: is of kind {manifest.kind!r}; a policy to plan with is {KIND!r}")
+    manifest = load_manifest(path, KIND, "qiance train planning")
     if manifest.schema_hash != schema_hash(task):
         raise ArtifactError(
             f"{path}: was trained on other observations or actions than {task.name} has; train it again"

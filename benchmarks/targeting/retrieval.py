@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.copying.strategies import Shop
 from benchmarks.harness import ROOT
@@ -34,6 +35,7 @@ from qiance.strategy.retrieve import Purchases, SequenceRetriever
 from qiance.workspace import Snapshot, Workspace
 from serve.args import LlmArgs
 from serve.generator.worker import Writer
+from training.recommend.network import NetworkConfig, NextItem, SequenceNetwork
 
 WIDTH, BLOCKS, HEADS, LENGTH = 64, 2, 2, 50  # as `qiance train recommend` has them
 SEED = 0
@@ -72,22 +74,10 @@ def _copy(item: Item, turn: int) -> Item:
 
 def retriever_of(catalogue: Catalogue, purchases: Path) -> SequenceRetriever:
     """A sequence model over all items with random weights."""
-    import torch
-
     torch.manual_seed(SEED)
-    size, weights = len(catalogue), dict[str, Any]()
-    weights["item.weight"] = 0.02 * torch.randn(size + 1, WIDTH)
-    weights["position.weight"] = 0.02 * torch.randn(LENGTH, WIDTH)
-    shapes = {"projections": (3 * WIDTH, WIDTH), "out": (WIDTH, WIDTH)}
-    shapes |= {"widen": (4 * WIDTH, WIDTH), "narrow": (WIDTH, 4 * WIDTH)}
-    names = [f"blocks.{k}.before_{part}" for k in range(BLOCKS) for part in ("attention", "forward")]
-    for name in (*names, "normalise"):
-        weights |= {f"{name}.weight": torch.ones(WIDTH), f"{name}.bias": torch.zeros(WIDTH)}
-    for k in range(BLOCKS):
-        for name, shape in shapes.items():
-            weights[f"blocks.{k}.{name}.weight"] = 0.02 * torch.randn(*shape)
-            weights[f"blocks.{k}.{name}.bias"] = torch.zeros(shape[0])
-    scorer = SequenceScorer(weights, BLOCKS, HEADS, LENGTH, None, 0.0)
+    size = len(catalogue)
+    network = NextItem(SequenceNetwork(NetworkConfig(size, WIDTH, BLOCKS, HEADS, LENGTH))).eval()
+    scorer = SequenceScorer(network, LENGTH)
     model = Recommender(scorer, list(catalogue.index), np.ones(size, dtype=np.int64), "random")
     everybody = Purchases(purchases, lambda users: np.ones(len(users), dtype=np.bool_))
     return SequenceRetriever(model, catalogue, everybody)

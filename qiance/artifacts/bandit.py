@@ -60,9 +60,7 @@ def load_bandit(
     features, arms: what the caller has, in order; None takes what the artifact says. Raises ArtifactError for
     a damaged artifact, another kind, and a feature or arm that differs, by name.
     """
-    manifest = load_manifest(path)
-    if manifest.kind != KIND:
-        raise ArtifactError(f"{path}: is of kind {manifest.kind!r}; a bandit is {KIND!r}")
+    manifest = load_manifest(path, KIND, "qiance train bandit")
     try:
         told = json.loads((path / INFO).read_text(encoding="utf-8"))
         for name, given in (("feature", features), ("arm", arms)):

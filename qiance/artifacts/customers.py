@@ -110,9 +110,7 @@ class CustomerModel:
         """Load and verify the artifact at `path`; ArtifactError for a damaged one or another kind."""
         import lightgbm
 
-        manifest = load_manifest(path)
-        if manifest.kind != KIND:
-            raise ArtifactError(f"{path}: is of kind {manifest.kind!r}; a customer model is {KIND!r}")
+        manifest = load_manifest(path, KIND, "qiance train customers")
         info = CustomerInfo(**json.loads((path / INFO).read_text(encoding="utf-8")))
         trees = {
             task: [lightgbm.Booster(model_file=path / trees_file(task, k)) for k in range(info.members[task])]

@@ -191,9 +191,7 @@ class EffectModel:
         Raises ArtifactError for a damaged artifact, another kind, or another schema, saying which
         feature differs.
         """
-        manifest = load_manifest(path)
-        if manifest.kind != KIND:
-            raise ArtifactError(f"{path}: is of kind {manifest.kind!r}; an effect model is {KIND!r}")
+        manifest = load_manifest(path, KIND, "qiance train")
         runner = Runner(threads, device, dtype, cuda_graphs)
         encoder = _read_encoder(path, manifest)
         if expect is not None:

@@ -115,10 +115,11 @@ def write_artifact(
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def load_manifest(path: Path) -> Manifest:
+def load_manifest(path: Path, kind: str | None = None, made_by: str = "") -> Manifest:
     """Read the manifest at `path` and verify every file against it.
 
-    Raises ArtifactError naming the file that is missing, changed, or not listed.
+    kind: that the caller can use, None for any; made_by: the command that makes those. Raises ArtifactError
+    for another kind, and naming the file that is missing, changed, or not listed.
     """
     source = path / MANIFEST
     try:
@@ -133,6 +134,9 @@ def load_manifest(path: Path) -> Manifest:
         raise ArtifactError(
             f"{source}: cannot be read as a manifest ({error}); fetch the artifact again"
         ) from None
+    if kind is not None and manifest.kind != kind:
+        whose = f" of `{made_by}`" if made_by else ""
+        raise ArtifactError(f"{path}: is of kind {manifest.kind!r}; pass a {kind!r}{whose}")
     _verify(path, manifest)
     return manifest
 

@@ -48,9 +48,7 @@ class ExportedPolicy:
         Raises ArtifactError for a damaged artifact, another kind, other observations than this code makes, an
         unknown rule, and a network that answers outside the range of multipliers.
         """
-        manifest = load_manifest(path)
-        if manifest.kind != KIND:
-            raise ArtifactError(f"{path}: is of kind {manifest.kind!r}; a pacing policy is {KIND!r}")
+        manifest = load_manifest(path, KIND, "qiance run")
         if manifest.schema_hash != observation_hash():
             raise ArtifactError(
                 f"{path}: was trained on other observations than {OBSERVATION}; train it again"

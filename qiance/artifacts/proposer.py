@@ -149,11 +149,7 @@ def _arrays(learned: Learned) -> dict[str, NDArray[Any]]:
 
 def load_proposer(path: Path) -> Proposer:
     """Read what `write_proposer` wrote; ArtifactError for damage, another kind or other columns."""
-    manifest = load_manifest(path)
-    if manifest.kind != KIND:
-        raise ArtifactError(
-            f"{path}: is of kind {manifest.kind!r}; pass a {KIND!r} of `qiance train proposer`"
-        )
+    manifest = load_manifest(path, KIND, "qiance train proposer")
     try:
         return _read(path, manifest)
     except ArtifactError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qiance.artifacts.manifest import ArtifactError, Manifest, load_manifest
+from qiance.artifacts.program import load_program
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 KIND = "recommend-model"
-WEIGHTS, ITEMS, CARD = "weights.safetensors", "items.json", "card.json"
-NEAR, PARTS = "neighbours.", ("data", "indices", "indptr")
+NETWORK, NEIGHBOURS, ITEMS, CARD = "network.pt2", "neighbours.safetensors", "items.json", "card.json"
+PARTS = ("data", "indices", "indptr")  # of the neighbours' sparse matrix
 _RECENT = 0.7  # weight of a purchase beside the next later one
 
 Floats = NDArray[np.float32]
@@ -52,20 +53,27 @@ class Neighbours:
         return np.asarray(found / np.where(total > 0, total, 1.0), dtype=np.float32)
 
 
+def padded(rows: Sequence[Ints], length: int) -> Ints:
+    """`[b, t]` the last `length` items of each row, 0 after them; t is that of the longest."""
+    cut = [row[-length:] for row in rows]
+    table = np.zeros((len(cut), max(len(row) for row in cut)), dtype=np.int64)
+    for place, row in enumerate(cut):
+        table[place, : len(row)] = row
+    return table
+
+
 @dataclass(frozen=True)
 class SequenceScorer:
-    """The network of `training.recommend.network` by its weights, mixed with the neighbours.
+    """A network over what was bought, mixed with the neighbours.
 
-    weights: tensors by the names that the network gives them; blocks, heads, length: see its `NetworkConfig`.
-    weight: share of the neighbours, in [0, 1].
+    network: `[b, t]` item numbers, 0 after the last, to `[b, V]` scores of what comes next; it looks back on
+    `length` items. weight: share of the neighbours, in [0, 1]; 0 is the network alone.
     """
 
-    weights: Mapping[str, Tensor]
-    blocks: int
-    heads: int
+    network: Callable[[Tensor], Tensor]
     length: int
-    neighbours: Neighbours | None
-    weight: float
+    neighbours: Neighbours | None = None
+    weight: float = 0.0
 
     def chances(self, rows: Sequence[Ints]) -> Floats:
         """See `Scores`."""
@@ -81,47 +89,9 @@ class SequenceScorer:
     def _alone(self, rows: Sequence[Ints]) -> Floats:
         import torch
 
-        cut = [row[-self.length :] for row in rows]
-        table = np.zeros((len(cut), max(len(row) for row in cut)), dtype=np.int64)
-        for place, row in enumerate(cut):
-            table[place, : len(row)] = row
-        last = torch.tensor([len(row) - 1 for row in cut])
         with torch.inference_mode():
-            state = self._states(torch.from_numpy(table))[torch.arange(len(cut)), last]
-            scores = state @ self.weights["item.weight"][1:].T
+            scores = self.network(torch.from_numpy(padded(rows, self.length)))
             return np.asarray(torch.softmax(scores, dim=1).numpy())
-
-    def _states(self, items: Tensor) -> Tensor:
-        """`[b, t]` item numbers, 0 after the last → `[b, t, d]`."""
-        from torch.nn import functional
-
-        x = self.weights["item.weight"][items] + self.weights["position.weight"][: items.shape[1]]
-        for k in range(self.blocks):
-            at = f"blocks.{k}."
-            x = x + self._linear(self._attended(self._normal(x, f"{at}before_attention"), at), f"{at}out")
-            wide = self._linear(self._normal(x, f"{at}before_forward"), f"{at}widen")
-            x = x + self._linear(functional.gelu(wide), f"{at}narrow")
-        return self._normal(x, "normalise")
-
-    def _attended(self, x: Tensor, at: str) -> Tensor:
-        from torch.nn import functional
-
-        b, t, d = x.shape
-        parts = self._linear(x, f"{at}projections").view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = parts
-        found = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return found.transpose(1, 2).reshape(b, t, d)
-
-    def _linear(self, x: Tensor, name: str) -> Tensor:
-        from torch.nn import functional
-
-        return functional.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
-
-    def _normal(self, x: Tensor, name: str) -> Tensor:
-        from torch.nn import functional
-
-        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
-        return functional.layer_norm(x, weight.shape, weight, bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +142,7 @@ class Recommender:
 
 def load_recommender(path: Path) -> Recommender:
     """Read an artifact of `qiance train recommend`; ArtifactError for a damaged one or another kind."""
-    manifest = load_manifest(path)
-    if manifest.kind != KIND:
-        raise ArtifactError(
-            f"{path}: is of kind {manifest.kind!r}; pass a {KIND!r} of `qiance train recommend`"
-        )
+    manifest = load_manifest(path, KIND, "qiance train recommend")
     try:
         return _read(path, manifest)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -184,19 +150,22 @@ def load_recommender(path: Path) -> Recommender:
 
 
 def _read(path: Path, manifest: Manifest) -> Recommender:
-    from safetensors.torch import load_file
-    from scipy.sparse import csr_matrix
-
     document = json.loads((path / ITEMS).read_text(encoding="utf-8"))
-    weights, count = load_file(path / WEIGHTS), len(document["items"])
-    near = [weights.pop(name) for name in (f"{NEAR}{part}" for part in PARTS) if name in weights]
-    neighbours = None
-    if len(near) == len(PARTS):
-        similar = csr_matrix(tuple(part.numpy() for part in near), shape=(count, count))
-        neighbours = Neighbours(similar)
-    config, share = document["network"], float(document["neighbours"])
-    if weights["item.weight"].shape[0] != count + 1:
-        raise ValueError(f"item.weight: is not for {count} items")
-    scorer = SequenceScorer(weights, config["blocks"], config["heads"], config["length"], neighbours, share)
+    scorer = SequenceScorer(
+        load_program(path / NETWORK),
+        int(document["length"]),
+        _read_neighbours(path / NEIGHBOURS, len(document["items"])),
+        float(document["neighbours"]),
+    )
     bought = np.array(document["bought"], dtype=np.int64)
     return Recommender(scorer, document["items"], bought, manifest.version)
+
+
+def _read_neighbours(path: Path, items: int) -> Neighbours | None:
+    from safetensors.numpy import load_file
+    from scipy.sparse import csr_matrix
+
+    if not path.exists():
+        return None
+    parts = load_file(path)
+    return Neighbours(csr_matrix(tuple(parts[part] for part in PARTS), shape=(items, items)))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtri
 
 from qiance.artifacts.explain import Explanation, Method, background_columns, explain
-from qiance.artifacts.manifest import Artifact, ArtifactError, load_manifest
+from qiance.artifacts.manifest import Artifact, load_manifest
 from qiance.artifacts.program import load_program
 from qiance.artifacts.trees import tree_inputs
 from qiance.artifacts.value import PurchaseValue, ValueModel
@@ -175,9 +175,7 @@ class ResponseModel:
         """Load and verify the artifact at `path`; ArtifactError for a damaged one or another kind."""
         import lightgbm
 
-        manifest = load_manifest(path)
-        if manifest.kind != KIND:
-            raise ArtifactError(f"{path}: is of kind {manifest.kind!r}; a response model is {KIND!r}")
+        manifest = load_manifest(path, KIND, "qiance train effect")
         encoder = Encoder.from_dict(json.loads((path / ENCODER).read_text(encoding="utf-8")))
         info = ResponseInfo.from_dict(json.loads((path / INFO).read_text(encoding="utf-8")))
         trees = [

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, stdtrit
 
 from qiance.artifacts.explain import Explanation, Method, background_columns, explain
-from qiance.artifacts.manifest import Artifact, ArtifactError, load_manifest
+from qiance.artifacts.manifest import Artifact, load_manifest
 from qiance.artifacts.trees import tree_inputs
 from qiance.features.encoder import Encoder
 from qiance.features.schema import Columns, FeatureSchema
@@ -280,9 +280,7 @@ class UpliftModel:
     @classmethod
     def load(cls, path: Path) -> UpliftModel:
         """Load and verify the artifact at `path`; ArtifactError for a damaged one or another kind."""
-        manifest = load_manifest(path)
-        if manifest.kind != KIND:
-            raise ArtifactError(f"{path}: is of kind {manifest.kind!r}; an uplift model is {KIND!r}")
+        manifest = load_manifest(path, KIND, "qiance train uplift")
         encoder, record = Encoder.from_dict(_read(path / ENCODER)), _read(path / INFO)
         info = UpliftInfo.from_dict(record["info"])
         members, halves = (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qiance.artifacts.json_file import write_json
-from qiance.artifacts.manifest import Artifact, ArtifactError, load_manifest, write_artifact
+from qiance.artifacts.manifest import Artifact, load_manifest, write_artifact
 
 KIND = "writer"
 # peft's own names, so that other programs can load the folder too.
@@ -63,8 +63,6 @@ def _copied(source: Path) -> Any:
 
 def load_writer(path: Path) -> WriterAdapter:
     """Check and describe what `write_writer` wrote; ArtifactError for another kind or a damaged one."""
-    manifest = load_manifest(path)
-    if manifest.kind != KIND:
-        raise ArtifactError(f"{path}: is of kind {manifest.kind!r}; pass a {KIND!r} of `qiance train writer`")
+    manifest = load_manifest(path, KIND, "qiance train writer")
     about = json.loads((path / ABOUT).read_text(encoding="utf-8"))
     return WriterAdapter(path, about["base"], frozenset(about["languages"]), manifest.version)

@@ -153,7 +153,7 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (other_kind, f"is of kind 'pacing-policy'; a bandit is '{KIND}'"),
+        (other_kind, f"is of kind 'pacing-policy'; pass a '{KIND}' of `qiance train bandit`"),
         (another_schema, "features and arms are not those of the manifest"),
         (cut, "was changed"),
     ],

@@ -72,7 +72,11 @@ def test_a_program_outside_the_range_is_refused(tmp_path: Path, value: float) ->
         ({"rule": "constant", "value": 9}, {}, "value: 9.0 is outside"),
         ({"rule": "program"}, {}, "cannot be used"),
         ({"rule": "constant", "value": 1}, {"schema_hash": "0"}, "other observations"),
-        ({"rule": "constant", "value": 1}, {"kind": "effect-model"}, "a pacing policy is 'pacing-policy'"),
+        (
+            {"rule": "constant", "value": 1},
+            {"kind": "effect-model"},
+            "pass a 'pacing-policy' of `qiance run`",
+        ),
     ],
 )
 def test_what_is_no_pacing_policy_is_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,15 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from qiance.artifacts.manifest import ArtifactError
-from qiance.artifacts.recommend import Recommender, load_recommender
+from qiance.artifacts.recommend import Recommender, SequenceScorer, load_recommender, padded
 from qiance.cli.main import app
 from qiance.data.errors import DataError
 from training.recommend.fit import RecommendSettings, fit_recommender
 from training.recommend.judge import by_popularity, places, quality, ranks
 from training.recommend.model import write_recommender
 from training.recommend.neighbours import count_near, fit_neighbours, item_vectors
-from training.recommend.network import NetworkConfig, SequenceNetwork
-from training.recommend.scorer import Scorer
-from training.recommend.sequences import Purchases, leave_out, padded, purchases_of, read_sequences
+from training.recommend.network import NetworkConfig, NextItem, SequenceNetwork
+from training.recommend.sequences import Purchases, leave_out, purchases_of, read_sequences
 
 RUNNER = CliRunner()
 SMALL = RecommendSettings(
@@ -93,9 +93,10 @@ def test_only_the_last_items_are_looked_at_and_padding_changes_nothing() -> None
     torch.manual_seed(0)
     network = SequenceNetwork(NetworkConfig(9, width=8, blocks=1, length=3)).eval()
     rows = [np.array([1, 2, 3, 4, 5]), np.array([6])]
-    together = network.next_scores(padded(rows, 3))
-    assert torch.allclose(together[:1], network.next_scores(torch.tensor([[3, 4, 5]])), atol=1e-6)
-    assert torch.allclose(together[1:], network.next_scores(torch.tensor([[6]])), atol=1e-6)
+    scores = NextItem(network)
+    together = scores(torch.from_numpy(padded(rows, 3)))
+    assert torch.allclose(together[:1], scores(torch.tensor([[3, 4, 5]])), atol=1e-6)
+    assert torch.allclose(together[1:], scores(torch.tensor([[6]])), atol=1e-6)
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -131,7 +132,7 @@ def test_what_is_certain_is_learned_and_beats_popularity() -> None:
 def test_the_same_seed_gives_the_same_network() -> None:
     few = RecommendSettings(**{name: getattr(SMALL, name) for name in SMALL.__slots__} | {"epochs": 2})
     before = torch.are_deterministic_algorithms_enabled()
-    first, second = (fit_recommender(circles(40), few).scorer.network.state_dict() for _ in range(2))
+    first, second = (fit_recommender(circles(40), few).network.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert torch.are_deterministic_algorithms_enabled() is before
 
@@ -192,7 +193,7 @@ def test_all_items_may_be_asked_for_and_the_artifact_is_checked(tmp_path: Path) 
     torch.manual_seed(0)
     network = SequenceNetwork(NetworkConfig(5, width=8, blocks=1, length=4)).eval()
     near = fit_neighbours(count_near([np.array([1, 2, 3]), np.array([2, 4])], 5))
-    recommender = Recommender(Scorer(network, near, 0.3), list("abcde"), np.arange(1, 6))
+    recommender = Recommender(SequenceScorer(NextItem(network), 4, near, 0.3), list("abcde"), np.arange(1, 6))
     artifact = write_recommender(tmp_path, recommender, {"hr10": 0.1}, {}, "0")
     again = load_recommender(artifact.path)
     found = again.recommend(["a", "b", "a"], 9)
@@ -240,6 +241,7 @@ def test_a_mixture_is_a_distribution_between_its_halves(weight: float) -> None:
     network = SequenceNetwork(NetworkConfig(5, width=8, blocks=1, length=4)).eval()
     near = fit_neighbours(count_near([np.array([1, 2, 3, 4, 5])], 5))
     rows = [np.array([1, 2]), np.array([3])]
-    low, own, high = (Scorer(network, near, share).chances(rows) for share in (0.0, weight, 1.0))
+    mixed = SequenceScorer(NextItem(network), 4, near)
+    low, own, high = (replace(mixed, weight=share).chances(rows) for share in (0.0, weight, 1.0))
     assert np.allclose(own.sum(axis=1), 1.0, atol=1e-5)
     assert np.allclose(own, (1 - weight) * low + weight * high, atol=1e-6)

@@ -116,9 +116,7 @@ def load_copy(path: Path) -> CopyModel:
     """Read what `write_copy` wrote; ArtifactError for a damaged artifact, another kind or other features."""
     from safetensors.numpy import load_file
 
-    manifest = load_manifest(path)
-    if manifest.kind != KIND:
-        raise ArtifactError(f"{path}: is of kind {manifest.kind!r}; pass a {KIND!r} of `qiance train copy`")
+    load_manifest(path, KIND, "qiance train copy")
     arrays = load_file(path / ARRAYS)
     document = json.loads((path / WORDS).read_text(encoding="utf-8"))
     if document["shape"] != list(NAMES):

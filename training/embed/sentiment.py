@@ -266,9 +266,7 @@ def load_sentiment(path: Path, weights: Weights | None = None) -> Sentiment:
     """Read what `write_sentiment` wrote; ArtifactError if it is damaged, or fitted on other weights."""
     from safetensors.numpy import load_file
 
-    manifest = load_manifest(path)
-    if manifest.kind != KIND:
-        raise ArtifactError(f"{path}: is a {manifest.kind!r}; pass a {KIND!r} made by fit-sentiment")
+    load_manifest(path, KIND, "qiance embeddings fit-sentiment")
     arrays = load_file(path / ARRAYS)
     document = json.loads((path / WORDS).read_text(encoding="utf-8"))
     if weights is not None and document["encoder"] != weights.fingerprint:

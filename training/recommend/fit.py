@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from qiance.artifacts.recommend import SequenceScorer, padded
 from training.effect.loop import torch_left_alone
 from training.recommend.judge import quality, ranks
 from training.recommend.neighbours import count_near, fit_neighbours, item_vectors
-from training.recommend.network import NetworkConfig, SequenceNetwork
-from training.recommend.scorer import Scorer
-from training.recommend.sequences import Ints, Known, Purchases, batches, leave_out, padded
+from training.recommend.network import NetworkConfig, NextItem, SequenceNetwork
+from training.recommend.sequences import Ints, Known, Purchases, batches, leave_out
 
 Tell = Callable[[float, str], None]
 _MEASURE = "ndcg10"
@@ -49,15 +49,17 @@ class RecommendSettings:
 
 @dataclass(frozen=True)
 class Fitted:
-    """scorer: the best epoch's network with its neighbours. mixed: NDCG@10 on the purchases before the last,
-    by the share of the neighbours. history: what each epoch's network gave there. seconds: all of it."""
+    """network: of the best epoch; scorer: the same with its neighbours. mixed: NDCG@10 on the purchases
+    before the last, by the share of the neighbours. history: what each epoch's network gave there. seconds:
+    all of it."""
 
-    scorer: Scorer
+    network: SequenceNetwork = field(repr=False)
+    scorer: SequenceScorer
     mixed: dict[float, float]
     history: list[dict[str, float]] = field(repr=False)
     seconds: float
 
-    def parts(self) -> dict[str, Scorer]:
+    def parts(self) -> dict[str, SequenceScorer]:
         """Each half of the mixture alone."""
         return {"network": replace(self.scorer, weight=0.0), "neighbours": replace(self.scorer, weight=1.0)}
 
@@ -81,8 +83,13 @@ def fit_recommender(purchases: Purchases, settings: RecommendSettings, tell: Tel
         network.start_from(torch.from_numpy(item_vectors(counts, settings.width, settings.seed)))
         valid = _valid(purchases, settings)
         history = _epochs(network, purchases, valid, settings, told)
-        scorer, mixed = _mixed(Scorer(network.eval(), fit_neighbours(counts)), valid)
-    return Fitted(scorer, mixed, history, time.monotonic() - started)
+        scorer, mixed = _mixed(replace(_alone(network), neighbours=fit_neighbours(counts)), valid)
+    return Fitted(network, scorer, mixed, history, time.monotonic() - started)
+
+
+def _alone(network: SequenceNetwork) -> SequenceScorer:
+    """The network without neighbours, as it is now."""
+    return SequenceScorer(NextItem(network).eval(), network.config.length)
 
 
 def _valid(purchases: Purchases, settings: RecommendSettings) -> Known:
@@ -91,7 +98,7 @@ def _valid(purchases: Purchases, settings: RecommendSettings) -> Known:
     return leave_out(purchases, 2).take(users)
 
 
-def _mixed(scorer: Scorer, valid: Known) -> tuple[Scorer, dict[float, float]]:
+def _mixed(scorer: SequenceScorer, valid: Known) -> tuple[SequenceScorer, dict[float, float]]:
     """With the share of neighbours that finds best what is bought next, and what each share gave."""
     tried = {weight: replace(scorer, weight=weight) for weight in SHARES}
     found = {weight: quality(ranks(one, valid))[_MEASURE] for weight, one in tried.items()}
@@ -111,7 +118,7 @@ def _epochs(
     stale = 0
     while len(history) < settings.epochs and stale < settings.patience:
         loss = _epoch(network, rows, optimiser, settings, rng)
-        figures = {"epoch": float(len(history)), "train_loss": loss} | quality(ranks(Scorer(network), valid))
+        figures = {"epoch": float(len(history)), "train_loss": loss} | quality(ranks(_alone(network), valid))
         better = not history or figures[_MEASURE] > max(one[_MEASURE] for one in history)
         history.append(figures)
         stale = 0 if better else stale + 1
@@ -144,7 +151,7 @@ def _epoch(
         some = [rows[user] for user in users if len(rows[user]) > 1]
         if not some:
             continue
-        items = padded(some, settings.length + 1)
+        items = torch.from_numpy(padded(some, settings.length + 1))
         source, target = items[:, :-1], items[:, 1:]
         loss = network.loss(source, target, _others(network.config.items, settings.negatives, rng))
         optimiser.zero_grad(set_to_none=True)

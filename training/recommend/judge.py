@@ -7,19 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.recommend.scorer import Scorer
+from qiance.artifacts.recommend import Scores
 from training.recommend.sequences import Ints, Known, batches
 
 _BATCH = 512
 CUTS = (5, 10)
 
 
-def ranks(scorer: Scorer, known: Known) -> Ints:
+def ranks(scorer: Scores, known: Known) -> Ints:
     """`[U]` place of each target among all items that the user has not bought yet, from 1.
 
     An item that scores equal to the target counts as before it: who scores all alike is last.
     """
-    scorer.network.eval()
     found = np.empty(len(known.rows), dtype=np.int64)
     for rows in batches(known.rows, _BATCH, None):
         some = [known.rows[row] for row in rows]

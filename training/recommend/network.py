@@ -110,8 +110,17 @@ class SequenceNetwork(nn.Module):
         rest = (state @ self.item(others).T + scale).masked_fill(others == wanted[:, None], -torch.inf)
         return (torch.logsumexp(torch.cat([own, rest], dim=1), dim=1) - own[:, 0]).mean()
 
-    @torch.inference_mode()
-    def next_scores(self, items: Tensor) -> Tensor:
-        """`[b, V]` of what is bought after the last item of each row."""
-        last = (items > 0).sum(1) - 1
-        return self.scores(self(items)[torch.arange(len(items)), last])
+
+class NextItem(nn.Module):
+    """What serving asks of the network: the scores of what is bought after the last item of each row."""
+
+    def __init__(self, network: SequenceNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, items: Tensor) -> Tensor:
+        """`[b, t]` item numbers, 0 after the last → `[b, V]`."""
+        last = (items > 0).sum(1, keepdim=True) - 1
+        states = self.network(items)
+        at_last = last[:, :, None].expand(-1, -1, states.shape[2])
+        return self.network.scores(states.gather(1, at_last)[:, 0])

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from qiance.data.errors import DataError
@@ -99,12 +98,3 @@ def batches(rows: Sequence[Ints], size: int, rng: np.random.Generator | None) ->
     order = np.lexsort((jitter, length))
     parts = [order[start : start + size] for start in range(0, len(order), size)]
     yield from parts if rng is None else (parts[k] for k in rng.permutation(len(parts)))
-
-
-def padded(rows: Sequence[Ints], length: int) -> torch.Tensor:
-    """`[b, t]` the last `length` items of each row, 0 after them; t is that of the longest."""
-    cut = [row[-length:] for row in rows]
-    table = np.zeros((len(cut), max(len(row) for row in cut)), dtype=np.int64)
-    for place, row in enumerate(cut):
-        table[place, : len(row)] = row
-    return torch.from_numpy(table)

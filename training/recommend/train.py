@@ -48,7 +48,7 @@ def train_recommender(
             "purchases": sum(map(len, purchases.rows)),
         },
         "method": {
-            "network": asdict(fitted.scorer.network.config),
+            "network": asdict(fitted.network.config),
             "neighbours": fitted.scorer.weight,
             "settings": asdict(chosen),
         },
