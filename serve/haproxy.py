@@ -50,7 +50,9 @@ AT_ONCE = 64  # decisions that a replica may have in any case, and not more
 # that comes no more are let in than it can have at once.
 AT_ONCE_HEADER, A_SECOND_HEADER = b"x-qiance-at-once", b"x-qiance-a-second"
 MOST_A_SECOND = 1_000_000
-RATE_MS = 500  # over which what comes is counted
+# Over which what comes is counted. A stall of a replica does not change it, so it need not be longer than it
+# takes to tell twice the rate from chance: until then everybody is let in, and the last of them is late.
+RATE_MS = 100
 PR_SET_PDEATHSIG = 1
 # Title and remedy of what HAProxy answers by itself.
 ERRORS = {

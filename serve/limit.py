@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -75,5 +76,5 @@ class Admittance:
 
     def _largest(self, takes: Callable[[int], float]) -> int:
         """The largest batch that `takes` no more seconds than the target, and the least one if none does."""
-        sizes = range(self._max_batch, self._least, -1)
-        return next((size for size in sizes if takes(size) <= self._target_s), self._least)
+        sizes = range(self._least, self._max_batch + 1)  # a larger batch never takes less time
+        return sizes[max(bisect_right(sizes, self._target_s, key=takes) - 1, 0)]
