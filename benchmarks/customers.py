@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +117,19 @@ def _statistics(said: Said, outcome: Outcome) -> dict[str, Statistic]:
         losses["next_purchase_ibs"] = np.mean((came - said.within) ** 2, axis=1)
         late, time = (1 - said.within).sum(axis=1), np.minimum(outcome.next_day, days + 1)
         found["next_purchase_c"] = lambda rows: concordance(time[rows], late[rows])
-    found |= {name: lambda rows, loss=loss: float(loss[rows].mean()) for name, loss in losses.items()}
+    found |= {name: partial(_mean, loss) for name, loss in losses.items()}
     squares = {"count_rmse": (said.purchases - outcome.count) ** 2}
     if said.value is not None:
         squares["value_rmse"] = (said.value - outcome.value) ** 2
-    return found | {n: lambda rows, s=s: float(np.sqrt(s[rows].mean())) for n, s in squares.items()}
+    return found | {name: partial(_root_mean, square) for name, square in squares.items()}
+
+
+def _mean(loss: np.ndarray, rows: np.ndarray) -> float:
+    return float(loss[rows].mean())
+
+
+def _root_mean(square: np.ndarray, rows: np.ndarray) -> float:
+    return math.sqrt(_mean(square, rows))
 
 
 def compare(measured: Measured, seed: int) -> dict[str, Any]:

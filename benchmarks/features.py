@@ -238,17 +238,16 @@ def measure(shop: Shop, ours: Ours, stock: Store, repeats: int) -> Measured:
     theirs: dict[str, float] = {}
     for name, (our_read, stock_read) in reads.items():
         our_read(repeats), stock_read(repeats)  # warm
-        turn = {"ours": iter(range(repeats)), "stock": iter(range(repeats))}
-        times = alternate(
-            {
-                "ours": lambda turn=turn, read=our_read: read(next(turn["ours"])),
-                "stock": lambda turn=turn, read=stock_read: read(next(turn["stock"])),
-            },
-            repeats,
-        )
+        times = alternate({"ours": _each(our_read, repeats), "stock": _each(stock_read, repeats)}, repeats)
         mine[name], theirs[name] = (1e3 * median_of(times[who]) for who in ("ours", "stock"))
         log(f"  {name}: {mine[name]:.3f} ms, Feast's own {theirs[name]:.3f} ms")
     return Measured(mine, theirs, *_compare(shop, ours, stock))
+
+
+def _each(read: Callable[[int], Columns], repeats: int) -> Callable[[], Columns]:
+    """Reads the next draw at each call."""
+    draws = iter(range(repeats))
+    return lambda: read(next(draws))
 
 
 def _compare(shop: Shop, ours: Ours, stock: Store) -> tuple[float, int, int]:

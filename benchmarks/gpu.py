@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +93,9 @@ def on_gpu(
     found: dict[str, float] = {}
     for name, graphs in (("rows_per_s", False), ("graphs_rows_per_s", True)):
         model = EffectModel.load(artifact, device="cuda", dtype=dtype, cuda_graphs=graphs)
-        grid = case.grid(model)
-        encoded, columns = grid.encoded, model.info.grid
-        assert columns is not None, "the case is a model of decisions"
-        prepared = model.prepare(encoded.num, encoded.cat, columns)
-        assert prepared is not None, "it was exported for these columns"
+        prepared, encoded = case.prepared(model)
         user, pair = encoded.user(asked), encoded.pair(asked)
-        seconds = _timed({name: lambda p=prepared, u=user, q=pair: p.predict(u, q)}, repeats)[name]
+        seconds = _timed({name: partial(prepared.predict, user, pair)}, repeats)[name]
         found[name] = rows / median_of(seconds)
     runner = Runner(device="cuda", dtype=dtype)
     program, inputs = pair_pass(runner, artifact, encoded.num, encoded.cat, user, pair)

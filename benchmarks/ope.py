@@ -28,7 +28,7 @@ SMOKE_REASON = "left out of --smoke, which installs nothing"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark; its last line on stdout is the result."""
-    args = parse(argv, __doc__.split("\n", 1)[0])  # type: ignore[union-attr]
+    args = parse(argv, __doc__.split("\n", 1)[0])
     size = args.pick(
         smoke=Size(2_000, (10, 30), 2, 0),
         quick=Size(10_000, (10, 30, 100), 8, 6),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from qiance.artifacts import EffectModel, write_artifact
-from qiance.artifacts.effect import KIND, TASKS, Calibration
+from qiance.artifacts.effect import KIND, TASKS, Calibration, PreparedActions
 from qiance.decide.predictor import ActionGrid, EffectScorer
 from qiance.domain import (
     Action,
@@ -24,7 +24,7 @@ from qiance.domain import (
 from qiance.evaluate.calibration import Calibrator
 from qiance.features.columns import EFFECT_SCHEMA, ITEM_COLUMNS, USER_COLUMNS
 from qiance.features.encoder import Encoder, NumericCode
-from qiance.features.grid import GridColumns
+from qiance.features.grid import EncodedGrid, GridColumns
 from qiance.features.transforms import USER_CATEGORY_FEATURES
 from qiance.features.user_row import UserRows
 from training.effect.export import effect_files
@@ -58,6 +58,14 @@ class Case:
 
     def grid(self, model: EffectScorer) -> ActionGrid:
         return ActionGrid(model, self.catalogue, self.actions, self.item_values, CATEGORIES)
+
+    def prepared(self, model: EffectModel) -> tuple[PreparedActions, EncodedGrid]:
+        """The actions as decisions keep them, and what encodes the users."""
+        encoded, columns = self.grid(model).encoded, model.info.grid
+        assert columns is not None, "the case is a model of decisions"
+        prepared = model.prepare(encoded.num, encoded.cat, columns)
+        assert prepared is not None, "it was exported for these columns"
+        return prepared, encoded
 
 
 def users(count: int, random: np.random.Generator) -> UserRows:

@@ -45,7 +45,7 @@ SPEC = EmbeddingSpec(
     model=EMBEDDED,
     columns=("Title", "Review Text"),
     combine="mean",
-    roles={"key": "Clothing ID"},  # type: ignore[arg-type]
+    roles={"key": "Clothing ID"},
     dimension=384,
     ttl_days=400,
 )
@@ -197,12 +197,12 @@ def gains(test: Reviews, ours: Floats, theirs: Floats, seed: int, draws: int = D
     names, code = np.unique(test.products, return_inverse=True)
     rows = np.split(np.argsort(code, kind="stable"), np.cumsum(np.bincount(code))[:-1])
     loss = _loss(test.labels, theirs) - _loss(test.labels, ours)
-    drawn = []
+    drawn: list[tuple[float, float]] = []
     while len(drawn) < draws:
         take = np.concatenate([rows[i] for i in rng.integers(0, len(names), len(names))])
         labels = test.labels[take]
         if labels.any() and not labels.all():  # only in tiny test parts is a draw of one kind
-            drawn.append((auc(labels, ours[take]) - auc(labels, theirs[take]), loss[take].mean()))
+            drawn.append((auc(labels, ours[take]) - auc(labels, theirs[take]), float(loss[take].mean())))
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     return {
         "auc_gain": auc(test.labels, ours) - auc(test.labels, theirs),

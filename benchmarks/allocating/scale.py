@@ -10,11 +10,13 @@ import numpy as np
 from qiance.allocate import (
     DailyBudgets,
     DepthFairness,
+    FrequencyCap,
     MarginFloor,
     SegmentFloor,
     Stock,
     allocate,
 )
+from qiance.allocate.limits import Limit
 
 ACTIONS = 10
 
@@ -30,7 +32,7 @@ def measure_scale(rows: int, seed: int) -> dict[str, Any]:
     total = float(cost.max(axis=1).sum(dtype=np.float64))
     units = np.full(ACTIONS, np.inf)
     units[[3, 5]] = 0.02 * rows
-    limits = [
+    limits: list[Limit | FrequencyCap] = [
         DailyBudgets(cost, day, np.array([0.012] * 3 + [0.02] * 4) * total),
         Stock(units),
         SegmentFloor(segment == 0, 0.6, "segment 0"),

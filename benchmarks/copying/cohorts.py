@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from benchmarks.harness import Args, emit, log, parse
 from qiance.data.packages import package_folder
 from training.synth.release import SynthSettings, make_cohort
 
-METHODS = ("copula", "vae")
+METHODS: tuple[Literal["copula", "vae"], ...] = ("copula", "vae")
 HABITS = NUMERIC[:12]
 PEOPLE = CATEGORICAL[1:]
 TARGET = "discount_share"

@@ -25,7 +25,7 @@ from training.propose.fit import ProposerSettings, VaeSettings, fit_proposer
 from training.propose.log import StrategyLog
 
 OURS = "vae"
-ABLATION = {
+ABLATION: dict[str, dict[str, Any]] = {
     "vae_observed": {"level": "observed"},
     "vae_weighted": {"steer": "weight"},
     "vae_observed_weighted": {"level": "observed", "steer": "weight"},

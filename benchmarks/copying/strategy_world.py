@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -125,7 +126,8 @@ class StrategyWorld:
         rng = self.rng
         users = rng.choice(self.members[segment], rng.integers(*GROUP))
         users = np.unique(users)
-        table, total, cost = self._table(float(vectors.depth[row])), 0.0, np.zeros(len(users))
+        table, cost = self._table(float(vectors.depth[row])), np.zeros(len(users))
+        total: Any = 0.0
         chance = self._chances(users, vectors, row).cumsum(axis=1)
         self._begin(segment, int(vectors.start[row]))
         for _ in range(_contacts(vectors, row)):

@@ -41,15 +41,12 @@ def _medians(
 ) -> tuple[float, ...]:
     random = np.random.default_rng(seed)
     case, asked = Case.draw(ITEMS, actions, random), users(count, random)
-    grids = [case.grid(model) for model in models]
-    user, pair = grids[0].encoded.user(asked), grids[0].encoded.pair(asked)
-    prepared = [
-        model.prepare(grid.encoded.num, grid.encoded.cat, model.info.grid)
-        for model, grid in zip(models, grids, strict=True)
-    ]
+    prepared = [case.prepared(model) for model in models]
+    encoded = prepared[0][1]
+    user, pair = encoded.user(asked), encoded.pair(asked)
     times = [list[float]() for _ in models]
     for number in range(passes + 5):
-        for one, taken in zip(prepared, times, strict=True):
+        for (one, _), taken in zip(prepared, times, strict=True):
             started = time.thread_time()
             one.predict(user, pair)
             if number >= 5:

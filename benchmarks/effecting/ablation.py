@@ -64,9 +64,9 @@ def without_crosses() -> Iterator[None]:
         original(self, *args)
         for weight in self.cross.parameters():
             nn.init.zeros_(weight)
-            weight.requires_grad_(requires_grad=False)
+            weight.requires_grad = False
 
-    EffectNetwork.__init__ = made  # type: ignore[method-assign]
+    EffectNetwork.__init__ = made  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -90,7 +90,7 @@ def pooled(differences: Sequence[Difference]) -> dict[str, float]:
     }
 
 
-def _ratio(by_unit: Floats, weights: NDArray[np.number]) -> float:
+def _ratio(by_unit: NDArray[np.number], weights: NDArray[np.number]) -> float:
     gap, entropy = by_unit @ weights
     return float(gap / entropy)
 

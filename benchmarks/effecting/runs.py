@@ -135,7 +135,11 @@ def run_deep(
     part = np.where(split.train, 0, np.where(split.valid, 1, 2))
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "in.npz", Path(folder) / "out.npz"
-        sizes = {"epochs": epochs, "batch_size": settings.network.batch_size, "seed": settings.seed}
+        sizes: dict[str, Any] = {
+            "epochs": epochs,
+            "batch_size": settings.network.batch_size,
+            "seed": settings.seed,
+        }
         np.savez(source, num=num, cat=cat, target=rows.target, part=part, **sizes)
         done = subprocess.run(
             [python, str(DEEP_SCRIPT), str(source), str(out)], capture_output=True, text=True, check=False

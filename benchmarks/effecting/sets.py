@@ -87,7 +87,7 @@ def _journey(label: str) -> ResponseRows:
     table = contacts(folder / "data")
     table["bought"] = (table.spend_in > 0).astype(np.int8)
     columns: Columns = {name: table[name].to_numpy(dtype=np.float64) for name in NUMERIC}
-    columns |= {name: table[name].to_numpy(dtype=object) for name in CATEGORICAL}
+    columns = {**columns, **{name: table[name].to_numpy(dtype=object) for name in CATEGORICAL}}
     return _rows(
         f"journey_{label}",
         columns,

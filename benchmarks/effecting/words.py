@@ -136,7 +136,7 @@ class Judge:
         self._times = rng.multinomial(self._count, np.full(self._count, 1 / self._count), size=DRAWS)
 
     def _sum(self, values: Floats, story: NDArray[Any]) -> Floats:
-        return np.bincount(story, weights=values, minlength=self._count)
+        return np.asarray(np.bincount(story, weights=values, minlength=self._count), dtype=np.float64)
 
     def entropy(self, loss: Floats) -> tuple[float, float, float]:
         """Normalised entropy, or a difference of two; 95 % interval."""

@@ -12,6 +12,7 @@ import json
 import sys
 import warnings
 from importlib import metadata
+from typing import Any
 
 import numpy as np
 from obp.ope import (
@@ -54,7 +55,7 @@ def answer(path: str) -> dict:
         "action_dist": log["policy"][:, :, None],
         "position": np.zeros(len(log["action"]), dtype=int),
     }
-    found = {}
+    found: dict[str, Any] = {}
     for name in (key for key in log if key.startswith("model_")):
         given = {**common, "estimated_rewards_by_reg_model": log[name][:, :, None]}
         form = name.removeprefix("model_")

@@ -46,7 +46,7 @@ class Obp:
 
     def ask(self, sample: Sample, models: dict[str, Floats]) -> None:
         """Hand over a log with its policy and reward models."""
-        arrays = {f"model_{form}": model for form, model in models.items()}
+        arrays: dict[str, Any] = {f"model_{form}": model for form, model in models.items()}
         np.savez(
             self._file,
             action=sample.action,

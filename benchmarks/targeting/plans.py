@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from qiance.decide.predictor import discount_of
 from qiance.domain import Action, Brief, Channel, EffectPredictor, StrategyKind
 from qiance.market import CONTACT_COST, Market
+from qiance.strategy.propose_candidate import Candidate
 from qiance.strategy.propose_grid import Grid, draft_action, score_grid
-from qiance.strategy.propose_kinds import Candidate, ads, promotions, usable_segments
+from qiance.strategy.propose_kinds import ads, usable_segments
+from qiance.strategy.propose_promotions import promotions
 from qiance.strategy.propose_request import Request, build_request
 from qiance.strategy.recommend import candidate_items
 from qiance.workspace import Snapshot

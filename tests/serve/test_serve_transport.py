@@ -352,11 +352,12 @@ def test_a_proxy_that_dies_comes_back() -> None:
             return False
 
     for word in ("haproxy.cfg", "ray::HAProxyManager"):
-        (victim,) = served.named(word)
-        victim.kill()
+        # After a change of its configuration the HAProxy before ends a moment later.
+        assert until(lambda word=word: len(served.named(word)) == 1, 30)
+        served.named(word)[0].kill()
         assert until(lambda: not answers(), 30)
         assert until(answers, 90), word
-        assert len(served.named("haproxy.cfg")) == 1
+        assert until(lambda: len(served.named("haproxy.cfg")) == 1, 30)
     served.end()
 
 

@@ -123,7 +123,7 @@ def application(args: dict[str, Any], stock: str) -> Any:
             return "ready"
 
     predictor = serve.deployment(NaivePredictor).bind(args, stock)
-    return Ingress.bind(predictor)
+    return Ingress.bind(predictor)  # type: ignore[attr-defined]  # a deployment by its decorator
 
 
 def main() -> None:

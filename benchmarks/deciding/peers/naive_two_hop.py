@@ -45,7 +45,7 @@ def application(args: dict[str, Any]) -> Any:
         async def health(self) -> dict[str, str]:
             return {"status": "ready"}
 
-    return Ingress.bind(Predictor.bind())
+    return Ingress.bind(Predictor.bind())  # type: ignore[attr-defined]  # deployments by their decorators
 
 
 def main() -> None:

@@ -76,6 +76,8 @@ def answer(learners: Mapping[str, Callable[[Task], Any]]) -> None:
     warnings.simplefilter("ignore")
     for path in sorted(p for p in Path(sys.argv[1]).glob("*.npz") if not p.name.endswith(ANSWER)):
         task, started = Task.read(path), time.perf_counter()
-        found = {name: np.asarray(learners[name](task), dtype=np.float64) for name in sys.argv[2:]}
+        found: dict[str, Any] = {
+            name: np.asarray(learners[name](task), dtype=np.float64) for name in sys.argv[2:]
+        }
         np.savez(path.with_name(path.stem + ANSWER), **found)
         print(f"{path.stem} {time.perf_counter() - started:.1f} s", flush=True)
