@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -217,6 +218,21 @@ def proxied(rendered: str, folder: Path, replica: int) -> Iterator[httpx.Client]
         proxy.wait(10)
 
 
+@contextlib.contextmanager
+def before_held(rendered: str, folder: Path) -> Iterator[httpx.Client]:
+    """HAProxy before a replica of `Held`, whose gate is open."""
+    Held.gate.set()
+    with Replica(("127.0.0.1", 0), Held) as replica:
+        threading.Thread(target=replica.serve_forever, daemon=True).start()
+        try:
+            with proxied(rendered, folder, replica.server_address[1]) as client:
+                wait_for(lambda: answers(client))
+                yield client
+        finally:
+            Held.gate.set()
+            replica.shutdown()
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
@@ -248,14 +264,9 @@ def test_more_decisions_than_a_replica_can_have_are_refused_at_once(
         lines = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         lines.bind(str(tmp_path / "metrics.sock"))
         lines.setblocking(False)
-        replica = stack.enter_context(Replica(("127.0.0.1", 0), Held))
-        threading.Thread(target=replica.serve_forever, daemon=True).start()
-        stack.callback(replica.shutdown)
-        client = stack.enter_context(proxied(rendered, tmp_path, replica.server_address[1]))
-        wait_for(lambda: answers(client))
+        client = stack.enter_context(before_held(rendered, tmp_path))
         pool = stack.enter_context(ThreadPoolExecutor(most + 1))
         stack.callback(lambda: Held.gate.set())
-        Held.gate.set()
         headers = client.post("/v1/decisions").headers
         assert not any(name.startswith("x-qiance") for name in headers), "they are for HAProxy alone"
         Held.gate.clear()
@@ -276,6 +287,44 @@ def test_more_decisions_than_a_replica_can_have_are_refused_at_once(
         written = b"\n".join(iter(lambda: _datagram(lines), b"")).decode()
         assert written.count('app="shop" route="/" method="POST" status=503') == 1
         assert "status=200" not in written
+
+
+async def storm(client: httpx.Client, count: int, a_second: float) -> list[int]:
+    """Statuses of decisions that come at that rate; the gate opens when each was let in or refused."""
+    refused = 0
+
+    async with httpx.AsyncClient(base_url=client.base_url, timeout=40, limits=httpx.Limits()) as caller:
+
+        async def ask() -> int:
+            nonlocal refused
+            status = (await caller.post("/v1/decisions")).status_code
+            refused += status == 503
+            return status
+
+        asked = []
+        for _ in range(count):
+            asked.append(asyncio.ensure_future(ask()))
+            await asyncio.sleep(1 / a_second)
+        async with asyncio.timeout(30):
+            while refused + Held.working < count:
+                await asyncio.sleep(0.01)
+        Held.gate.set()
+        return await asyncio.gather(*asked)
+
+
+def test_an_overload_is_known_before_all_places_are_taken(
+    rendered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """400 a second, of which 60 can be answered: known after some five of them."""
+    monkeypatch.setattr(Held, "says", b"X-Qiance-At-Once: 3\r\nX-Qiance-A-Second: 60\r\n")
+    monkeypatch.setattr(Held, "gate", threading.Event())
+    with before_held(rendered, tmp_path) as client:
+        assert client.post("/v1/decisions").status_code == 200, "now HAProxy was told"
+        Held.gate.clear()
+        monkeypatch.setattr(Held, "working", 0)
+        statuses = asyncio.run(storm(client, 80, 400.0))
+    assert set(statuses) == {200, 503}
+    assert 3 <= statuses.count(200) <= 20
 
 
 def _datagram(lines: socket.socket) -> bytes:
