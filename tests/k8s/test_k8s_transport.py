@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 from manifest_rules import groups, selects
+from ray.serve.config import AutoscalingConfig
 
-from serve.args import AppArgs
+from serve.args import AppArgs, BatchArgs
+from serve.limit import Admittance
 from serve.transport import COMMON, THROUGHPUT, Transport
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +79,19 @@ def test_the_application_refuses_before_ray_does_and_ray_before_memory_ends(path
     assert gateway["backpressure_config"] == {"status_code": 503, "retry_after_s": 1}
     assert args.request_timeout_s < config["http_options"]["request_timeout_s"]
     if scaling := gateway.get("autoscaling_config"):
-        assert scaling["target_ongoing_requests"] <= batching.max_batch, "scale before requests are refused"
+        most = AutoscalingConfig.model_validate(scaling).target_ongoing_requests
+        assert most is not None
+        assert most <= _fewest_at_once(batching) / 2, "scale before requests are refused, and while they are"
+
+
+def _fewest_at_once(batching: BatchArgs) -> int:
+    """Requests that the slowest replica has under way while it refuses others."""
+    slow = Admittance(
+        max_batch=batching.max_batch, workers=batching.workers, target_s=batching.target_ms / 1e3
+    )
+    for _ in range(100):
+        slow.ended(batching.max_batch, 60.0)
+    return slow.pace.at_once
 
 
 def test_only_the_predictor_has_gpus_and_only_where_it_is_a_deployment_of_its_own(render: Any) -> None:
