@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-import httpx
+import aiohttp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +24,7 @@ from qiance.settings import Settings
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 CONCURRENCY = 16
+TIMEOUT_S = 30.0
 OUTCOME_BATCH = 1_000
 RETRIES = 3
 PARTS_A_DAY = 4
@@ -109,8 +110,7 @@ async def run_live(
     rng = world.rng
     cohort = np.sort(rng.choice(len(world.market.population), market.live_users, replace=False))
     started = time.perf_counter()
-    limits = httpx.Limits(max_connections=CONCURRENCY)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=30.0) as client:
+    async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(TIMEOUT_S)) as client:
         for day in range(market.live_days):
             await day_break(day, world.now)
             users = arrivals(rng, cohort, min(market.live_per_day, len(cohort)))
@@ -137,10 +137,11 @@ def _parts_of_day(users: Ints) -> list[Ints]:
 async def wait_for_policy(url: str, version: str) -> None:
     """Return once the service decides by the policy `version`."""
     deadline = time.monotonic() + POLICY_TIMEOUT_S
-    async with httpx.AsyncClient(base_url=url, timeout=10.0) as client:
+    async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(TIMEOUT_S)) as client:
         while time.monotonic() < deadline:
-            health = (await client.get("/healthz")).json()
-            if health["policy_version"] == version:
+            async with client.get("/healthz") as response:
+                health = await response.json()
+            if health.get("policy_version") == version:
                 return
             await asyncio.sleep(0.1)
     raise ServiceError(
@@ -149,7 +150,7 @@ async def wait_for_policy(url: str, version: str) -> None:
 
 
 async def _decide_all(
-    client: httpx.AsyncClient,
+    client: aiohttp.ClientSession,
     world: World,
     actions: ActionTable,
     users: Ints,
@@ -171,7 +172,7 @@ async def _decide_all(
         }
         async with gate:
             before = time.perf_counter()
-            answer, retries = await _post(client, "/v1/decisions", body)
+            answer, retries = await post(client, "/v1/decisions", body)
             seen.latency_ms.append((time.perf_counter() - before) * 1e3)
         seen.retries += retries
         for part in answer["degraded"]:
@@ -186,7 +187,7 @@ async def _decide_all(
 
 
 async def _report(
-    client: httpx.AsyncClient,
+    client: aiohttp.ClientSession,
     world: World,
     ids: Sequence[str],
     choice: Ints,
@@ -213,31 +214,32 @@ async def _report(
                 }
             )
     for low in range(0, len(events), OUTCOME_BATCH):
-        receipt, _ = await _post(client, "/v1/outcomes", {"events": events[low : low + OUTCOME_BATCH]})
+        receipt, _ = await post(client, "/v1/outcomes", {"events": events[low : low + OUTCOME_BATCH]})
         if receipt["rejected"]:
             raise ServiceError(f"outcomes were rejected: {receipt['rejected'][:3]}")
         seen.accepted += receipt["accepted"]
     seen.events += len(events)
 
 
-async def _post(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """The answer, and how often it was asked again: after a broken connection, 429 or 503."""
+async def post(client: aiohttp.ClientSession, path: str, body: Any) -> tuple[dict[str, Any], int]:
+    """The answer, and how often it was asked again: after a broken connection, 429 or 503.
+
+    Raises ServiceError where that does not help.
+    """
     for attempt in range(RETRIES + 1):
         try:
-            response = await client.post(path, json=body)
-        except httpx.TransportError as error:
-            if attempt == RETRIES:
-                raise ServiceError(f"{path}: {error!r}") from error
-            await asyncio.sleep(0.2 * 2**attempt)
-            continue
-        if response.status_code in (429, 503) and attempt < RETRIES:
-            await asyncio.sleep(float(response.headers.get("Retry-After", "1")))
-            continue
-        if response.is_error:
-            raise ServiceError(f"{path}: {response.status_code} {response.text[:500]}")
-        answer: dict[str, Any] = response.json()
-        return answer, attempt
-    raise AssertionError("the last attempt returns or raises")
+            async with client.post(path, json=body) as response:
+                if response.ok:
+                    return await response.json(), attempt
+                problem = f"{response.status} {(await response.text())[:500]}"
+                if response.status not in (429, 503):
+                    break
+                wait_s = float(response.headers.get("Retry-After", "1"))
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, TimeoutError) as error:
+            problem, wait_s = repr(error), 0.2 * 2**attempt
+        if attempt < RETRIES:
+            await asyncio.sleep(wait_s)
+    raise ServiceError(f"{path}: {problem}")
 
 
 def _record(
