@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -127,7 +126,7 @@ class StrategyWorld:
         users = rng.choice(self.members[segment], rng.integers(*GROUP))
         users = np.unique(users)
         table, cost = self._table(float(vectors.depth[row])), np.zeros(len(users))
-        total: Any = 0.0
+        total = np.zeros((len(users), 4))
         chance = self._chances(users, vectors, row).cumsum(axis=1)
         self._begin(segment, int(vectors.start[row]))
         for _ in range(_contacts(vectors, row)):
@@ -136,10 +135,10 @@ class StrategyWorld:
             spent, margin = table.contact_cost[choice], found.margin - self._control(users, True)
             added = [found.click, found.conversion - self.market.population.organic[users]]
             added += [found.sales - self._control(users), margin - spent]
-            total = total + np.stack(added, axis=1)
+            total += np.stack(added, axis=1)
             cost += spent + found.discount
             self.market.advance_day(EVERY)
-        return len(users), np.asarray(total), cost
+        return len(users), total, cost
 
     def log(self, per_segment: int) -> tuple[StrategyLog, Floats]:
         """Random strategies tried in every segment, and the standard error of each mean, `[n, goals]`."""

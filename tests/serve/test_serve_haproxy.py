@@ -293,7 +293,7 @@ async def storm(client: httpx.Client, count: int, a_second: float) -> list[int]:
     """Statuses of decisions that come at that rate; the gate opens when each was let in or refused."""
     refused = 0
 
-    async with httpx.AsyncClient(base_url=client.base_url, timeout=40, limits=httpx.Limits()) as caller:
+    async with httpx.AsyncClient(base_url=client.base_url, timeout=40) as caller:
 
         async def ask() -> int:
             nonlocal refused
