@@ -16,7 +16,8 @@ from pathlib import Path
 from benchmarks.deciding import contenders
 from benchmarks.deciding.contenders import Stand, standing
 from benchmarks.deciding.environments import environment
-from benchmarks.deciding.rates import Effort, generator_limit, measure, overload
+from benchmarks.deciding.rates import Effort, generator_limit, measure
+from benchmarks.deciding.recovery import overloads
 from benchmarks.deciding.report import Protocol, Seen, figures_of, peers_of
 from benchmarks.deciding.servers import ServerError
 from benchmarks.deciding.shop import FOLDER, Shop, Size, open_shop
@@ -36,9 +37,9 @@ SMOKE_WHO = (contenders.QIANCE, contenders.BARE)
 SMOKE = Size(users=200, items=60, actions=20, categories=8, brands=8, rows=2_000, stock=False)
 QUICK = Size(users=4_000, items=1_000, actions=500)
 FULL = Size(users=20_000, items=5_000, actions=500)
-EFFORT_SMOKE = Effort(0.5, 0.5, 1.0, 1, first=0.3, fineness=2.0, confirm_s=1.0, overload_s=0.0)
-EFFORT_QUICK = Effort(1.0, 1.0, 2.0, 5, first=0.8, fineness=1.1, confirm_s=4.0, overload_s=4.0)
-EFFORT_FULL = Effort(3.0, 3.0, 4.0, 6, first=0.8, fineness=1.04, confirm_s=20.0, overload_s=10.0)
+EFFORT_SMOKE = Effort(0.5, 0.5, 1.0, 1, first=0.3, fineness=2.0, confirm_s=1.0)
+EFFORT_QUICK = Effort(1.0, 1.0, 2.0, 5, first=0.8, fineness=1.1, confirm_s=4.0, overloads=1, overload_s=4.0)
+EFFORT_FULL = Effort(3.0, 3.0, 4.0, 6, first=0.8, fineness=1.04, confirm_s=20.0, overloads=3, overload_s=10.0)
 MOST_S = 28 * 60.0  # a further round is begun only if it should end before
 
 
@@ -99,8 +100,8 @@ def _measure(seen: Seen, stand: Stand, effort: Effort) -> None:
     found = measure(stand.prober, effort, seen.contender.name, stand.server.cpu_s, guess)
     seen.found.append(found)
     seen.transport = stand.transport()
-    if seen.contender is contenders.QIANCE and seen.overload is None and effort.overload_s and found.rps:
-        seen.overload = overload(stand.prober, found.rps, effort.overload_s)
+    if seen.contender is contenders.QIANCE and not seen.overloads and found.rps:
+        seen.overloads = overloads(stand.prober, found.rps, effort.overload_s, effort.overloads)
     seen.repeated += stand.prober.repeated
     if seen.contender.durable:
         seen.check_log(stand.prober.accepted, empty, stand.log())

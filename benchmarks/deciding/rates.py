@@ -40,7 +40,8 @@ class Effort:
 
     warm_s: closed loop before anything counts; closed_s: of each closed-loop figure; probe_s: of each probe;
     probes: most of them; first: share of the closed-loop rate that is tried first; fineness: stop when the
-    bounds are this close (ratio); confirm_s: of the last run; overload_s: at twice the rate, 0 leaves it out.
+    bounds are this close (ratio); confirm_s: of the last run; overloads: how many at twice the rate, of
+    overload_s each, see `recovery`.
     """
 
     warm_s: float
@@ -50,7 +51,8 @@ class Effort:
     first: float
     fineness: float
     confirm_s: float
-    overload_s: float
+    overloads: int = 0
+    overload_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -75,19 +77,6 @@ class Found:
     def best(self) -> float:
         """The rate to compare: of a server that never meets the limit its closed-loop one."""
         return self.closed_rps if self.rps is None else self.rps
-
-
-@dataclass(frozen=True)
-class Overload:
-    """Twice the rate, then the rate again.
-
-    recovery_s: seconds after the overload from which on the run was as clean as one that counts; None if that
-    was never.
-    """
-
-    during: Tally
-    after: Tally
-    recovery_s: float | None
 
 
 class Prober:
@@ -270,13 +259,6 @@ def describe(result: Result) -> str:
     parts += [f"{phase.refused} refused"] if phase.refused else []
     parts += [f"errors {phase.errors}"] if phase.errors else []
     return ", ".join(parts if result.complete else [*parts, "given up"])
-
-
-def overload(prober: Prober, rate: float, seconds: float) -> Overload:
-    """The rate for a moment, twice the rate, and the rate again, without a pause."""
-    phases = ((rate, seconds / 2), (2 * rate, seconds), (rate, seconds))
-    _, during, after = prober.phases(*phases, give_up_s=None).phases
-    return Overload(during, after, after.settled_after(LIMIT_MS))
 
 
 def generator_limit(seconds: float) -> float:

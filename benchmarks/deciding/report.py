@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.deciding.contenders import CAPS, Contender, Log
-from benchmarks.deciding.rates import LIMIT_MS, Effort, Found, Overload
+from benchmarks.deciding.rates import LIMIT_MS, Effort, Found
+from benchmarks.deciding.recovery import Overload
 from benchmarks.deciding.shop import Shop
 
 _PLACE = re.compile(r"\w+://\S+|(?<![\w.])/[\w.+-]+(?:/[\w.+-]+)+")
@@ -19,12 +22,12 @@ _PLACE = re.compile(r"\w+://\S+|(?<![\w.])/[\w.+-]+(?:/[\w.+-]+)+")
 class Seen:
     """What was seen of one contender, a `Found` per round; reason: why it could not be measured.
 
-    repeated: runs that were done again, see `rates.MOST_STOLEN`.
+    overloads: all that were tried. repeated: runs that were done again, see `rates.MOST_STOLEN`.
     """
 
     contender: Contender
     found: list[Found] = field(default_factory=list)
-    overload: Overload | None = None
+    overloads: list[Overload] = field(default_factory=list)
     log_bytes: float | None = None
     transport: str = ""
     reason: str = ""
@@ -125,7 +128,7 @@ def figures_of(everybody: Sequence[Seen]) -> dict[str, Any]:
     figures["vs_naive_two_hop"] = _ratio(two_hop, by_name["naive_two_hop"])
     figures |= {key: mine[key] for key in ("meets_50_ms", "closed_rps", "idle_p50_ms", "cpu_ms", "log_bytes")}
     figures["two_hop"] = two_hop.summary() if two_hop.found else None
-    figures["overload"] = _overload(ours.overload)
+    figures["overload"] = _overload(ours.overloads)
     return figures
 
 
@@ -138,21 +141,32 @@ def peers_of(everybody: Sequence[Seen]) -> Mapping[str, Mapping[str, Any] | None
     }
 
 
-def _overload(seen: Overload | None) -> dict[str, Any] | None:
-    if seen is None:
+def _overload(tried: Sequence[Overload]) -> dict[str, Any] | None:
+    """Medians over the overloads that can be judged, sums of what should not be; None if none was tried."""
+    if not tried:
         return None
-    during = seen.during
-    return {
-        "rate": during.rate,
-        "accepted_rps": during.answered_per_s,
-        "accepted_p50_ms": during.p50_ms,
-        "accepted_p99_ms": during.p99_ms,
-        "refused": during.refused,
-        "refusal_p99_ms": during.refusal_p99_ms,
-        "errors": during.failed,
-        "error_kinds": during.errors,
-        "recovery_s": seen.recovery_s,
-        "errors_after": seen.after.failed,
+    judged = [one for one in tried if one.is_judged]
+    count = {"judged": len(judged), "not_clean_before": len(tried) - len(judged)}
+    if not judged:
+        return count
+    during = [one.during for one in judged]
+    recoveries = [math.inf if one.recovery_s is None else one.recovery_s for one in judged]
+    usual = statistics.median_high(recoveries)
+    return count | {
+        "rate": _median([one.rate for one in during]),
+        "accepted_rps": _median([one.answered_per_s for one in during]),
+        "accepted_p50_ms": _median([one.p50_ms for one in during]),
+        "accepted_p99_ms": _median([one.p99_ms for one in during]),
+        "accepted_p99_ms_max": _largest([one.p99_ms for one in during]),
+        "before_p99_ms": _median([one.before.p99_ms for one in judged]),
+        "after_p99_ms": _median([one.after.p99_ms for one in judged]),
+        "refused": sum(one.refused for one in during),
+        "refusal_p99_ms": _largest([one.refusal_p99_ms for one in during]),
+        "errors": sum(one.failed for one in during),
+        "error_kinds": dict(sum((Counter(one.errors) for one in during), Counter())),
+        "recovery_s": usual if math.isfinite(usual) else None,
+        "recovered_within_5_s": sum(seconds <= 5.0 for seconds in recoveries),
+        "errors_after": sum(one.after.failed for one in judged),
     }
 
 

@@ -1,4 +1,4 @@
-"""A run during which the host took time away is done again, a bounded number of times."""
+"""A run that says nothing of the server is done again, a bounded number of times."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.deciding.load import Result
 from benchmarks.deciding.rates import REPEATS, Prober, Stolen
+from benchmarks.deciding.recovery import overloads
+from benchmarks.deciding.tally import Tally
 
 
 @pytest.fixture
@@ -41,3 +44,38 @@ def test_the_share_is_of_time_that_passed() -> None:
     watch, busy = Stolen(), sum(range(10_000_000))
     assert busy == 10_000_000 * 9_999_999 // 2
     assert 0.0 <= watch.share() < 1.0
+
+
+def answered(rate: float, seconds: float, p99_ms: float) -> Tally:
+    sent = round(rate * seconds)
+    return Tally(rate, seconds, sent, sent, 0, {}, 4.0, p99_ms, p99_ms, None, 0.1, [(0.0, True, p99_ms)])
+
+
+@pytest.fixture
+def rates_held(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Rates that were tried before an overload; 80/s and less are held."""
+    tried: list[float] = []
+
+    def phases(_self: Prober, *wanted: tuple[float, float], give_up_s: float | None) -> Result:
+        assert give_up_s is None, "an overload is carried to its end"
+        tried.append(wanted[0][0])
+        found = [answered(rate, seconds, 30.0 if rate <= 80.0 else 60.0) for rate, seconds in wanted]
+        return Result(found, True, 30.0, 0.1, 5)
+
+    monkeypatch.setattr(Prober, "phases", phases)
+    return tried
+
+
+def test_an_overload_follows_a_rate_that_was_held(rates_held: list[float]) -> None:
+    tried = overloads(Prober(1, "/", ["{}"]), 100.0, 10.0, 2)
+    assert rates_held == pytest.approx([100.0, 93.0, 86.49, 80.4357, 74.805201, 74.805201])
+    assert [one.is_judged for one in tried] == [False] * 4 + [True] * 2
+    last = tried[-1]
+    assert (last.during.rate, last.after.rate) == (2 * last.before.rate, last.before.rate)
+    assert {phase.seconds for one in tried for phase in (one.before, one.during, one.after)} == {10.0}
+
+
+def test_a_rate_that_is_far_from_held_is_not_lowered_for_ever(rates_held: list[float]) -> None:
+    assert not any(one.is_judged for one in overloads(Prober(1, "/", ["{}"]), 1_000.0, 10.0, 2))
+    assert len(rates_held) == 8, "0.93 ** 7 of the first rate is the last above 0.6"
+    assert overloads(Prober(1, "/", ["{}"]), 1_000.0, 10.0, 0) == []

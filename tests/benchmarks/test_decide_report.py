@@ -16,14 +16,15 @@ from benchmarks.deciding import contenders
 from benchmarks.deciding.contenders import Contender, Log
 from benchmarks.deciding.environments import pins
 from benchmarks.deciding.load import Result
-from benchmarks.deciding.rates import Effort, Found, Overload, search
+from benchmarks.deciding.rates import Effort, Found, search
+from benchmarks.deciding.recovery import Overload
 from benchmarks.deciding.report import Seen, figures_of, peers_of
 from benchmarks.deciding.servers import ServerError, free_port, running
 from benchmarks.deciding.tally import Tally
 from benchmarks.page import table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-EFFORT = Effort(1.0, 1.0, 1.0, 8, first=0.8, fineness=1.04, confirm_s=1.0, overload_s=1.0)
+EFFORT = Effort(1.0, 1.0, 1.0, 8, first=0.8, fineness=1.04, confirm_s=1.0)
 EVERYBODY = (
     contenders.QIANCE, contenders.TWO_HOP, contenders.BARE, contenders.NAIVE_RAY,
     contenders.NAIVE_TWO_HOP, contenders.LITSERVE, contenders.BENTOML,
@@ -100,12 +101,30 @@ def test_a_peer_that_could_not_be_had_is_no_number() -> None:
 def test_overload_is_told_as_it_was() -> None:
     during = phase(200.0, accepted=900, refused=1_090, errors={"timeout": 10}, refusal_p99_ms=3.0)
     everybody = [seen(c, 100.0) for c in EVERYBODY]
-    everybody[0].overload = Overload(during, phase(100.0), 1.5)
+    everybody[0].overloads = [Overload(phase(100.0), during, phase(100.0, rests=[(1.5, True, 30.0)]))]
     told = figures_of(everybody)["overload"]
     assert told["accepted_rps"] == 90.0
     assert (told["refused"], told["errors"], told["recovery_s"]) == (1_090, 10, 1.5)
+    assert told["error_kinds"] == {"timeout": 10}
     json.dumps(told, allow_nan=False)
     assert "error_kinds" in table(list(told), [list(map(str, told.values()))])
+
+
+def test_an_overload_says_nothing_of_a_rate_that_was_not_held_before_it() -> None:
+    late, never = phase(110.0, p99_ms=51.0), phase(100.0, rests=[(0.0, False, 9.0)])
+    quick, slow = phase(100.0, rests=[(0.5, True, 9.0)]), phase(100.0, rests=[(7.0, True, 9.0)])
+    ours = seen(contenders.QIANCE, 100.0)
+    others = [seen(c, 100.0) for c in EVERYBODY if c is not contenders.QIANCE]
+    ours.overloads = [Overload(late, phase(220.0, accepted=1), never)]
+    assert figures_of([ours, *others])["overload"] == {"judged": 0, "not_clean_before": 1}
+    ours.overloads += [Overload(phase(100.0), phase(200.0), after) for after in (quick, never, slow)]
+    told = figures_of([ours, *others])["overload"]
+    assert (told["judged"], told["not_clean_before"], told["rate"]) == (3, 1, 200.0)
+    assert (told["recovery_s"], told["recovered_within_5_s"]) == (7.0, 1), (
+        "one that never ended is the longest"
+    )
+    ours.overloads = [Overload(phase(100.0), phase(200.0), never)]
+    assert figures_of([ours, *others])["overload"]["recovery_s"] is None
 
 
 def test_an_answer_that_is_not_in_the_log_is_found() -> None:
