@@ -27,6 +27,7 @@ GIVE_UP_S = 1.0
 # server that holds the limit at a lower rate is not one that never does.
 STEP_BACK = 0.93
 LEAST = 0.2
+STEP_UP, MOST_STEP_UP, STEP_DOWN = 1.25, 2.0, 0.7  # of the search, while there is one bound only
 CLOSED_CONNECTIONS = 32
 # A run during which the host gave more than this share of the cores' time to other machines says nothing of
 # the server: it is done again, if need be, so many times for each server.
@@ -183,14 +184,12 @@ def machine_speed() -> float:
 def _measure(
     prober: Prober, effort: Effort, name: str, cpu_s: Callable[[], float], guess: float | None
 ) -> Found:
-    idle = prober.closed(1, effort.closed_s)
-    slow = idle.p50_ms is None or idle.p50_ms > LIMIT_MS
-    found = max(
-        (_closed(prober, effort, count, cpu_s) for count in ((1, 8) if slow else (CLOSED_CONNECTIONS,))),
-        key=lambda one: one.closed_rps,
-    )
-    found = replace(found, idle_p50_ms=idle.p50_ms)
-    log(f"  {name}: one at a time {idle.p50_ms:.1f} ms; closed loop {found.closed_rps:.1f}/s")
+    lone = _closed(prober, effort, 1, cpu_s)
+    slow = lone.idle_p50_ms is None or lone.idle_p50_ms > LIMIT_MS
+    many = _closed(prober, effort, 8 if slow else CLOSED_CONNECTIONS, cpu_s)
+    found = max(many, lone, key=lambda one: one.closed_rps)  # Serve's defaults answer more to fewer at once
+    found = replace(found, idle_p50_ms=lone.idle_p50_ms)
+    log(f"  {name}: one at a time {found.idle_p50_ms:.1f} ms; closed loop {found.closed_rps:.1f}/s")
     if slow:
         return found
     first = guess or effort.first * found.closed_rps
@@ -202,23 +201,27 @@ def _closed(prober: Prober, effort: Effort, connections: int, cpu_s: Callable[[]
     before, accepted = cpu_s(), prober.accepted
     tally = prober.closed(connections, effort.closed_s)
     cpu_ms = 1e3 * (cpu_s() - before) / (prober.accepted - accepted)
-    return Found(None, None, tally.answered_per_s, connections, None, cpu_ms)
+    return Found(None, None, tally.answered_per_s, connections, tally.p50_ms, cpu_ms)
 
 
 def search(holds: Callable[[float], bool], first: float, effort: Effort) -> float | None:
-    """The largest rate for which `holds` was seen true, by bisection on a log scale from `first`."""
-    low, high, rate = 0.0, math.inf, first
-    for _ in range(effort.probes):
+    """The largest rate for which `holds` was seen true, by bisection on a log scale from `first`.
+
+    It goes up, in steps that grow, until a rate is not held; only from then on probes are counted.
+    """
+    low, high, rate, left, step = 0.0, math.inf, first, effort.probes, STEP_UP
+    while left:
         if holds(rate):
             low = rate
         else:
             high = rate
-        if low and high < math.inf:
-            if high / low <= effort.fineness:
-                break
-            rate = math.sqrt(low * high)
-        else:
-            rate = low * 1.25 if low else high * 0.7
+        if high == math.inf:
+            rate, step = low * step, min(step * step, MOST_STEP_UP)
+            continue
+        if low and high / low <= effort.fineness:
+            break
+        rate = math.sqrt(low * high) if low else high * STEP_DOWN
+        left -= 1
     return low or None
 
 

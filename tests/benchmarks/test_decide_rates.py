@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.deciding.load import Result
-from benchmarks.deciding.rates import REPEATS, Prober, Stolen
+from benchmarks.deciding.rates import REPEATS, Effort, Prober, Stolen, measure
 from benchmarks.deciding.recovery import overloads
 from benchmarks.deciding.tally import Tally
 
@@ -56,10 +56,11 @@ def rates_held(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Rates that were tried before an overload; 80/s and less are held."""
     tried: list[float] = []
 
-    def phases(_self: Prober, *wanted: tuple[float, float], give_up_s: float | None) -> Result:
-        assert give_up_s is None, "an overload is carried to its end"
+    def phases(prober: Prober, *wanted: tuple[float, float], give_up_s: float | None = 1.0) -> Result:
+        assert (give_up_s is None) == (len(wanted) > 1), "an overload is carried to its end"
         tried.append(wanted[0][0])
         found = [answered(rate, seconds, 30.0 if rate <= 80.0 else 60.0) for rate, seconds in wanted]
+        prober.accepted += sum(phase.accepted for phase in found)
         return Result(found, True, 30.0, 0.1, 5)
 
     monkeypatch.setattr(Prober, "phases", phases)
@@ -79,3 +80,19 @@ def test_a_rate_that_is_far_from_held_is_not_lowered_for_ever(rates_held: list[f
     assert not any(one.is_judged for one in overloads(Prober(1, "/", ["{}"]), 1_000.0, 10.0, 2))
     assert len(rates_held) == 8, "0.93 ** 7 of the first rate is the last above 0.6"
     assert overloads(Prober(1, "/", ["{}"]), 1_000.0, 10.0, 0) == []
+
+
+def test_a_server_that_answers_fewer_when_many_ask_at_once_is_searched_from_what_one_gets(
+    rates_held: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(prober: Prober, connections: int, seconds: float) -> Tally:
+        tally = answered(30.0 if connections == 1 else 8.0, seconds, 30.0)
+        prober.accepted += tally.accepted
+        return tally
+
+    monkeypatch.setattr(Prober, "_closed", closed)
+    effort = Effort(1.0, 1.0, 4.0, 6, first=0.8, fineness=1.04, confirm_s=20.0)
+    found = measure(Prober(1, "/", ["{}"]), effort, "naive", lambda: 0.0)
+    assert (found.closed_rps, found.closed_connections, found.idle_p50_ms) == (30.0, 1, 4.0)
+    assert rates_held[:4] == pytest.approx([24.0, 30.0, 46.875, 93.75])
+    assert 72.0 <= (found.rps or 0.0) <= 80.0

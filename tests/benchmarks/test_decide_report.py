@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ KEYS = {
 }  # fmt: skip
 
 
-@given(st.floats(1.0, 5_000.0), st.floats(0.5, 1.6))
+@given(st.floats(1.0, 5_000.0), st.floats(0.02, 1.6))
 def test_the_search_ends_just_below_the_limit(limit: float, guess: float) -> None:
     tried: list[float] = []
 
@@ -46,7 +47,8 @@ def test_the_search_ends_just_below_the_limit(limit: float, guess: float) -> Non
     found = search(holds, limit * guess, EFFORT)
     assert found is not None
     assert found <= limit <= found * 1.1
-    assert len(tried) <= EFFORT.probes
+    assert len(tried) <= EFFORT.probes + max(0.0, math.log2(1.0 / guess)) + 2
+    assert max(tried) <= 2.0 * limit * max(guess, 1.0), "no leap far beyond what a server can do"
 
 
 def test_the_search_finds_nothing_where_nothing_holds() -> None:

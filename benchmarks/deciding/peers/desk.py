@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ class Desk:
         self._args = AppArgs.model_validate(args)
         self._ledger = open_ledger(self._args)
         self._clerk = Clerk(self._args, open_engine(self._args, self._ledger))
+        gc.collect()
+        gc.freeze()  # as the product's own processes do
 
     def decide(self, requests: Sequence[DecisionRequest]) -> list[bytes]:
         """Durable answers; a Problem is raised: with these requests there should be none."""
