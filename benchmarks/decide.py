@@ -40,7 +40,7 @@ FULL = Size(users=20_000, items=5_000, actions=500)
 EFFORT_SMOKE = Effort(0.5, 0.5, 1.0, 1, first=0.3, fineness=2.0, confirm_s=1.0)
 EFFORT_QUICK = Effort(1.0, 1.0, 2.0, 5, first=0.8, fineness=1.1, confirm_s=4.0, overloads=1, overload_s=4.0)
 EFFORT_FULL = Effort(3.0, 3.0, 4.0, 6, first=0.8, fineness=1.04, confirm_s=20.0, overloads=3, overload_s=10.0)
-MOST_S = 28 * 60.0  # a further round is begun only if it should end before
+MOST_S = 34 * 60.0  # a further round is begun only if it should end before
 
 
 def main(argv: Sequence[str] | None = None) -> None:
