@@ -100,7 +100,7 @@ def _measure(seen: Seen, stand: Stand, effort: Effort) -> None:
     found = measure(stand.prober, effort, seen.contender.name, stand.server.cpu_s, guess)
     seen.found.append(found)
     seen.transport = stand.transport()
-    if seen.contender is contenders.QIANCE and not seen.overloads and found.rps:
+    if seen.contender.is_ours and not seen.overloads and found.rps:
         seen.overloads = overloads(stand.prober, found.rps, effort.overload_s, effort.overloads)
     seen.repeated += stand.prober.repeated
     if seen.contender.durable:

@@ -127,7 +127,8 @@ def figures_of(everybody: Sequence[Seen]) -> dict[str, Any]:
     figures["two_hop_rps"] = two_hop.rps
     figures["vs_naive_two_hop"] = _ratio(two_hop, by_name["naive_two_hop"])
     figures |= {key: mine[key] for key in ("meets_50_ms", "closed_rps", "idle_p50_ms", "cpu_ms", "log_bytes")}
-    figures["two_hop"] = two_hop.summary() if two_hop.found else None
+    hop = {"overload": _overload(two_hop.overloads)}
+    figures["two_hop"] = two_hop.summary() | hop if two_hop.found else None
     figures["overload"] = _overload(ours.overloads)
     return figures
 
