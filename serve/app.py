@@ -309,6 +309,10 @@ class GatewayDeployment:
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(lambda: self.gateway, self._args.max_body_bytes)
 
+    def check_health(self) -> None:
+        """Ray replaces the replica when its engine does not come up again."""
+        self._desk.check_health()
+
     def __del__(self) -> None:
         # Called by Ray when the replica is drained: what it leased goes back now, not after the term.
         for part in ("_desk", "_watcher"):

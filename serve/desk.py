@@ -30,6 +30,10 @@ class Desk(Protocol):
         """Whether it can be asked now."""
         ...
 
+    def check_health(self) -> None:
+        """Raises RuntimeError where it will not be up again by itself."""
+        ...
+
     async def decide(self, calls: Sequence[Call]) -> Sequence[Reply]:
         """One durable answer per call, or what is wrong with it; raises DeskLostError."""
         ...
@@ -97,6 +101,9 @@ class ThreadDesk:
     async def decide(self, calls: Sequence[Call]) -> Sequence[Reply]:
         """See `Desk`."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._clerk.decide, calls)
+
+    def check_health(self) -> None:
+        """See `Desk`: threads here do not end by themselves."""
 
     async def keep(self, outcomes: Sequence[Outcome]) -> None:
         """See `Desk`."""

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ import psutil
 import pytest
 
 from qiance.domain import Outcome, OutcomeType
-from serve import wire
+from serve import desk_process, wire
 from serve.answers import Written
 from serve.args import AppArgs
 from serve.desk import Clerk, DeskLostError, ThreadDesk
@@ -134,20 +135,34 @@ def test_outcomes_are_kept_until_the_spool_is_full(beside: Beside) -> None:
     beside.run(run())
 
 
-def test_one_that_is_killed_is_replaced_and_what_it_leased_is_not_lost(beside: Beside) -> None:
+def test_one_that_is_killed_is_replaced_also_where_the_first_try_fails(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     before = beside.child()
+
+    def is_refused() -> bool:
+        return "the engine's process did not start: [Errno 2]" in caplog.text
 
     async def run() -> Any:
         await beside.desk.decide([call("u1", beside.args.now())])
-        before.kill()
-        with pytest.raises(DeskLostError):
-            await beside.desk.decide([call("u2", beside.args.now())])
+        with monkeypatch.context() as broken:
+            broken.setattr(sys, "executable", "/nowhere/python")
+            before.kill()
+            with pytest.raises(DeskLostError):
+                await beside.desk.decide([call("u2", beside.args.now())])
+            await asyncio.to_thread(wait_until, is_refused, "nobody tried to start another")
+            assert not beside.desk.is_up
+            beside.desk.check_health()
+            broken.setattr(desk_process, "START_S", 0.0)
+            with pytest.raises(RuntimeError, match=r"has been down for \d+ s"):
+                beside.desk.check_health()
         await asyncio.to_thread(wait_until, beside.is_another_than(before), "no other process came")
         return await beside.desk.decide([call("u3", beside.args.now(), "after")])
 
     (answer,) = beside.run(run())
     assert isinstance(answer, Written)
     assert beside.child().pid != before.pid
+    beside.desk.check_health()
 
 
 @pytest.mark.slow
@@ -180,6 +195,37 @@ def test_closed_it_gives_its_leases_back_and_ends(beside: Beside) -> None:
     beside.desk.close()
     assert not child.is_running()
     assert beside.leased(child) == 0
+    beside.desk.check_health()  # a replica that is drained is not to be replaced
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_desk_that_nobody_follows_is_ill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ended the thread: a replica whose engine can never come back must be replaced."""
+    ours, theirs = socket.socketpair()
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    children = iter([desk_process._Child(process, ours)])
+
+    def start(args: AppArgs) -> desk_process._Child:
+        for child in children:
+            return child
+        raise SystemExit
+
+    monkeypatch.setattr(desk_process, "_start", start)
+    with ours, theirs:
+        desk = ProcessDesk(AppArgs(workspace=tmp_path))
+        desk.check_health()
+        process.communicate(b"\n")
+        wait_until(lambda: not desk._thread.is_alive(), "the thread went on")
+        with pytest.raises(RuntimeError, match="has ended"):
+            desk.check_health()
+
+
+def test_one_that_cannot_be_spawned_is_an_error_that_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(DeskStartError, match=r"did not start: .*No such file"):
+        ProcessDesk(AppArgs(workspace=tmp_path))
 
 
 def test_one_that_cannot_start_says_why(built: Built, tmp_path: Path) -> None:
