@@ -8,8 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from serve.batching import DeadlinePassedError, OverloadedError
-from serve.desk import Reply
-from serve.problems import Problem
+from serve.desk import Reply, late
 from serve.slates import Call
 
 # Bulk requests that wait while one is worked on. A thousand decisions take about a second, so the last of
@@ -50,7 +49,7 @@ class BulkLane:
             left.clear()
         if not any(replies):
             raise DeadlinePassedError("no answer in time")
-        return [_late() if reply is None else reply for reply in replies]
+        return [late() if reply is None else reply for reply in replies]
 
     async def _work(self, calls: Sequence[Call], left: deque[int], replies: list[Reply | None]) -> None:
         """Fill in `replies` for the numbers in `left`, when it is our turn."""
@@ -71,7 +70,3 @@ class BulkLane:
             if calls[n].deadline > now:
                 batch.append(n)
         return batch
-
-
-def _late() -> Problem:
-    return Problem(503, "decision: no answer in time; try again")

@@ -10,14 +10,12 @@ from serve.answers import Written
 from serve.args import AppArgs
 from serve.batching import DeadlinePassedError, MicroBatcher, OverloadedError
 from serve.bulk import BulkLane
-from serve.desk import Desk, DeskLostError, Reply
+from serve.desk import RETRY_AFTER_S, Desk, DeskLostError, Reply
 from serve.limit import Pace
 from serve.live import Watcher
 from serve.problems import Problem, invalid
 from serve.schemas import DecisionRequest, within_reach
 from serve.slates import Call
-
-RETRY_AFTER_S = 1
 
 
 class DecisionService:
@@ -53,7 +51,7 @@ class DecisionService:
         except OverloadedError:
             raise overloaded() from None
         except DeadlinePassedError as error:
-            raise late(error) from None
+            raise overdue(error) from None
         except DeskLostError as error:
             raise lost(error) from None
         if isinstance(result, Problem):
@@ -72,7 +70,7 @@ class DecisionService:
         except OverloadedError:
             raise overloaded("bulk requests") from None
         except DeadlinePassedError as error:
-            raise late(error) from None
+            raise overdue(error) from None
         except DeskLostError as error:
             raise lost(error) from None
 
@@ -117,7 +115,7 @@ def lost(error: DeskLostError) -> Problem:
     return Problem(503, f"engine: {error}; try again with the same ids", retry_after=RETRY_AFTER_S)
 
 
-def late(error: DeadlinePassedError) -> Problem:
+def overdue(error: DeadlinePassedError) -> Problem:
     """What is answered when the time is over."""
     return Problem(503, f"decision: {error}; try again", retry_after=RETRY_AFTER_S)
 

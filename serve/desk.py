@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Protocol
@@ -12,10 +13,18 @@ from qiance.domain import Outcome
 from serve.answers import Writer, Written
 from serve.args import AppArgs
 from serve.assemble import Service
+from serve.engine import Result
+from serve.live import LiveState
 from serve.problems import Problem
 from serve.slates import Call
 
+RETRY_AFTER_S = 1
 Reply = Written | Problem
+
+
+def late() -> Problem:
+    """What is answered for a call that had not begun at its deadline."""
+    return Problem(503, "decision: no answer in time; try again", retry_after=RETRY_AFTER_S)
 
 
 class DeskLostError(RuntimeError):
@@ -55,14 +64,16 @@ class Clerk:
         self._writer = Writer(service.watcher.catalogue, args.currency)
 
     def decide(self, calls: Sequence[Call]) -> list[Reply]:
-        """See `Desk`."""
-        results, state = self._service.engine.decide(calls), self._service.watcher.state
-        return [
-            result
-            if isinstance(result, Problem)
-            else Written(self._writer.body(result, state), result.holdout, result.degraded)
-            for result in results
-        ]
+        """See `Desk`; what comes after its deadline is neither decided nor logged."""
+        now = time.monotonic()
+        results = iter(self._service.engine.decide([call for call in calls if call.deadline > now]))
+        state = self._service.watcher.state
+        return [self._reply(next(results), state) if call.deadline > now else late() for call in calls]
+
+    def _reply(self, result: Result, state: LiveState) -> Reply:
+        if isinstance(result, Problem):
+            return result
+        return Written(self._writer.body(result, state), result.holdout, result.degraded)
 
     def keep(self, outcomes: Sequence[Outcome]) -> None:
         """See `Desk`."""

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -121,6 +122,15 @@ def test_it_answers_as_the_engine_here_does(beside: Beside) -> None:
     assert again[40].status_code == 409, "a Problem keeps what it says"
     assert str(again[40].detail).startswith("request_id: was used for another user")
     assert beside.ledger.decision(ids[7].decode()).request_id == "r7"
+
+
+def test_a_deadline_means_the_same_in_the_other_process(beside: Beside) -> None:
+    at, now = beside.args.now(), time.monotonic()
+    late, good = (replace(call("u1", at), deadline=now + left_s) for left_s in (-0.001, PATIENCE_S))
+    refused, answered = beside.run(beside.desk.decide([late, good]))
+    assert isinstance(refused, Problem)
+    assert refused.detail == "decision: no answer in time; try again"
+    assert isinstance(answered, Written)
 
 
 def test_outcomes_are_kept_until_the_spool_is_full(beside: Beside) -> None:
@@ -252,7 +262,7 @@ def test_every_thread_is_warm_before_the_first_request() -> None:
 
 
 def test_what_goes_over_the_wire_comes_back_as_it_was() -> None:
-    calls = [Call("ü", "home", AT + timedelta(microseconds=1), None, 3, ("i1",)), call("u", AT, "r")]
+    calls = [Call("ü", "home", AT + timedelta(microseconds=1), None, 3, ("i1",), 7.25), call("u", AT, "r")]
     replies = [Written(b'{"a":1}', True, ("predictor", "x")), Problem(503, "full", retry_after=2)]
     outcomes = [Outcome("e", "d", OutcomeType.REFUND, AT, -5)]
     unpacker = wire.unpacker()
