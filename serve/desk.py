@@ -71,9 +71,7 @@ class Clerk:
         return [self._reply(next(results), state) if call.deadline > now else late() for call in calls]
 
     def _reply(self, result: Result, state: LiveState) -> Reply:
-        if isinstance(result, Problem):
-            return result
-        return Written(self._writer.body(result, state), result.holdout, result.degraded)
+        return result if isinstance(result, Problem) else self._writer.write(result, state)
 
     def keep(self, outcomes: Sequence[Outcome]) -> None:
         """See `Desk`."""
