@@ -45,6 +45,7 @@ class Admission:
 async def _until_disconnect(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """Runs `app` once the whole body is there; a disconnect after that cancels it."""
     gone: asyncio.Task[Message] | None = None
+    hung_up = False
 
     async def watched() -> Message:
         nonlocal gone
@@ -55,15 +56,17 @@ async def _until_disconnect(app: ASGIApp, scope: Scope, receive: Receive, send: 
         return message
 
     def hang_up(done: asyncio.Future[Message]) -> None:
+        nonlocal hung_up
         if not done.cancelled() and done.exception() is None and done.result()["type"] == "http.disconnect":
+            hung_up = True
             work.cancel()
 
     work = asyncio.ensure_future(app(scope, watched, send))
     try:
         await work
     except asyncio.CancelledError:
-        if not work.done():  # it is we who were cancelled, not the work
-            work.cancel()
+        ours = asyncio.current_task()
+        if not hung_up or (ours is not None and ours.cancelling()):  # it is we who were cancelled
             raise
     finally:
         if gone is not None:

@@ -60,9 +60,11 @@ class Writer:
             "degraded": [*answer.degraded, *(["words"] if wordless else [])],
         }
 
-    def body(self, answer: Answer, state: LiveState) -> bytes:
-        """The JSON of `document`."""
-        return json.dumps(self.document(answer, state), separators=(",", ":"), ensure_ascii=False).encode()
+    def write(self, answer: Answer, state: LiveState) -> Written:
+        """The JSON of `document`, and what is counted of it: `words` too."""
+        document = self.document(answer, state)
+        body = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+        return Written(body, answer.holdout, tuple(document["degraded"]))
 
     def words(self, action: Action, state: LiveState) -> Creative | None:
         """The action's words with the facts in their slots; None if a fact is missing: nothing is made up."""

@@ -45,11 +45,11 @@ from serve.metrics import GatewayMetrics, PacerMetrics
 from serve.people import PeopleService
 from serve.policies import PolicyJudge, PolicyService
 from serve.profile import KnownRow
+from serve.remote_scorer import RemoteScorer
 from serve.scoring import ScoredBatch, ScoreRequest
 from serve.words import WordKeeper
 
-PATIENCE = 0.3  # part of a request's time that a predictor elsewhere may take
-PAUSE_S = 1.0  # how long one that did not answer is left alone
+PATIENCE = 0.3  # most of a request's time that a predictor elsewhere may take
 
 
 @serve.deployment(name="Predictor")
@@ -77,30 +77,6 @@ class PredictorDeployment:
     async def predict(self, user_ids: Sequence[str], actions: Sequence[Action]) -> GridPrediction:
         """Predictions for proposers."""
         return await asyncio.to_thread(self._predictor.predict, user_ids, actions)
-
-
-class _RemoteScorer:
-    """The predictor deployment as the engine's `Scorer`: one call per batch, from a worker thread.
-
-    A handle waits for a dead replica's successor. So the wait is a part of what a request may take, and the
-    deployment is then left alone for a while: the ladder's next step serves.
-    """
-
-    def __init__(self, handle: DeploymentHandle, timeout_s: float) -> None:
-        self._handle, self._timeout_s, self._paused_until = handle, timeout_s, 0.0
-
-    def score(self, requests: Sequence[ScoreRequest]) -> ScoredBatch:
-        """See `Scorer`."""
-        if time.monotonic() < self._paused_until:
-            raise TimeoutError(f"the predictor did not answer within {self._timeout_s:g} s a moment ago")
-        call = self._handle.score.remote(list(requests))
-        try:
-            found: ScoredBatch = call.result(timeout_s=self._timeout_s)
-        except TimeoutError:
-            call.cancel()
-            self._paused_until = time.monotonic() + PAUSE_S
-            raise
-        return found
 
 
 class _RemotePredictor:
@@ -245,7 +221,7 @@ def _open_desk(args: AppArgs, ledger: Ledger, predictor: DeploymentHandle) -> De
     """In a process of its own; in a thread here where it must hold a handle."""
     if args.topology == "ingress":
         return ProcessDesk(args)
-    remote = _RemoteScorer(predictor, PATIENCE * args.request_timeout_s)
+    remote = RemoteScorer(predictor, PATIENCE * args.request_timeout_s)
     desk = ThreadDesk(Clerk(args, open_engine(args, ledger, remote)), args.batching.workers)
     desk.warm_up()
     return desk
@@ -308,6 +284,10 @@ class GatewayDeployment:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(lambda: self.gateway, self._args.max_body_bytes)
+
+    def check_health(self) -> None:
+        """Ray replaces the replica when its engine does not come up again."""
+        self._desk.check_health()
 
     def __del__(self) -> None:
         # Called by Ray when the replica is drained: what it leased goes back now, not after the term.

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import datetime
 
 from serve.answers import Written
 from serve.args import AppArgs
 from serve.batching import DeadlinePassedError, MicroBatcher, OverloadedError
-from serve.desk import Desk, DeskLostError, Reply
+from serve.bulk import BulkLane
+from serve.desk import RETRY_AFTER_S, Desk, DeskLostError, Reply
 from serve.limit import Pace
 from serve.live import Watcher
 from serve.problems import Problem, invalid
 from serve.schemas import DecisionRequest, within_reach
 from serve.slates import Call
-
-RETRY_AFTER_S = 1
 
 
 class DecisionService:
@@ -31,6 +31,7 @@ class DecisionService:
             target_s=limits.target_ms / 1_000.0,
             workers=limits.workers,
         )
+        self._bulk = BulkLane(desk.decide, limits.max_batch)
 
     def refuses(self) -> bool:
         """Whether a request that comes is refused: known before its body is read; ask once for each."""
@@ -43,16 +44,14 @@ class DecisionService:
 
     async def decide(self, request: DecisionRequest) -> Written:
         """The answer to `request`; raises Problem for what the client must mend, or ask again."""
-        call = self._call(request)
-        timeout_s = self._args.request_timeout_s
-        if request.deadline_ms is not None:
-            timeout_s = min(timeout_s, request.deadline_ms / 1_000.0)
+        timeout_s = self._timeout_s(request)
+        call = self._call(request, time.monotonic() + timeout_s)
         try:
             result = await self._batcher.submit(call, timeout_s)
         except OverloadedError:
             raise overloaded() from None
         except DeadlinePassedError as error:
-            raise Problem(503, f"decision: {error}; try again", retry_after=RETRY_AFTER_S) from None
+            raise overdue(error) from None
         except DeskLostError as error:
             raise lost(error) from None
         if isinstance(result, Problem):
@@ -60,22 +59,28 @@ class DecisionService:
         return result
 
     async def decide_all(self, requests: Sequence[DecisionRequest]) -> list[Reply]:
-        """Answers for many users, past the queue: bulk work fills batches of its own, one after the other.
+        """Answers for many users, past the queue of single requests; see `BulkLane`. Raises Problem."""
+        now = time.monotonic()
+        calls = [
+            self._call(request, now + self._timeout_s(request), f"requests.{n}.")
+            for n, request in enumerate(requests)
+        ]
+        try:
+            return await self._bulk.decide(calls, self._args.request_timeout_s)
+        except OverloadedError:
+            raise overloaded("bulk requests") from None
+        except DeadlinePassedError as error:
+            raise overdue(error) from None
+        except DeskLostError as error:
+            raise lost(error) from None
 
-        A single request waits for one of them at most.
-        """
-        calls = [self._call(request, f"requests.{n}.") for n, request in enumerate(requests)]
-        size, results = self._args.batching.max_batch, list[Reply]()
-        for start in range(0, len(calls), size):
-            try:
-                results += await self._desk.decide(calls[start : start + size])
-            except DeskLostError as error:
-                raise lost(error) from None
-        return results
+    def _timeout_s(self, request: DecisionRequest) -> float:
+        timeout_s = self._args.request_timeout_s
+        return timeout_s if request.deadline_ms is None else min(timeout_s, request.deadline_ms / 1_000.0)
 
-    def _call(self, request: DecisionRequest, at: str = "") -> Call:
+    def _call(self, request: DecisionRequest, deadline: float, at: str = "") -> Call:
         self._check(request, at)
-        return Call.of(request, self._now(request, at))
+        return Call.of(request, self._now(request, at), deadline)
 
     def _now(self, request: DecisionRequest, at: str) -> datetime:
         if self._args.clock == "system":
@@ -110,6 +115,11 @@ def lost(error: DeskLostError) -> Problem:
     return Problem(503, f"engine: {error}; try again with the same ids", retry_after=RETRY_AFTER_S)
 
 
-def overloaded() -> Problem:
+def overdue(error: DeadlinePassedError) -> Problem:
+    """What is answered when the time is over."""
+    return Problem(503, f"decision: {error}; try again", retry_after=RETRY_AFTER_S)
+
+
+def overloaded(what: str = "requests") -> Problem:
     """What is answered when too much waits: at once, and with when to ask again."""
-    return Problem(503, "decision: too many requests wait; try again", retry_after=RETRY_AFTER_S)
+    return Problem(503, f"decision: too many {what} wait; try again", retry_after=RETRY_AFTER_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Protocol
@@ -12,10 +13,18 @@ from qiance.domain import Outcome
 from serve.answers import Writer, Written
 from serve.args import AppArgs
 from serve.assemble import Service
+from serve.engine import Result
+from serve.live import LiveState
 from serve.problems import Problem
 from serve.slates import Call
 
+RETRY_AFTER_S = 1
 Reply = Written | Problem
+
+
+def late() -> Problem:
+    """What is answered for a call that had not begun at its deadline."""
+    return Problem(503, "decision: no answer in time; try again", retry_after=RETRY_AFTER_S)
 
 
 class DeskLostError(RuntimeError):
@@ -28,6 +37,10 @@ class Desk(Protocol):
     @property
     def is_up(self) -> bool:
         """Whether it can be asked now."""
+        ...
+
+    def check_health(self) -> None:
+        """Raises RuntimeError where it will not be up again by itself."""
         ...
 
     async def decide(self, calls: Sequence[Call]) -> Sequence[Reply]:
@@ -51,14 +64,14 @@ class Clerk:
         self._writer = Writer(service.watcher.catalogue, args.currency)
 
     def decide(self, calls: Sequence[Call]) -> list[Reply]:
-        """See `Desk`."""
-        results, state = self._service.engine.decide(calls), self._service.watcher.state
-        return [
-            result
-            if isinstance(result, Problem)
-            else Written(self._writer.body(result, state), result.holdout, result.degraded)
-            for result in results
-        ]
+        """See `Desk`; what comes after its deadline is neither decided nor logged."""
+        now = time.monotonic()
+        results = iter(self._service.engine.decide([call for call in calls if call.deadline > now]))
+        state = self._service.watcher.state
+        return [self._reply(next(results), state) if call.deadline > now else late() for call in calls]
+
+    def _reply(self, result: Result, state: LiveState) -> Reply:
+        return result if isinstance(result, Problem) else self._writer.write(result, state)
 
     def keep(self, outcomes: Sequence[Outcome]) -> None:
         """See `Desk`."""
@@ -97,6 +110,9 @@ class ThreadDesk:
     async def decide(self, calls: Sequence[Call]) -> Sequence[Reply]:
         """See `Desk`."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._clerk.decide, calls)
+
+    def check_health(self) -> None:
+        """See `Desk`: threads here do not end by themselves."""
 
     async def keep(self, outcomes: Sequence[Outcome]) -> None:
         """See `Desk`."""

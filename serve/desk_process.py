@@ -88,6 +88,7 @@ class ProcessDesk:
     def __init__(self, args: AppArgs) -> None:
         self._args, self._closing = args, threading.Event()
         self._child: _Child | None = _start(args)
+        self._down_since = 0.0  # of a child that is None
         self._wired: tuple[_Child, _Wire] | None = None
         self._lock, self._wiring = threading.Lock(), asyncio.Lock()
         self._thread = threading.Thread(target=self._follow, name="qiance-desk", daemon=True)
@@ -97,6 +98,15 @@ class ProcessDesk:
     def is_up(self) -> bool:
         """See `Desk`."""
         return self._child is not None
+
+    def check_health(self) -> None:
+        """See `Desk`."""
+        if self._closing.is_set():
+            return
+        if not self._thread.is_alive():
+            raise RuntimeError("the thread that follows the engine's process has ended")
+        if self._child is None and (down_s := time.monotonic() - self._down_since) > START_S:
+            raise RuntimeError(f"the engine's process has been down for {down_s:.0f} s")
 
     async def decide(self, calls: Sequence[Call]) -> Sequence[Reply]:
         """See `Desk`."""
@@ -137,7 +147,7 @@ class ProcessDesk:
                 if self._closing.is_set():
                     return
                 logger.error("the engine's process ended with %d; another starts", code)
-                self._child = None
+                self._down_since, self._child = time.monotonic(), None
             try:
                 self._adopt(_start(self._args))
             except DeskStartError as error:
@@ -156,29 +166,44 @@ class ProcessDesk:
 
 def _start(args: AppArgs) -> _Child:
     """A process that has warmed up; DeskStartError if there is none within `START_S`."""
+    try:
+        child = _spawn()
+        try:
+            _greet(child.channel, args)
+        except BaseException:
+            child.channel.close()
+            _end(child.process, 0.0)
+            raise
+    except OSError as error:  # also where there is no memory for a process, or no number for a file
+        raise DeskStartError(f"the engine's process did not start: {error}") from error
+    return child
+
+
+def _spawn() -> _Child:
     ours, theirs = socket.socketpair()
     with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "serve.desk_main", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": _search_path()},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for us: it ends when the channel is closed
-        )
-    try:
-        ours.settimeout(START_S)
-        ours.sendall(wire.pack(args.model_dump_json()))
-        said = _first(ours)
-        if said != wire.READY:
-            raise DeskStartError(f"the engine's process did not start: {said}")
-        ours.setblocking(False)
-    except BaseException as error:
-        ours.close()
-        _end(process, 0.0)
-        if isinstance(error, OSError):
-            raise DeskStartError(f"the engine's process did not start: {error}") from error
-        raise
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "serve.desk_main", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": _search_path()},
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for us: it ends when the channel is closed
+            )
+        except BaseException:
+            ours.close()
+            raise
     return _Child(process, ours)
+
+
+def _greet(channel: socket.socket, args: AppArgs) -> None:
+    """Tell it what to serve, and wait until it is ready."""
+    channel.settimeout(START_S)
+    channel.sendall(wire.pack(args.model_dump_json()))
+    said = _first(channel)
+    if said != wire.READY:
+        raise DeskStartError(f"the engine's process did not start: {said}")
+    channel.setblocking(False)
 
 
 def _first(channel: socket.socket) -> Any:

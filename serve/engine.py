@@ -141,7 +141,7 @@ class Engine:
         if state.versions.policy == NO_VERSION or state.versions.killed:
             return self._means(state, len(calls)), ("killed" if state.versions.killed else "no_policy",)
         requests = [
-            ScoreRequest(call.user_id, who.contacts[0], call.at, self._agrees(who))
+            ScoreRequest(call.user_id, who.contacts[0], call.at, self._agrees(who), call.deadline)
             for call, who in zip(calls, known, strict=True)
         ]
         try:

@@ -160,8 +160,9 @@ class Gateway:
             raise Problem(
                 503, "ledger: does not answer, and what can be kept here is full", retry_after=RETRY_AFTER_S
             ) from None
-        self.metrics.recorded(len(events), 0, 0)
-        return OutcomesResponse(accepted=len(events), duplicates=0, rejected=[], degraded=["ledger"])
+        degraded = ["ledger"]
+        self.metrics.recorded(len(events), 0, 0, degraded)
+        return OutcomesResponse(accepted=len(events), duplicates=0, rejected=[], degraded=degraded)
 
     async def predict(self, body: EffectsRequest, explain: Method | None = None) -> EffectsResponse:
         if (body.user_ids is None) == (body.segment is None):

@@ -26,20 +26,24 @@ class GatewayMetrics:
         surface = self._known(surface)
         self._decisions.inc(1, {"surface": surface, "holdout": str(holdout).lower()})
         self._latency.observe(seconds * 1_000.0, {"surface": surface})
-        for part in degraded:
-            self._degraded.inc(1, {"part": part})
+        self._lacked(degraded)
 
     def _known(self, surface: str) -> str:
         if len(self._surfaces) < MAX_SURFACES:
             self._surfaces.add(surface)
         return surface if surface in self._surfaces else OTHER
 
-    def recorded(self, accepted: int, duplicates: int, rejected: int) -> None:
+    def recorded(self, accepted: int, duplicates: int, rejected: int, degraded: Sequence[str] = ()) -> None:
         """Count one batch of outcome events."""
+        self._lacked(degraded)
         counts = {"accepted": accepted, "duplicate": duplicates, "rejected": rejected}
         for result, count in counts.items():
             if count:
                 self._outcomes.inc(count, {"result": result})
+
+    def _lacked(self, parts: Sequence[str]) -> None:
+        for part in parts:
+            self._degraded.inc(1, {"part": part})
 
 
 class PacerMetrics:

@@ -55,7 +55,9 @@ class DecisionRequest(Strict):
     candidates: list[Identifier] | None = Field(None, description="Item ids to choose among; all if absent")
     context: dict[Identifier, ContextValue] = Field({}, max_length=64)
     deadline_ms: Annotated[float, Field(gt=0, le=60_000, allow_inf_nan=False)] | None = Field(
-        None, description="Milliseconds after which the answer is of no use: then 503, and nothing is decided"
+        None,
+        description="Milliseconds after which the answer is of no use: then 503, and what had not begun "
+        "is not decided",
     )
 
 

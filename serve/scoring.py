@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,12 +28,14 @@ class ScoreRequest:
     """One user to score at an instant.
 
     contacts_7d: contacts in the last seven days. personal: whether personal features may be read.
+    deadline: of its call, by the clock of the machine that asks; see `Call`.
     """
 
     user_id: str
     contacts_7d: int
     at: datetime
     personal: bool
+    deadline: float = math.inf
 
     @property
     def at_us(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,10 @@ _PLENTY = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request as it was found good, and the instant that it is about."""
+    """A request as it was found good, and the instant that it is about.
+
+    deadline: seconds of `time.monotonic`, one clock for all processes of a machine; nobody waits after it.
+    """
 
     user_id: str
     surface: str
@@ -36,12 +40,13 @@ class Call:
     request_id: str | None
     n: int
     candidates: tuple[str, ...] | None
+    deadline: float = math.inf
 
     @classmethod
-    def of(cls, request: DecisionRequest, at: datetime) -> Call:
+    def of(cls, request: DecisionRequest, at: datetime, deadline: float = math.inf) -> Call:
         """The call that `request` makes at `at`."""
         candidates = None if request.candidates is None else tuple(request.candidates)
-        return cls(request.user_id, request.surface, at, request.request_id, request.n, candidates)
+        return cls(request.user_id, request.surface, at, request.request_id, request.n, candidates, deadline)
 
 
 @dataclass(frozen=True)

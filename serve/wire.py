@@ -34,8 +34,10 @@ def unpacker() -> msgpack.Unpacker:
 
 
 def from_calls(calls: Sequence[Call]) -> list[Any]:
-    """Calls as plain values."""
-    return [(c.user_id, c.surface, to_micros(c.at), c.request_id, c.n, c.candidates) for c in calls]
+    """Calls as plain values; a deadline is good in every process of this machine."""
+    return [
+        (c.user_id, c.surface, to_micros(c.at), c.request_id, c.n, c.candidates, c.deadline) for c in calls
+    ]
 
 
 def to_calls(values: Sequence[Any]) -> list[Call]:

@@ -312,12 +312,14 @@ class Counted:
 
     decisions: list[tuple[str, bool, tuple[str, ...], float]] = field(default_factory=list)
     outcomes: list[tuple[int, int, int]] = field(default_factory=list)
+    outcomes_degraded: list[str] = field(default_factory=list)
 
     def decided(self, surface: str, holdout: bool, degraded: Sequence[str], seconds: float) -> None:
         self.decisions.append((surface, holdout, tuple(degraded), seconds))
 
-    def recorded(self, accepted: int, duplicates: int, rejected: int) -> None:
+    def recorded(self, accepted: int, duplicates: int, rejected: int, degraded: Sequence[str] = ()) -> None:
         self.outcomes.append((accepted, duplicates, rejected))
+        self.outcomes_degraded += degraded
 
 
 @dataclass(frozen=True)

@@ -289,6 +289,23 @@ def test_the_kill_switch_works(running: Running) -> None:
     assert until(degraded, lambda parts: parts == [], 60.0) == []
 
 
+def test_while_the_predictor_hangs_decisions_are_made_in_time(running: Running) -> None:
+    def degraded() -> list[str]:
+        body = {"user_id": "u3", "surface": "home", "deadline_ms": 1_000}
+        response = httpx.post(f"{running.url}/v1/decisions", json=body, timeout=30)
+        assert response.status_code == 200
+        return list(response.json()["degraded"])
+
+    (replica,) = named(running.processes(), "ServeReplica:qiance:Predictor")
+    replica.suspend()
+    try:
+        found = [degraded() for _ in range(20)]
+    finally:
+        replica.resume()
+    assert found == [["predictor"] if running.topology == "deployment" else []] * 20
+    assert until(degraded, lambda parts: parts == [], 60) == []
+
+
 def test_a_dead_predictor_degrades_answers_until_it_is_back(running: Running) -> None:
     def degraded() -> list[str]:
         body = {"user_id": "u3", "surface": "home"}

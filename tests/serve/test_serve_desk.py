@@ -6,11 +6,13 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +21,7 @@ import psutil
 import pytest
 
 from qiance.domain import Outcome, OutcomeType
-from serve import wire
+from serve import desk_process, wire
 from serve.answers import Written
 from serve.args import AppArgs
 from serve.desk import Clerk, DeskLostError, ThreadDesk
@@ -122,6 +124,15 @@ def test_it_answers_as_the_engine_here_does(beside: Beside) -> None:
     assert beside.ledger.decision(ids[7].decode()).request_id == "r7"
 
 
+def test_a_deadline_means_the_same_in_the_other_process(beside: Beside) -> None:
+    at, now = beside.args.now(), time.monotonic()
+    late, good = (replace(call("u1", at), deadline=now + left_s) for left_s in (-0.001, PATIENCE_S))
+    refused, answered = beside.run(beside.desk.decide([late, good]))
+    assert isinstance(refused, Problem)
+    assert refused.detail == "decision: no answer in time; try again"
+    assert isinstance(answered, Written)
+
+
 def test_outcomes_are_kept_until_the_spool_is_full(beside: Beside) -> None:
     outcomes = [Outcome(f"e{n}", f"d{n}", OutcomeType.CLICK, AT) for n in range(20)]
 
@@ -134,20 +145,34 @@ def test_outcomes_are_kept_until_the_spool_is_full(beside: Beside) -> None:
     beside.run(run())
 
 
-def test_one_that_is_killed_is_replaced_and_what_it_leased_is_not_lost(beside: Beside) -> None:
+def test_one_that_is_killed_is_replaced_also_where_the_first_try_fails(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     before = beside.child()
+
+    def is_refused() -> bool:
+        return "the engine's process did not start: [Errno 2]" in caplog.text
 
     async def run() -> Any:
         await beside.desk.decide([call("u1", beside.args.now())])
-        before.kill()
-        with pytest.raises(DeskLostError):
-            await beside.desk.decide([call("u2", beside.args.now())])
+        with monkeypatch.context() as broken:
+            broken.setattr(sys, "executable", "/nowhere/python")
+            before.kill()
+            with pytest.raises(DeskLostError):
+                await beside.desk.decide([call("u2", beside.args.now())])
+            await asyncio.to_thread(wait_until, is_refused, "nobody tried to start another")
+            assert not beside.desk.is_up
+            beside.desk.check_health()
+            broken.setattr(desk_process, "START_S", 0.0)
+            with pytest.raises(RuntimeError, match=r"has been down for \d+ s"):
+                beside.desk.check_health()
         await asyncio.to_thread(wait_until, beside.is_another_than(before), "no other process came")
         return await beside.desk.decide([call("u3", beside.args.now(), "after")])
 
     (answer,) = beside.run(run())
     assert isinstance(answer, Written)
     assert beside.child().pid != before.pid
+    beside.desk.check_health()
 
 
 @pytest.mark.slow
@@ -180,6 +205,37 @@ def test_closed_it_gives_its_leases_back_and_ends(beside: Beside) -> None:
     beside.desk.close()
     assert not child.is_running()
     assert beside.leased(child) == 0
+    beside.desk.check_health()  # a replica that is drained is not to be replaced
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_desk_that_nobody_follows_is_ill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ended the thread: a replica whose engine can never come back must be replaced."""
+    ours, theirs = socket.socketpair()
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    children = iter([desk_process._Child(process, ours)])
+
+    def start(args: AppArgs) -> desk_process._Child:
+        for child in children:
+            return child
+        raise SystemExit
+
+    monkeypatch.setattr(desk_process, "_start", start)
+    with ours, theirs:
+        desk = ProcessDesk(AppArgs(workspace=tmp_path))
+        desk.check_health()
+        process.communicate(b"\n")
+        wait_until(lambda: not desk._thread.is_alive(), "the thread went on")
+        with pytest.raises(RuntimeError, match="has ended"):
+            desk.check_health()
+
+
+def test_one_that_cannot_be_spawned_is_an_error_that_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(DeskStartError, match=r"did not start: .*No such file"):
+        ProcessDesk(AppArgs(workspace=tmp_path))
 
 
 def test_one_that_cannot_start_says_why(built: Built, tmp_path: Path) -> None:
@@ -206,7 +262,7 @@ def test_every_thread_is_warm_before_the_first_request() -> None:
 
 
 def test_what_goes_over_the_wire_comes_back_as_it_was() -> None:
-    calls = [Call("ü", "home", AT + timedelta(microseconds=1), None, 3, ("i1",)), call("u", AT, "r")]
+    calls = [Call("ü", "home", AT + timedelta(microseconds=1), None, 3, ("i1",), 7.25), call("u", AT, "r")]
     replies = [Written(b'{"a":1}', True, ("predictor", "x")), Problem(503, "full", retry_after=2)]
     outcomes = [Outcome("e", "d", OutcomeType.REFUND, AT, -5)]
     unpacker = wire.unpacker()

@@ -162,6 +162,7 @@ def test_without_a_ledger_everybody_gets_control_and_nothing_is_lost(shop: Shop,
         events = [click(before["decision_id"]), click(told[0]["decision_id"]), click("made up")]
         answer = shop.post("/v1/outcomes", {"events": events})
         assert (answer.status_code, answer.json()["degraded"]) == (202, ["ledger"])
+        assert shop.metrics.outcomes_degraded == ["ledger"]
         kept = b"".join(path.read_bytes() for path in (tmp_path / "spool").iterdir())
         assert kept.count(b"\n") == 5
         assert b"unseen" not in kept
@@ -371,7 +372,7 @@ def test_surfaces_do_not_fill_the_memory() -> None:
         metrics.decided(f"surface {n}", holdout=False, degraded=("killed",), seconds=0.01)
     assert metrics._known("surface 0") == "surface 0"
     assert metrics._known("one more") == OTHER
-    metrics.recorded(accepted=1, duplicates=0, rejected=2)
+    metrics.recorded(accepted=1, duplicates=0, rejected=2, degraded=("ledger",))
 
 
 def test_every_answer_is_counted(shop: Shop) -> None:
@@ -387,3 +388,19 @@ def test_every_answer_is_counted(shop: Shop) -> None:
     assert [d[0] for d in shop.metrics.decisions] == ["home"]
     assert shop.metrics.decisions[0][3] > 0
     assert shop.metrics.outcomes == [(1, 1, 1)]
+
+
+def test_every_part_that_an_answer_lacks_is_counted(shop: Shop) -> None:
+    """The last day of an offer is not known once its strategy ended: a repeated answer lacks its words."""
+    dated = ("s1", "s3")
+    for n, user in enumerate(shop.users(held=False)):
+        first = shop.decide(user, request_id=f"r{n}")
+        if first["actions"][0]["strategy_id"] in dated:
+            break
+    for name in dated:
+        shop.ledger.set_strategy_state(name, StrategyState.ENDED, "test", "test")
+    shop.refresh()
+    again = shop.decide(user, request_id=f"r{n}")
+    assert again["actions"][0]["creative"] is None
+    assert again["degraded"] == ["repeated", "words"]
+    assert [told for _, _, told, _ in shop.metrics.decisions[-2:]] == [(), ("repeated", "words")]

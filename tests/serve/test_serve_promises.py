@@ -364,19 +364,6 @@ def test_a_new_model_comes_in_without_a_failed_or_mixed_answer(built: Built, tmp
         np.testing.assert_allclose(scores, before, rtol=1e-4, atol=1e-3)
 
 
-def test_single_requests_pass_a_bulk_one(shop: Shop) -> None:
-    bodies = {"requests": [{"user_id": f"u{n % 150}", "surface": "email", "n": 1 + n % 2} for n in range(60)]}
-    answer = shop.post("/v1/decisions:batch", bodies).json()["decisions"]
-    assert len(answer) == 60
-    rows = [shop.log(one["decision_id"]).decision for one in answer]
-    assert [row.pseudonym for row in rows] == shop.ledger.pseudonyms(
-        [r["user_id"] for r in bodies["requests"]]
-    )
-    assert all(
-        one["actions"][0]["propensity"] == row.propensity for one, row in zip(answer, rows, strict=True)
-    )
-
-
 def test_each_of_a_bulk_request_has_its_own_fate(shop: Shop) -> None:
     one, two = shop.users(held=False)[:2]
     first = shop.decide(one, request_id="r")
