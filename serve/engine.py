@@ -22,7 +22,7 @@ from qiance.ledger import (
     Slate,
     new_decision_id,
 )
-from serve.answers import Answer
+from serve.answers import Answer, of_another_user
 from serve.args import AppArgs
 from serve.leases import LeaseBook
 from serve.live import LiveState, Watcher, floors
@@ -99,17 +99,13 @@ class Engine:
         if self._args.clock == "request":
             self._ledger.advance_clock(max(call.at for call in calls))
         known = self._identify(calls)
-        results: list[Result | None] = [self._stored(who) if who.stored else None for who in known]
+        results = [self._repeated(who) if who.stored else None for who in known]
         fresh = [n for n, result in enumerate(results) if result is None]
         if fresh:
             case = self._case([calls[n] for n in fresh], [known[n] for n in fresh])
             for n, answer in zip(fresh, self._answers(case), strict=True):
                 results[n] = answer
-        return [
-            _checked(result, who, call)
-            for result, who, call in zip(results, known, calls, strict=True)
-            if result is not None
-        ]
+        return [result for result in results if result is not None]
 
     def _identify(self, calls: Sequence[Call]) -> list[Identified]:
         askers = [Asker(call.user_id, call.request_id, call.at) for call in calls]
@@ -193,7 +189,7 @@ class Engine:
         for row, who in zip(rows, self._identify([case.calls[row] for row in rows]), strict=True):
             case.known[row] = who
             if who.stored:
-                results[row] = self._stored(who)
+                results[row] = self._repeated(who)
             else:
                 left.append(row)
         return left
@@ -218,8 +214,10 @@ class Engine:
                         self._leases.lost(claim.lease_id)
         return recorded
 
-    def _stored(self, who: Identified) -> Answer:
-        """The answer given before, also where its strategies are no longer live."""
+    def _repeated(self, who: Identified) -> Result:
+        """The answer given before, also where its strategies are no longer live; to its own user alone."""
+        if who.stored[0].pseudonym != who.pseudonym:
+            return of_another_user()
         picks = []
         for decision in who.stored:
             picks.append((self._action(decision), decision.propensity, None))
@@ -284,12 +282,6 @@ def _answer(state: LiveState, slate: Slate, effects: Iterator[Effect | None]) ->
     return Answer(
         first.decision_id, picks, first.model_version, first.policy_version, first.degraded, first.holdout
     )
-
-
-def _checked(result: Result, who: Identified, call: Call) -> Result:
-    if who.stored and who.stored[0].pseudonym != who.pseudonym:
-        return Problem(409, "request_id: was used for another user; give each request its own")
-    return result
 
 
 def _claims(slate: Slate) -> list[Claim]:

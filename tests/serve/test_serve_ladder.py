@@ -159,6 +159,8 @@ def test_without_a_ledger_everybody_gets_control_and_nothing_is_lost(shop: Shop,
         assert all([a["action_id"] for a in d["actions"]] == ["control"] for d in told)
         assert all(d["degraded"] == ["ledger"] for d in told)
         assert told[0]["decision_id"] == told[2]["decision_id"] != told[1]["decision_id"]
+        taken = shop.post("/v1/decisions", {**DECISION, "user_id": "another user", "request_id": "r1"})
+        assert taken.status_code == 409
         events = [click(before["decision_id"]), click(told[0]["decision_id"]), click("made up")]
         answer = shop.post("/v1/outcomes", {"events": events})
         assert (answer.status_code, answer.json()["degraded"]) == (202, ["ledger"])
