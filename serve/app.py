@@ -49,6 +49,9 @@ from serve.scoring import ScoredBatch, ScoreRequest
 from serve.words import WordKeeper
 
 PATIENCE = 0.3  # part of a request's time that a predictor elsewhere may take
+# How long a new Gateway waits for the predictor, whose machine may have to be started first. Serve gives a
+# deployment up after three replicas in a row that did not start.
+PREDICTOR_START_S = 600.0
 PAUSE_S = 1.0  # how long one that did not answer is left alone
 
 
@@ -100,6 +103,8 @@ class _RemoteScorer:
             call.cancel()
             self._paused_until = time.monotonic() + PAUSE_S
             raise
+        except Exception as error:
+            raise _cause(error) from None
         return found
 
 
@@ -247,7 +252,11 @@ def _open_desk(args: AppArgs, ledger: Ledger, predictor: DeploymentHandle) -> De
         return ProcessDesk(args)
     remote = _RemoteScorer(predictor, PATIENCE * args.request_timeout_s)
     desk = ThreadDesk(Clerk(args, open_engine(args, ledger, remote)), args.batching.workers)
-    desk.warm_up()
+    try:
+        desk.warm_up(PREDICTOR_START_S)
+    except BaseException:
+        desk.close()
+        raise  # Serve makes another replica
     return desk
 
 

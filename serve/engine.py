@@ -44,6 +44,10 @@ logger = logging.getLogger(__name__)
 Result = Answer | Problem
 
 
+class NotReadyError(RuntimeError):
+    """The predictor made no pass in the time that it was given; the message says why."""
+
+
 class Engine:
     """Decides, takes budget and logs, before anything is answered; safe to use from several threads."""
 
@@ -78,10 +82,10 @@ class Engine:
     def warm_up(self, patience_s: float = WARM_S) -> None:
         """Open this thread's connections and score once, deciding nothing; nothing to do without a model.
 
-        A predictor elsewhere may not be up yet: it is tried again for `patience_s`.
+        A predictor elsewhere may not be up yet: it is tried again for `patience_s`, then NotReadyError.
         """
-        deadline = time.monotonic() + patience_s
         self._ledger.versions()
+        deadline, waits = time.monotonic() + patience_s, False
         while True:
             try:
                 scored = self._scorer.score([ScoreRequest(NOBODY, 0, self._args.now(), False)])
@@ -91,8 +95,10 @@ class Engine:
                 return
             except Exception as error:
                 if time.monotonic() > deadline:
-                    logger.warning("ready without having scored: %r", error)
-                    return
+                    raise NotReadyError(f"predictor: no pass within {patience_s:g} s ({error!r})") from error
+                if not waits:
+                    logger.warning("waits for the predictor, %g s at most: %r", patience_s, error)
+                waits = True
                 time.sleep(0.2)
 
     def _decide(self, calls: Sequence[Call]) -> list[Result]:
