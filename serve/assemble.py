@@ -78,11 +78,11 @@ def open_predictor(args: AppArgs, ledger: Ledger) -> Predictor:
         open_guard(args),
         args.features.refresh_s,
         args.replay_days,
-        _loader(args.predictor),
+        model_loader(args.predictor),
     )
 
 
-def _loader(how: PredictorArgs) -> ModelLoader:
+def model_loader(how: PredictorArgs) -> ModelLoader:
     """Loads effect models onto the device, and in the way, that the arguments name."""
     return lambda path: EffectModel.load(
         path, EFFECT_SCHEMA, how.threads, how.device, how.dtype, how.cuda_graphs
