@@ -25,7 +25,8 @@ from qiance.ledger import (
 from serve.answers import Answer, of_another_user
 from serve.args import AppArgs
 from serve.leases import LeaseBook
-from serve.live import LiveState, Watcher, floors
+from serve.live import LiveState, Watcher
+from serve.means import Means
 from serve.outage import Outage
 from serve.problems import Problem
 from serve.scoring import NoModelError, ScoredBatch, Scorer, ScoreRequest
@@ -63,6 +64,8 @@ class Engine:
         self._args, self._ledger, self._watcher, self._scorer = args, ledger, watcher, scorer
         self._leases, self._outage = leases, outage
         self._drawer = Drawer(args, leases)
+        self._means = Means(watcher.catalogue, args.min_margin)
+        self._placed: tuple[tuple[str, str], Ints] | None = None
         self._windows = (CONTACT_WINDOW, *args.caps)
         self._down_until = 0.0
 
@@ -141,7 +144,7 @@ class Engine:
     ) -> tuple[ScoredBatch, tuple[str, ...]]:
         """Scores from the predictor, or the strategies' mean effects when it does not answer in time."""
         if state.versions.policy == NO_VERSION or state.versions.killed:
-            return self._means(state, len(calls)), ("killed" if state.versions.killed else "no_policy",)
+            return self._means.score(state, len(calls)), ("killed" if state.versions.killed else "no_policy",)
         requests = [
             ScoreRequest(call.user_id, who.contacts[0], call.at, self._agrees(who))
             for call, who in zip(calls, known, strict=True)
@@ -152,7 +155,7 @@ class Engine:
                 raise ValueError(f"model {scored.model_version} predicts values that are not finite")
         except Exception as error:  # whatever part of the predictor failed, the ladder's next step serves
             logger.warning("decided by the strategies' means: %r", error)
-            return self._means(state, len(calls)), ("predictor",)
+            return self._means.score(state, len(calls)), ("predictor",)
         return scored, ()
 
     def _agrees(self, who: Identified) -> bool:
@@ -163,9 +166,13 @@ class Engine:
         """`[A]` column of `scored` for each live action, −1 where the predictor does not know it yet."""
         if scored.candidate_set == state.candidate_set:
             return np.arange(len(state.actions))
-        ids = [action.action_id for action in self._ledger.candidates(scored.candidate_set)]
-        place = {action_id: column for column, action_id in enumerate(ids)}
-        return np.array([place.get(action_id, -1) for action_id in state.action_ids], dtype=np.int64)
+        sets, placed = (state.candidate_set, scored.candidate_set), self._placed
+        if placed is None or placed[0] != sets:  # the same for every batch until one of the two moves on
+            ids = [action.action_id for action in self._ledger.candidates(scored.candidate_set)]
+            place = {action_id: column for column, action_id in enumerate(ids)}
+            columns = np.array([place.get(action_id, -1) for action_id in state.action_ids], dtype=np.int64)
+            placed = self._placed = sets, columns
+        return placed[1]
 
     def _answers(self, case: Case) -> list[Result]:
         """Draw and record every slate; what the ledger refuses is drawn again from what is left."""
@@ -242,27 +249,6 @@ class Engine:
         if decision.candidate_set == state.candidate_set:
             return state.actions[decision.chosen]
         return self._ledger.candidates(decision.candidate_set)[decision.chosen]
-
-    def _means(self, state: LiveState, users: int) -> ScoredBatch:
-        """The last step before control: every candidate at its strategy's mean predicted effect.
-
-        Without the user's features an audience rule cannot be checked: only open audiences stay.
-        """
-        live = [state.strategies.get(action.strategy_id) for action in state.actions]
-        value = [s.effect.uplift.value if s is not None and s.effect else 0.0 for s in live]
-        is_open = np.array([s is None or not s.audience.conditions for s in live], dtype=np.bool_)
-        mask = is_open & floors(state, self._watcher.catalogue, self._args.min_margin)
-        return ScoredBatch(
-            candidate_set=state.candidate_set,
-            value=np.tile(np.array(value, dtype=np.float32), (users, 1)),
-            cost=np.tile(state.liability.astype(np.float32), (users, 1)),
-            admissible=np.tile(mask, (users, 1)),
-            prediction=None,
-            model_version=state.versions.model,
-            items="",
-            user_rows=(b"",) * users,
-            degraded=((),) * users,
-        )
 
     def _without_ledger(self, calls: Sequence[Call]) -> list[Result]:
         """Nothing is spent: control for everybody, kept on the local disk until the ledger is back."""
