@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from qiance.artifacts.effect import EffectModel
+from qiance.artifacts.runner import padded_sizes
 from qiance.domain import Catalogue
 from qiance.features.columns import EFFECT_SCHEMA
 from qiance.guard import Guard
@@ -79,6 +80,7 @@ def open_predictor(args: AppArgs, ledger: Ledger) -> Predictor:
         args.features.refresh_s,
         args.replay_days,
         model_loader(args.predictor),
+        warm_sizes(args),
     )
 
 
@@ -87,6 +89,11 @@ def model_loader(how: PredictorArgs) -> ModelLoader:
     return lambda path: EffectModel.load(
         path, EFFECT_SCHEMA, how.threads, how.device, how.dtype, how.cuda_graphs
     )
+
+
+def warm_sizes(args: AppArgs) -> tuple[int, ...]:
+    """Numbers of users that the predictor scores before it is asked: all that are recorded, or one user."""
+    return padded_sizes(args.batching.max_batch) if args.predictor.cuda_graphs else (1,)
 
 
 def open_engine(args: AppArgs, ledger: Ledger, scorer: Scorer | None = None) -> Service:

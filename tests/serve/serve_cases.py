@@ -52,7 +52,7 @@ from qiance.market import CONTACT_COST, Market
 from qiance.market.simulate import ContactWindow, MarketLog, collect_log, uniform_over
 from qiance.workspace import Snapshot, Workspace
 from serve.args import AppArgs, LlmArgs
-from serve.assemble import Service, model_loader
+from serve.assemble import Service, model_loader, warm_sizes
 from serve.desk import Clerk, ThreadDesk
 from serve.effects import Planner
 from serve.engine import Engine
@@ -414,6 +414,7 @@ def open_predictor(
         GUARD,
         refresh_s=0.2,
         load=model_loader(args.predictor),
+        warm=warm_sizes(args),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from serve_cases import (
     BRIEF,
     GUARD,
@@ -24,6 +25,7 @@ from serve.live import read_state
 from serve.means import Means
 from serve.scoring import ScoreRequest
 from serve.slates import Call
+from tests.artifacts.recorded_cases import record_here
 
 
 def test_an_action_reaches_its_channel_and_control_nobody(shared_shop: Shop) -> None:
@@ -77,3 +79,26 @@ def test_columns_are_found_once_while_the_predictor_is_behind(built: Built, tmp_
         assert "s2-email" in Logged(row).possible
         assert np.isfinite(row.score_row()[row.mask()]).all()
     ledger.close()
+
+
+def test_every_size_of_a_batch_is_recorded_before_the_first_request(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And again for candidates of another number, before they are decided among."""
+    sizes, graphs = (1, 2, 4, 8), {"predictor": {"cuda_graphs": True}, "batching": {"max_batch": 6}}
+    with open_shop(built, tmp_path) as plain:
+        recorded = record_here(monkeypatch)
+        with open_shop(built, tmp_path, **graphs) as shop:
+            assert {(users, 9) for users in sizes} <= set(recorded)
+            before, users = len(recorded), shop.users(held=False)
+            requests = [ScoreRequest(user, 0, shop.gateway.args.now(), True) for user in users[:6]]
+            for count in (1, 3, 5, 6):
+                found, exact = (s.predictor.score(requests[:count]) for s in (shop, plain))
+                assert found.value == pytest.approx(exact.value, rel=1e-4, abs=1e-3)
+            assert len(recorded) == before
+            go_live(shop.ledger, [strategy(8)])
+            shop.refresh()
+            assert {(users, 11) for users in sizes} <= set(recorded[before:])
+            before = len(recorded)
+            shop.decide(users[0])
+            assert len(recorded) == before
