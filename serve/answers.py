@@ -11,6 +11,7 @@ from qiance.domain import Action, Catalogue, Creative, Effect
 from qiance.ledger.codec import effect_to_dict
 from qiance.strategy.slots import bind, facts_for
 from serve.live import LiveState
+from serve.problems import Problem
 from serve.schemas import creative_out, offer_out
 
 Pick = tuple[Action, float, Effect | None]
@@ -36,6 +37,11 @@ class Written:
     body: bytes
     holdout: bool
     degraded: tuple[str, ...]
+
+
+def of_another_user() -> Problem:
+    """What is answered to whoever comes with the `request_id` of another user's request."""
+    return Problem(409, "request_id: was used for another user; give each request its own")
 
 
 class Writer:

@@ -45,11 +45,14 @@ from serve.metrics import GatewayMetrics, PacerMetrics
 from serve.people import PeopleService
 from serve.policies import PolicyJudge, PolicyService
 from serve.profile import KnownRow
-from serve.remote_scorer import RemoteScorer
+from serve.remote_scorer import RemoteScorer, cause_of
 from serve.scoring import ScoredBatch, ScoreRequest
 from serve.words import WordKeeper
 
 PATIENCE = 0.3  # most of a request's time that a predictor elsewhere may take
+# How long a new Gateway waits for the predictor, whose machine may have to be started first. Serve gives a
+# deployment up after three replicas in a row that did not start.
+PREDICTOR_START_S = 600.0
 
 
 @serve.deployment(name="Predictor")
@@ -91,14 +94,8 @@ class _RemotePredictor:
         try:
             found: GridPrediction = self._handle.predict.remote(user_ids, actions).result()
         except Exception as error:
-            raise _cause(error) from None
+            raise cause_of(error) from None
         return found
-
-
-def _cause(error: Exception) -> Exception:
-    """What was raised in the other deployment: Ray's own error repeats its whole traceback."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, Exception) else error
 
 
 def _load_engine(llm: LlmArgs) -> Any:
@@ -205,7 +202,7 @@ class _RemoteJudges:
         try:
             found: Evaluation = await self._handle.evaluate_policy.remote(version)
         except Exception as error:
-            raise _cause(error) from None
+            raise cause_of(error) from None
         return found
 
     async def promote(self, version: str, by: str, override: Override | None) -> Launched:
@@ -213,7 +210,7 @@ class _RemoteJudges:
         try:
             done: Launched = await self._handle.promote_policy.remote(version, by, override)
         except Exception as error:
-            raise _cause(error) from None
+            raise cause_of(error) from None
         return done
 
 
@@ -223,7 +220,11 @@ def _open_desk(args: AppArgs, ledger: Ledger, predictor: DeploymentHandle) -> De
         return ProcessDesk(args)
     remote = RemoteScorer(predictor, PATIENCE * args.request_timeout_s)
     desk = ThreadDesk(Clerk(args, open_engine(args, ledger, remote)), args.batching.workers)
-    desk.warm_up()
+    try:
+        desk.warm_up(PREDICTOR_START_S)
+    except BaseException:
+        desk.close()
+        raise  # Serve makes another replica
     return desk
 
 
@@ -250,7 +251,7 @@ class GatewayDeployment:
             try:
                 found: Effects = await predictor.effects.remote(users, segment, actions, explain)
             except Exception as error:
-                raise _cause(error) from None
+                raise cause_of(error) from None
             return found
 
         async def profile(user_id: str) -> list[KnownRow]:

@@ -59,8 +59,12 @@ class PredictorArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     device: Literal["cpu", "cuda"] = "cpu"
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 pays on a GPU only")
-    cuda_graphs: bool = Field(False, description="Record a pass once per batch size and repeat it; GPU only")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16 pays on a GPU only; `qiance replay --dtype` has to be told of it"
+    )
+    cuda_graphs: bool = Field(
+        False, description="Record passes of 1, 2, 4, … users at the start and repeat them; GPU only"
+    )
     threads: int = Field(1, ge=1, description="Threads of one pass; more than one pays only on idle cores")
 
 

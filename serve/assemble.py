@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from qiance.artifacts.effect import EffectModel
+from qiance.artifacts.runner import padded_sizes
 from qiance.domain import Catalogue
 from qiance.features.columns import EFFECT_SCHEMA
 from qiance.guard import Guard
@@ -78,15 +79,21 @@ def open_predictor(args: AppArgs, ledger: Ledger) -> Predictor:
         open_guard(args),
         args.features.refresh_s,
         args.replay_days,
-        _loader(args.predictor),
+        model_loader(args.predictor),
+        warm_sizes(args),
     )
 
 
-def _loader(how: PredictorArgs) -> ModelLoader:
+def model_loader(how: PredictorArgs) -> ModelLoader:
     """Loads effect models onto the device, and in the way, that the arguments name."""
     return lambda path: EffectModel.load(
         path, EFFECT_SCHEMA, how.threads, how.device, how.dtype, how.cuda_graphs
     )
+
+
+def warm_sizes(args: AppArgs) -> tuple[int, ...]:
+    """Numbers of users that the predictor scores before it is asked: all that are recorded, or one user."""
+    return padded_sizes(args.batching.max_batch) if args.predictor.cuda_graphs else (1,)
 
 
 def open_engine(args: AppArgs, ledger: Ledger, scorer: Scorer | None = None) -> Service:

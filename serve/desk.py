@@ -13,7 +13,7 @@ from qiance.domain import Outcome
 from serve.answers import Writer, Written
 from serve.args import AppArgs
 from serve.assemble import Service
-from serve.engine import Result
+from serve.engine import WARM_S, Result
 from serve.live import LiveState
 from serve.problems import Problem
 from serve.slates import Call
@@ -77,25 +77,30 @@ class Clerk:
         """See `Desk`."""
         self._service.outage.keep(outcomes)
 
-    def warm_up(self) -> None:
-        """Do once what is slow the first time; raises LedgerUnavailableError."""
-        self._service.engine.warm_up()
+    def warm_up(self, patience_s: float = WARM_S) -> None:
+        """Do once what is slow the first time; raises LedgerUnavailableError, NotReadyError."""
+        self._service.engine.warm_up(patience_s)
 
     def close(self) -> None:
         """Close what it stands on."""
         self._service.close()
 
 
-def warm_up(clerk: Clerk, pool: Executor, workers: int) -> None:
-    """Have each of the `workers` threads of `pool` do once what is slow the first time."""
+def warm_up(clerk: Clerk, pool: Executor, workers: int, patience_s: float = WARM_S) -> None:
+    """Have each of the `workers` threads of `pool` do once what is slow the first time; see `Clerk`."""
     together = threading.Barrier(workers)  # or one thread would do the work of two
 
     def run() -> None:
-        clerk.warm_up()
+        try:
+            clerk.warm_up(patience_s)
+        except BaseException:
+            together.abort()  # or those that are done would wait for this one for ever
+            raise
         together.wait()
 
-    for call in [pool.submit(run) for _ in range(workers)]:
-        call.result()
+    failed = [error for call in [pool.submit(run) for _ in range(workers)] if (error := call.exception())]
+    if failed:
+        raise min(failed, key=lambda error: isinstance(error, threading.BrokenBarrierError))
 
 
 class ThreadDesk:
@@ -118,9 +123,9 @@ class ThreadDesk:
         """See `Desk`."""
         await asyncio.to_thread(self._clerk.keep, outcomes)
 
-    def warm_up(self) -> None:
-        """Make it ready, before it is first asked; raises LedgerUnavailableError."""
-        warm_up(self._clerk, self._pool, self._workers)
+    def warm_up(self, patience_s: float = WARM_S) -> None:
+        """Make it ready, before it is first asked; raises LedgerUnavailableError, NotReadyError."""
+        warm_up(self._clerk, self._pool, self._workers, patience_s)
 
     def close(self) -> None:
         """See `Desk`."""

@@ -22,10 +22,11 @@ from qiance.ledger import (
     Slate,
     new_decision_id,
 )
-from serve.answers import Answer
+from serve.answers import Answer, of_another_user
 from serve.args import AppArgs
 from serve.leases import LeaseBook
-from serve.live import LiveState, Watcher, floors
+from serve.live import LiveState, Watcher
+from serve.means import Means
 from serve.outage import Outage
 from serve.problems import Problem
 from serve.scoring import NoModelError, ScoredBatch, Scorer, ScoreRequest
@@ -44,6 +45,10 @@ logger = logging.getLogger(__name__)
 Result = Answer | Problem
 
 
+class NotReadyError(RuntimeError):
+    """The predictor made no pass in the time that it was given; the message says why."""
+
+
 class Engine:
     """Decides, takes budget and logs, before anything is answered; safe to use from several threads."""
 
@@ -59,6 +64,8 @@ class Engine:
         self._args, self._ledger, self._watcher, self._scorer = args, ledger, watcher, scorer
         self._leases, self._outage = leases, outage
         self._drawer = Drawer(args, leases)
+        self._means = Means(watcher.catalogue, args.min_margin)
+        self._placed: tuple[tuple[str, str], Ints] | None = None
         self._windows = (CONTACT_WINDOW, *args.caps)
         self._down_until = 0.0
 
@@ -78,10 +85,10 @@ class Engine:
     def warm_up(self, patience_s: float = WARM_S) -> None:
         """Open this thread's connections and score once, deciding nothing; nothing to do without a model.
 
-        A predictor elsewhere may not be up yet: it is tried again for `patience_s`.
+        A predictor elsewhere may not be up yet: it is tried again for `patience_s`, then NotReadyError.
         """
-        deadline = time.monotonic() + patience_s
         self._ledger.versions()
+        deadline, waits = time.monotonic() + patience_s, False
         while True:
             try:
                 scored = self._scorer.score([ScoreRequest(NOBODY, 0, self._args.now(), False)])
@@ -91,25 +98,23 @@ class Engine:
                 return
             except Exception as error:
                 if time.monotonic() > deadline:
-                    logger.warning("ready without having scored: %r", error)
-                    return
+                    raise NotReadyError(f"predictor: no pass within {patience_s:g} s ({error!r})") from error
+                if not waits:
+                    logger.warning("waits for the predictor, %g s at most: %r", patience_s, error)
+                waits = True
                 time.sleep(0.2)
 
     def _decide(self, calls: Sequence[Call]) -> list[Result]:
         if self._args.clock == "request":
             self._ledger.advance_clock(max(call.at for call in calls))
         known = self._identify(calls)
-        results: list[Result | None] = [self._stored(who) if who.stored else None for who in known]
+        results = [self._repeated(who) if who.stored else None for who in known]
         fresh = [n for n, result in enumerate(results) if result is None]
         if fresh:
             case = self._case([calls[n] for n in fresh], [known[n] for n in fresh])
             for n, answer in zip(fresh, self._answers(case), strict=True):
                 results[n] = answer
-        return [
-            _checked(result, who, call)
-            for result, who, call in zip(results, known, calls, strict=True)
-            if result is not None
-        ]
+        return [result for result in results if result is not None]
 
     def _identify(self, calls: Sequence[Call]) -> list[Identified]:
         askers = [Asker(call.user_id, call.request_id, call.at) for call in calls]
@@ -139,7 +144,7 @@ class Engine:
     ) -> tuple[ScoredBatch, tuple[str, ...]]:
         """Scores from the predictor, or the strategies' mean effects when it does not answer in time."""
         if state.versions.policy == NO_VERSION or state.versions.killed:
-            return self._means(state, len(calls)), ("killed" if state.versions.killed else "no_policy",)
+            return self._means.score(state, len(calls)), ("killed" if state.versions.killed else "no_policy",)
         requests = [
             ScoreRequest(call.user_id, who.contacts[0], call.at, self._agrees(who), call.deadline)
             for call, who in zip(calls, known, strict=True)
@@ -150,7 +155,7 @@ class Engine:
                 raise ValueError(f"model {scored.model_version} predicts values that are not finite")
         except Exception as error:  # whatever part of the predictor failed, the ladder's next step serves
             logger.warning("decided by the strategies' means: %r", error)
-            return self._means(state, len(calls)), ("predictor",)
+            return self._means.score(state, len(calls)), ("predictor",)
         return scored, ()
 
     def _agrees(self, who: Identified) -> bool:
@@ -161,9 +166,13 @@ class Engine:
         """`[A]` column of `scored` for each live action, −1 where the predictor does not know it yet."""
         if scored.candidate_set == state.candidate_set:
             return np.arange(len(state.actions))
-        ids = [action.action_id for action in self._ledger.candidates(scored.candidate_set)]
-        place = {action_id: column for column, action_id in enumerate(ids)}
-        return np.array([place.get(action_id, -1) for action_id in state.action_ids], dtype=np.int64)
+        sets, placed = (state.candidate_set, scored.candidate_set), self._placed
+        if placed is None or placed[0] != sets:  # the same for every batch until one of the two moves on
+            ids = [action.action_id for action in self._ledger.candidates(scored.candidate_set)]
+            place = {action_id: column for column, action_id in enumerate(ids)}
+            columns = np.array([place.get(action_id, -1) for action_id in state.action_ids], dtype=np.int64)
+            placed = self._placed = sets, columns
+        return placed[1]
 
     def _answers(self, case: Case) -> list[Result]:
         """Draw and record every slate; what the ledger refuses is drawn again from what is left."""
@@ -193,7 +202,7 @@ class Engine:
         for row, who in zip(rows, self._identify([case.calls[row] for row in rows]), strict=True):
             case.known[row] = who
             if who.stored:
-                results[row] = self._stored(who)
+                results[row] = self._repeated(who)
             else:
                 left.append(row)
         return left
@@ -218,8 +227,10 @@ class Engine:
                         self._leases.lost(claim.lease_id)
         return recorded
 
-    def _stored(self, who: Identified) -> Answer:
-        """The answer given before, also where its strategies are no longer live."""
+    def _repeated(self, who: Identified) -> Result:
+        """The answer given before, also where its strategies are no longer live; to its own user alone."""
+        if who.stored[0].pseudonym != who.pseudonym:
+            return of_another_user()
         picks = []
         for decision in who.stored:
             picks.append((self._action(decision), decision.propensity, None))
@@ -238,27 +249,6 @@ class Engine:
         if decision.candidate_set == state.candidate_set:
             return state.actions[decision.chosen]
         return self._ledger.candidates(decision.candidate_set)[decision.chosen]
-
-    def _means(self, state: LiveState, users: int) -> ScoredBatch:
-        """The last step before control: every candidate at its strategy's mean predicted effect.
-
-        Without the user's features an audience rule cannot be checked: only open audiences stay.
-        """
-        live = [state.strategies.get(action.strategy_id) for action in state.actions]
-        value = [s.effect.uplift.value if s is not None and s.effect else 0.0 for s in live]
-        is_open = np.array([s is None or not s.audience.conditions for s in live], dtype=np.bool_)
-        mask = is_open & floors(state, self._watcher.catalogue, self._args.min_margin)
-        return ScoredBatch(
-            candidate_set=state.candidate_set,
-            value=np.tile(np.array(value, dtype=np.float32), (users, 1)),
-            cost=np.tile(state.liability.astype(np.float32), (users, 1)),
-            admissible=np.tile(mask, (users, 1)),
-            prediction=None,
-            model_version=state.versions.model,
-            items="",
-            user_rows=(b"",) * users,
-            degraded=((),) * users,
-        )
 
     def _without_ledger(self, calls: Sequence[Call]) -> list[Result]:
         """Nothing is spent: control for everybody, kept on the local disk until the ledger is back."""
@@ -284,12 +274,6 @@ def _answer(state: LiveState, slate: Slate, effects: Iterator[Effect | None]) ->
     return Answer(
         first.decision_id, picks, first.model_version, first.policy_version, first.degraded, first.holdout
     )
-
-
-def _checked(result: Result, who: Identified, call: Call) -> Result:
-    if who.stored and who.stored[0].pseudonym != who.pseudonym:
-        return Problem(409, "request_id: was used for another user; give each request its own")
-    return result
 
 
 def _claims(slate: Slate) -> list[Claim]:

@@ -183,10 +183,11 @@ def _wait_for_answer(url: str, deadline: float) -> None:
 def _wait(application: Any, progress: Progress | None, deadline: float) -> None:
     from ray import serve
 
-    expected = {deployment.name for deployment in application.deployments}
+    expected, why = {deployment.name for deployment in application.deployments}, ""
     while time.monotonic() < deadline:
         status = serve.status().applications.get(application.name)
         if status is not None:
+            why = _why(status)
             ready = {name for name, d in status.deployments.items() if _is_ready(d)}
             if progress:
                 progress(f"{len(ready & expected)} of {len(expected)} deployments ready")
@@ -194,9 +195,9 @@ def _wait(application: Any, progress: Progress | None, deadline: float) -> None:
             if status.status == "RUNNING" and expected <= ready:
                 return
             if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-                raise LaunchError(f"the application did not start: {_why(status)}")
+                raise LaunchError(f"the application did not start: {why}")
         time.sleep(0.2)
-    raise LaunchError(f"the application did not start within {START_TIMEOUT_S:.0f} s")
+    raise LaunchError(f"the application did not start within {START_TIMEOUT_S:.0f} s: {why}")
 
 
 def _is_ready(deployment: Any) -> bool:

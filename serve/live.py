@@ -104,7 +104,13 @@ class LiveState:
 
     def reach(self, channel: str | None) -> NDArray[np.bool_]:
         """`[A]` actions that contact the user over `channel`, over any if None."""
-        return np.array([c != _NO_CHANNEL and channel in (None, c) for c in self.channels])
+        return self._reached[channel]
+
+    @cached_property
+    def _reached(self) -> Mapping[str | None, NDArray[np.bool_]]:
+        of_action = np.array(self.channels)
+        contacts = of_action != _NO_CHANNEL
+        return {None: contacts, **{c.value: contacts & (of_action == c.value) for c in Channel}}
 
 
 def floors(state: LiveState, catalogue: Catalogue, min_margin: float) -> NDArray[np.bool_]:

@@ -15,9 +15,10 @@ from qiance.decide.holdout import holdout
 from qiance.domain import CONTROL_ACTION, Channel, Decision, Outcome, OutcomeType
 from qiance.ledger import Entry, Ledger, LedgerUnavailableError, OutcomeReceipt
 from qiance.ledger.budgets import MOST_MINOR_UNITS
-from serve.answers import Answer
+from serve.answers import Answer, of_another_user
 from serve.args import AppArgs
 from serve.live import LiveState
+from serve.problems import Problem
 from serve.slates import Call
 from serve.spool import Spool
 
@@ -38,21 +39,23 @@ class Outage:
         self._thread = threading.Thread(target=self._run, name="qiance-spool", daemon=True)
         self._thread.start()
 
-    def decide(self, calls: Sequence[Call], state: LiveState) -> list[Answer]:
+    def decide(self, calls: Sequence[Call], state: LiveState) -> list[Answer | Problem]:
         """Control for every call, on the disk when this returns; raises SpoolFullError.
 
-        A repeated request gets the answer of before while that is known here.
+        A repeated request gets the answer of before while that is known here, another user's is refused.
         """
-        answers, entries = [], []
+        answers, entries = list[Answer | Problem](), []
         answered = dict(self._answered)
         for call in calls:
             lookup, request_id = self._ledger.lookup(call.user_id), call.request_id
             before = answered.get(request_id) if request_id else None
-            answer = before[1] if before is not None and before[0] == lookup else _control(state)
-            if before is None or before[1] is not answer:
-                entries.append(self._entry(call, lookup, answer, state))
+            if before is not None:
+                answers.append(before[1] if before[0] == lookup else of_another_user())
+                continue
+            answer = _control(state)
+            entries.append(self._entry(call, lookup, answer, state))
             if request_id:
-                answered.setdefault(request_id, (lookup, answer))
+                answered[request_id] = lookup, answer
             answers.append(answer)
         self._spool.append(entries)
         self._answered = answered

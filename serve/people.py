@@ -9,9 +9,8 @@ from typing import Annotated, Any, Protocol
 from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
 
 from qiance.domain import EventType, Purpose, ShopEvent
-from qiance.ledger import ErasedDecisionError, Erasure, EventReceipt, Ledger, Scope
+from qiance.ledger import Erasure, EventReceipt, Ledger, Scope
 from qiance.privacy import Eraser, ErasureReport
-from serve import problems
 from serve.people_schemas import (
     ConsentRequest,
     ConsentResponse,
@@ -218,10 +217,6 @@ UserInPath = Annotated[str, Depends(user_in_path)]
 
 def add_people(app: FastAPI, people_of: Callable[[], PeopleService], allow: Callable[[Scope], Any]) -> None:
     """Adds the routes to `app`. allow: the dependency that checks a key's scope and gives its name."""
-
-    @app.exception_handler(ErasedDecisionError)
-    async def _(_: Request, error: ErasedDecisionError) -> Response:
-        return problems.response(Problem(410, str(error)))
 
     router = APIRouter(route_class=StrictRoute, tags=["people"])
 

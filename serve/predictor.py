@@ -80,7 +80,8 @@ class Predictor:
     """Scores users against what is live; a plain class, safe to use from several threads.
 
     consents: asked where no request says whether the user agreed. replay_days: how long the item values of a
-    decision are kept. load: how a model is loaded, and onto which device.
+    decision are kept. load: how a model is loaded, and onto which device. warm: numbers of users that are
+    scored before a model or a set of candidates is used, since the first pass of a size may be slow.
     """
 
     def __init__(
@@ -95,7 +96,9 @@ class Predictor:
         refresh_s: float = REFRESH_S,
         replay_days: float = REPLAY_DAYS,
         load: ModelLoader = load_model,
+        warm: Sequence[int] = (1,),
     ) -> None:
+        self._warm = tuple(warm)
         self._workspace, self._clock, self._min_margin = workspace, clock, min_margin
         self._vectors = partial(ledger.text_vectors, TEXT_ENCODER)
         self._load = load
@@ -125,7 +128,9 @@ class Predictor:
         if model is None or model.version != version:
             model = self._load(self._workspace.artifact("effect-model", version))
         prepared = self._prepare(state, model, to_micros(self._clock()))
-        self._score(prepared, [ScoreRequest(self.snapshot.users.user_ids[0], 0, self._clock(), False)])
+        somebody = ScoreRequest(self.snapshot.users.user_ids[0], 0, self._clock(), False)
+        for users in self._warm:
+            self._score(prepared, [somebody] * users)
         self._ready = prepared
         self._live = (state, model)
 

@@ -17,7 +17,6 @@ TITLES = {
     404: "Not found",
     405: "Method not allowed",
     409: "Conflict",
-    410: "Erased",
     413: "Body too large",
     415: "Unsupported media type",
     422: "Invalid input",

@@ -67,6 +67,8 @@ class RemoteScorer:
             now = time.monotonic()
             self._unanswered = _Unanswered(call, asked_at, now + REST * (now - asked_at))
             raise
+        except Exception as error:
+            raise cause_of(error) from None
         return found
 
     def _patience_s(self, requests: Sequence[ScoreRequest]) -> float:
@@ -98,3 +100,9 @@ class RemoteScorer:
     def _ask(self, requests: Sequence[ScoreRequest]) -> Response:
         call: Response = self._handle.score.remote(list(requests))
         return call
+
+
+def cause_of(error: Exception) -> Exception:
+    """What was raised in the other deployment: Ray's own error repeats its whole traceback."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, Exception) else error

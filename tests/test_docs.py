@@ -15,6 +15,8 @@ from urllib.parse import unquote
 import pytest
 
 from qiance.settings import Settings, known_keys
+from serve.haproxy import ERRORS
+from serve.problems import TITLES
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -108,6 +110,13 @@ def test_every_route_is_described(openapi: dict[str, Any]) -> None:
     routes = {f"{method.upper()} {path}" for path, methods in openapi["paths"].items() for method in methods}
     assert [route for route in sorted(routes) if f"| `{route}` |" not in text] == []
     assert set(re.findall(r"(?m)^\| `([A-Z]+ /[^`]*)` \|", text)) - routes == set(), "no such route any more"
+
+
+def test_every_error_is_described() -> None:
+    """Those of the application, and those that HAProxy gives by itself."""
+    table = read("docs/api.md").partition("\n## Errors\n")[2]
+    told = {int(n) for cell in re.findall(r"^\| ([0-9, ]+) \|", table, re.M) for n in cell.split(",")}
+    assert told == TITLES.keys() | ERRORS.keys()
 
 
 def test_every_field_is_described(openapi: dict[str, Any]) -> None:

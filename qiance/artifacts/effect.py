@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qiance.artifacts.manifest import Artifact, ArtifactError, Manifest, load_manifest
 from qiance.artifacts.program import load_program
-from qiance.artifacts.runner import Program, Runner
+from qiance.artifacts.runner import Program, Runner, padded_size
 from qiance.artifacts.width import WidthScale
 from qiance.evaluate.calibration import Calibrator
 from qiance.features.encoder import Encoder
@@ -187,7 +187,7 @@ class EffectModel:
         expect: the schema that the caller will feed; a model of another one is refused.
         threads: torch threads of a prediction, in whichever thread it is asked for.
         device: cpu or cuda. dtype: float32, or bfloat16 for the products alone. cuda_graphs: replay recorded
-        kernels, one recording per number of users and actions; on cuda only.
+        kernels, one recording per number of actions, and of users up to the next power of two; on cuda only.
         Raises ArtifactError for a damaged artifact, another kind, or another schema, saying which
         feature differs.
         """
@@ -263,17 +263,27 @@ class EffectModel:
         users, actions = pair.shape[1:]
         shape = (self.heads, -1, actions)
         parts = [
-            [
-                task.reshape(shape)
-                for task in self._runner.run(self._programs[PAIRS], *tensors, user[:, some], pair[:, some])
-            ]
+            [task.reshape(shape) for task in self._pair_pass(tensors, user[:, some], pair[:, some])]
             for some in self._passes(users, actions)
         ]
         return self._draws([_joined(list(task), axis=1) for task in zip(*parts, strict=True)])
 
+    def _pair_pass(
+        self, tensors: tuple[torch.Tensor, ...], user: NDArray[np.float32], pair: NDArray[np.float32]
+    ) -> tuple[Draws, ...]:
+        """`[H, U·A]` per task, from one pass; where passes are recorded, users of zeros fill it up."""
+        users, actions = pair.shape[1:]
+        program, size = self._programs[PAIRS], padded_size(users)
+        if not self._runner.records or size == users:
+            return self._runner.run(program, *tensors, user, pair)
+        found = self._runner.keep(program, *tensors, _padded(user, size), _padded(pair, size))
+        return self._runner.fetch(tuple(task[:, : users * actions] for task in found))
+
     def _passes(self, count: int, rows: int) -> list[slice]:
         """Of `count` things of `rows` rows each; one pass of nothing where there is nothing."""
         size = max(1, (_CHUNK if self._runner.device == "cpu" else _CUDA_CHUNK) // max(rows, 1))
+        if self._runner.records:
+            size = 1 << (size.bit_length() - 1)  # only the last pass needs padding
         return [slice(start, min(start + size, count)) for start in range(0, max(count, 1), size)]
 
     def _draws(self, outputs: Sequence[Draws]) -> EffectDraws:
@@ -288,6 +298,13 @@ class EffectModel:
 
 def _joined(parts: list[Draws], axis: int) -> Draws:
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
+
+
+def _padded(values: NDArray[np.float32], users: int) -> NDArray[np.float32]:
+    """`[D, U, ...]` with zeros up to `users`."""
+    whole = np.zeros((len(values), users, *values.shape[2:]), dtype=values.dtype)
+    whole[:, : values.shape[1]] = values
+    return whole
 
 
 class PreparedActions:

@@ -16,12 +16,23 @@ if TYPE_CHECKING:
 
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16")
-# Recordings that are kept: one per number of users and actions, each with the memory of its pass.
+# Recordings that are kept: one per padded number of users and number of actions, each with the memory of its
+# pass. Up to 1,024 users there are 11 for each number of actions.
 _RECORDINGS = 32
 _WARM_UP = 3
 
 # A loaded program: tensors in, a tensor or a tuple of tensors out.
 Program = Callable[..., Any]
+
+
+def padded_size(users: int) -> int:
+    """Users that a recorded pass is made of, at least one: powers of two, so that few have to be recorded."""
+    return 1 << max(users - 1, 0).bit_length()
+
+
+def padded_sizes(most: int) -> tuple[int, ...]:
+    """Those of passes of up to `most` users."""
+    return tuple(1 << power for power in range(padded_size(most).bit_length()))
 
 
 class Runner:
@@ -53,6 +64,11 @@ class Runner:
         """
         program._apply(self._cast)  # type: ignore[no-untyped-call]
         return _Recorded(program) if record and self._graphs else program
+
+    @property
+    def records(self) -> bool:
+        """Whether programs may be recorded, each size of their inputs anew."""
+        return self._graphs
 
     def run(self, program: Program, *inputs: Any) -> tuple[NDArray[np.float32], ...]:
         """Call `program`: arrays and kept tensors in, float32 arrays out."""
@@ -117,7 +133,7 @@ class _Recording:
 
 
 class _Recorded:
-    """A program as CUDA graphs, one per shapes of its inputs; the oldest go first.
+    """A program as CUDA graphs, one per shapes of its inputs; those that were used longest ago go first.
 
     A recording has its own memory for inputs and outputs, so calls take turns.
     """
@@ -132,26 +148,28 @@ class _Recorded:
         with self._lock:
             recording = self._recordings.get(shapes)
             if recording is None:
-                recording = self._recordings[shapes] = self._record(inputs)
+                recording = self._recordings[shapes] = _record(self._program, inputs)
                 if len(self._recordings) > _RECORDINGS:
                     self._recordings.popitem(last=False)
+            self._recordings.move_to_end(shapes)
             for own, given in zip(recording.inputs, inputs, strict=True):
                 own.copy_(given)
             recording.graph.replay()
             return tuple(values.clone() for values in recording.outputs)
 
-    def _record(self, inputs: tuple[torch.Tensor, ...]) -> _Recording:
-        import torch
 
-        own = tuple(values.clone() for values in inputs)
-        # Libraries allocate on their first calls, which a recording may not do.
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                self._program(*own)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            outputs = self._program(*own)
-        return _Recording(graph, own, outputs)
+def _record(program: Program, inputs: tuple[torch.Tensor, ...]) -> _Recording:
+    import torch
+
+    own = tuple(values.clone() for values in inputs)
+    # Libraries allocate on their first calls, which a recording may not do.
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UP):
+            program(*own)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        outputs = program(*own)
+    return _Recording(graph, own, outputs)

@@ -196,6 +196,9 @@ def replay_decision(
         Path, typer.Option("--workspace", "-w", help="Folder of the run that served the decision.")
     ] = DEFAULT_WORKSPACE,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="`predictor.dtype` of the server that decided: float32, bfloat16.")
+    ] = "float32",
 ) -> None:
     """Make a logged decision again: choice and propensity from its scores, and the scores from the model.
 
@@ -203,7 +206,7 @@ def replay_decision(
     """
     from qiance.cli.replay import replay_command
 
-    replay_command(decision_id, config, workspace, as_json)
+    replay_command(decision_id, config, workspace, as_json, dtype)
 
 
 @app.command()

@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from qiance.decide.replay import Replayed, Replayer
 
 SAME, DIFFERS, ERASED = "same", "differs", "erased"
+FLOAT32 = "float32"
 
 
-def replay_command(decision_id: str, config: Path | None, workspace: Path, as_json: bool) -> None:
+def replay_command(
+    decision_id: str, config: Path | None, workspace: Path, as_json: bool, dtype: str = FLOAT32
+) -> None:
     """Replays one decision and tells it; exits with 1 if something differs or cannot be found."""
     try:
-        found = replay_of(decision_id, config, workspace)
+        found = replay_of(decision_id, config, workspace, dtype)
     except (ValueError, OSError, LedgerUnavailableError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
@@ -32,7 +35,7 @@ def replay_command(decision_id: str, config: Path | None, workspace: Path, as_js
         raise typer.Exit(1)
 
 
-def replay_of(decision_id: str, config: Path | None, workspace: Path) -> dict[str, Any]:
+def replay_of(decision_id: str, config: Path | None, workspace: Path, dtype: str = FLOAT32) -> dict[str, Any]:
     """What a replay found, as plain JSON; ValueError for what cannot be replayed."""
     settings, place = load_settings(config, os.environ), Workspace(workspace.resolve())
     if not place.root.is_dir():
@@ -42,22 +45,24 @@ def replay_of(decision_id: str, config: Path | None, workspace: Path) -> dict[st
         decision = ledger.decision(decision_id)
         if decision is None:
             raise ValueError(f"decision_id: {decision_id!r} is not a logged decision of {settings.tenant!r}")
-        return _document(replayer(place, ledger).replay(decision))
+        return _document(replayer(place, ledger, dtype).replay(decision), dtype)
     except ErasedDecisionError:
         return {"decision_id": decision_id, "status": ERASED}
     finally:
         ledger.close()
 
 
-def replayer(workspace: Workspace, ledger: Ledger) -> Replayer:
-    """Replays decisions with the models, item values and snapshot of `workspace`."""
-    from qiance.decide.replay import Replayer
+def replayer(workspace: Workspace, ledger: Ledger, dtype: str = FLOAT32) -> Replayer:
+    """Replays decisions with models, item values and snapshot of `workspace`; dtype: see `open_rescorer`."""
+    from qiance.decide.replay import TOLERANCES, Replayer
     from qiance.launch.scoring import open_rescorer
 
-    return Replayer(open_rescorer(workspace, ledger))
+    if dtype not in TOLERANCES:
+        raise ValueError(f"dtype: {dtype!r} is not one of {', '.join(TOLERANCES)}")
+    return Replayer(open_rescorer(workspace, ledger, dtype), TOLERANCES[dtype])
 
 
-def _document(found: Replayed) -> dict[str, Any]:
+def _document(found: Replayed, dtype: str) -> dict[str, Any]:
     decision = found.decision
     document: dict[str, Any] = {
         "decision_id": decision.decision_id,
@@ -76,6 +81,8 @@ def _document(found: Replayed) -> dict[str, Any]:
     return document | {
         "scores": {
             "recomputed": True,
+            "dtype": dtype,
+            "tolerance": found.tolerance,
             "largest_difference": found.difference,
             "largest_relative_difference": found.relative,
         },
@@ -95,16 +102,28 @@ def _told(found: Mapping[str, Any]) -> str:
     scores = found["scores"]
     if not scores["recomputed"]:
         return "\n".join([*lines, f"  scores: not made again, {scores['reason']}"])
-    chosen = found["chosen"]
+    chosen, hint = found["chosen"], list[str]()
+    if _may_be_rough(found["differs"], scores):
+        hint = ["  no more than bfloat16 rounds: if `predictor.dtype` was bfloat16, add --dtype bfloat16"]
     return "\n".join(
         [
             *lines,
             f"  scores: largest difference {scores['largest_difference']:.3g} minor units, "
-            f"relative {scores['largest_relative_difference']:.3g}",
+            f"relative {scores['largest_relative_difference']:.3g} (products in {scores['dtype']}, "
+            f"{scores['tolerance']:.3g} is allowed)",
+            *hint,
             f"  chosen: value {chosen['value']:.4f}, cost {chosen['cost']:.4f}, "
             f"score {chosen['score_logged']:.4f}",
         ]
     )
+
+
+def _may_be_rough(differs: Sequence[str], scores: Mapping[str, Any]) -> bool:
+    """Whether scores differ, and by no more than they would by the other precision."""
+    from qiance.decide.replay import TOLERANCES
+
+    rough = scores["largest_relative_difference"] <= TOLERANCES["bfloat16"]
+    return "scores" in differs and rough
 
 
 def _status(status: str, differs: Sequence[str]) -> str:

@@ -13,10 +13,12 @@ from qiance.decide.rule import policy_probabilities, replay, scores
 from qiance.domain import Decision
 
 Scores = NDArray[np.float32]
-# A batch of another size or another processor sums in another order. A score is the difference of two margins
-# in float32: it is as exact as those are, so that is what a difference is held against. More than this is
-# another model, user or item.
-TOLERANCE = 1e-5
+# By the precision of the products that scored. A batch of another size or another processor sums in another
+# order. A score is the difference of two margins in float32: it is as exact as those are, so that is what a
+# difference is held against. More than this is another model, user or item. Sums that are rounded to bfloat16
+# keep 8 bits, so they differ by steps of 2⁻⁸ where the order was another; a step or two per layer.
+TOLERANCES = {"float32": 1e-5, "bfloat16": 2.0**-5}
+TOLERANCE = TOLERANCES["float32"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Replayed:
     action_id, propensity: what follows from the logged scores and uniform; bit for bit, or they differ.
     unscored: why the scores could not be made again, empty where they were. difference: largest
     |recomputed − logged| score, minor units; relative: the same in parts of the larger margin, with the
-    action or without it, that the score is the difference of, at least 1.
+    action or without it, that the score is the difference of, at least 1. tolerance: of `relative`.
     value, cost: of the logged choice, as recomputed; minor units.
     """
 
@@ -38,6 +40,7 @@ class Replayed:
     relative: float = 0.0
     value: float = 0.0
     cost: float = 0.0
+    tolerance: float = TOLERANCE
 
     @property
     def same_choice(self) -> bool:
@@ -53,16 +56,16 @@ class Replayed:
         found = {
             "choice": not self.same_choice,
             "propensity": not self.same_propensity,
-            "scores": not self.relative <= TOLERANCE,
+            "scores": not self.relative <= self.tolerance,
         }
         return tuple(name for name, wrong in found.items() if wrong)
 
 
 class Replayer:
-    """Replays decisions, their scores by a rescorer."""
+    """Replays decisions, their scores by a rescorer; tolerance: see `TOLERANCES`."""
 
-    def __init__(self, rescorer: Rescorer) -> None:
-        self._rescorer = rescorer
+    def __init__(self, rescorer: Rescorer, tolerance: float = TOLERANCE) -> None:
+        self._rescorer, self._tolerance = rescorer, tolerance
 
     def replay(self, decision: Decision) -> Replayed:
         """Choice, propensity and scores of `decision`, made again."""
@@ -83,6 +86,7 @@ class Replayer:
             relative=float((apart / np.maximum(np.abs(logged), _size(found)[mask])).max()),
             value=float(found.value[0, decision.chosen]),
             cost=float(found.cost[0, decision.chosen]),
+            tolerance=self._tolerance,
         )
 
 

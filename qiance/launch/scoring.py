@@ -17,8 +17,11 @@ class FrameGoneError(ValueError):
     """The item values that decisions were scored with are no longer kept."""
 
 
-def open_rescorer(workspace: Workspace, ledger: Ledger) -> Rescorer:
-    """Scores decisions of `ledger`; models are loaded when they are first asked for, and kept."""
+def open_rescorer(workspace: Workspace, ledger: Ledger, dtype: str = "float32") -> Rescorer:
+    """Scores decisions of `ledger`; models are loaded when they are first asked for, and kept.
+
+    dtype: precision of the models' products, as `predictor.dtype` of the server that decided.
+    """
     try:
         snapshot = Snapshot.load(workspace.snapshot)
     except FileNotFoundError as error:
@@ -27,7 +30,8 @@ def open_rescorer(workspace: Workspace, ledger: Ledger) -> Rescorer:
 
     def model(version: str) -> EffectModel:
         if version not in models:
-            models[version] = EffectModel.load(workspace.artifact(KIND, version), EFFECT_SCHEMA)
+            path = workspace.artifact(KIND, version)
+            models[version] = EffectModel.load(path, EFFECT_SCHEMA, dtype=dtype)
         return models[version]
 
     def items(key: str) -> Mapping[str, Any]:

@@ -52,7 +52,7 @@ from qiance.market import CONTACT_COST, Market
 from qiance.market.simulate import ContactWindow, MarketLog, collect_log, uniform_over
 from qiance.workspace import Snapshot, Workspace
 from serve.args import AppArgs, LlmArgs
-from serve.assemble import Service
+from serve.assemble import Service, model_loader, warm_sizes
 from serve.desk import Clerk, ThreadDesk
 from serve.effects import Planner
 from serve.engine import Engine
@@ -407,7 +407,16 @@ def open_predictor(
     """A predictor on the shop's features, or on another store of them."""
     consents = LedgerConsents(ledger, args.unrecorded)
     return Predictor(
-        built.workspace, ledger, reader or built.reader, consents, args.now, 0.05, GUARD, refresh_s=0.2
+        built.workspace,
+        ledger,
+        reader or built.reader,
+        consents,
+        args.now,
+        0.05,
+        GUARD,
+        refresh_s=0.2,
+        load=model_loader(args.predictor),
+        warm=warm_sizes(args),
     )
 
 

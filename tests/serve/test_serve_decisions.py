@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -29,8 +30,10 @@ from serve_cases import (
 
 from qiance.decide.rule import replay
 from qiance.domain import Audience, Catalogue, Channel, Decision, StrategyState
-from serve.answers import Writer
-from serve.scoring import ScoreRequest
+from serve.answers import Answer, Writer
+from serve.problems import Problem
+from serve.scoring import ScoredBatch, ScoreRequest
+from serve.slates import Call
 
 NOW = START + timedelta(days=DAYS)
 
@@ -157,6 +160,50 @@ def test_a_request_id_belongs_to_one_user(shop: Shop) -> None:
     response = shop.post("/v1/decisions", {"user_id": two, "surface": "home", "request_id": "r"})
     assert response.status_code == 409
     assert response.json()["detail"].startswith("request_id: was used for another user")
+
+
+def calls_of(shop: Shop, request_id: str) -> list[Call]:
+    """One request of each of two users, under the same id."""
+    at = shop.gateway.args.now()
+    return [Call(user, "home", at, request_id, 1, None) for user in shop.users(held=False)[:2]]
+
+
+def test_a_request_id_belongs_to_one_user_in_a_micro_batch_too(shop: Shop) -> None:
+    for round_ in range(3):
+        first, second = shop.service.engine.decide(calls_of(shop, f"r{round_}"))
+        assert isinstance(first, Answer)
+        assert isinstance(second, Problem)
+        assert second.status_code == 409
+
+
+def test_a_request_id_belongs_to_one_user_in_a_batch_over_http(shop: Shop) -> None:
+    one, two = shop.users(held=False)[:2]
+    asked = [{"user_id": user, "surface": "home", "request_id": "r"} for user in (one, two, one)]
+    first, second, again = shop.post("/v1/decisions:batch", {"requests": asked}).json()["decisions"]
+    assert second["status"] == 409
+    assert first["decision_id"] not in str(second)
+    assert again["decision_id"] == first["decision_id"]
+
+
+def test_a_request_id_that_another_replica_uses_meanwhile_belongs_to_its_user(
+    built: Built, tmp_path: Path
+) -> None:
+    """The other one answers after our look at the ledger and before our record."""
+    with open_shop(built, tmp_path) as other:
+        one, two = calls_of(other, "r")
+
+        class Meanwhile:
+            def score(self, requests: Sequence[ScoreRequest]) -> ScoredBatch:
+                (answer,) = other.service.engine.decide([one])
+                assert isinstance(answer, Answer)
+                return other.predictor.score(requests)
+
+        with open_shop(built, tmp_path, Meanwhile()) as ours:
+            (late,) = ours.service.engine.decide([two])
+            (again,) = ours.service.engine.decide([two])
+    for result in (late, again):
+        assert isinstance(result, Problem)
+        assert result.status_code == 409
 
 
 def without_words(answer: dict[str, Any]) -> list[dict[str, Any]]:

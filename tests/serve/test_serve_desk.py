@@ -26,6 +26,7 @@ from serve.answers import Written
 from serve.args import AppArgs
 from serve.desk import Clerk, DeskLostError, ThreadDesk
 from serve.desk_process import DeskStartError, ProcessDesk
+from serve.engine import NotReadyError
 from serve.problems import Problem
 from serve.slates import Call
 from serve.spool import SpoolFullError
@@ -250,7 +251,7 @@ def test_every_thread_is_warm_before_the_first_request() -> None:
     class Warm(Clerk):
         def __init__(self) -> None: ...
 
-        def warm_up(self) -> None:
+        def warm_up(self, patience_s: float = 0.0) -> None:
             seen.append(threading.get_ident())
 
         def close(self) -> None: ...
@@ -259,6 +260,24 @@ def test_every_thread_is_warm_before_the_first_request() -> None:
     desk.warm_up()
     desk.close()
     assert len(set(seen)) == len(seen) == 3
+
+
+def test_a_thread_that_does_not_get_warm_keeps_no_other_waiting() -> None:
+    first = threading.Lock()
+
+    class Cold(Clerk):
+        def __init__(self) -> None: ...
+
+        def warm_up(self, patience_s: float = 0.0) -> None:
+            if first.acquire(blocking=False):
+                raise NotReadyError(f"predictor: no pass within {patience_s:g} s")
+
+        def close(self) -> None: ...
+
+    desk = ThreadDesk(Cold(), 3)
+    with pytest.raises(NotReadyError, match="within 7 s"):
+        desk.warm_up(7.0)
+    desk.close()
 
 
 def test_what_goes_over_the_wire_comes_back_as_it_was() -> None:

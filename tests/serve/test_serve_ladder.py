@@ -34,7 +34,7 @@ from serve_cases import (
 from qiance.domain import Audience, Channel, Decision, StrategyState
 from qiance.ledger import NO_VERSION, Ledger, LedgerUnavailableError
 from serve.args import AppArgs
-from serve.engine import DOWN_S
+from serve.engine import DOWN_S, NotReadyError
 from serve.live import Watcher
 from serve.metrics import MAX_SURFACES, OTHER, GatewayMetrics
 from serve.predictor import Predictor
@@ -103,6 +103,36 @@ def test_a_model_that_predicts_nonsense_is_not_followed(built: Built, tmp_path: 
         assert np.isfinite(row.score_row()[row.mask()]).all()
 
 
+class Late:
+    """A predictor that fails with `error` at first."""
+
+    def __init__(self, predictor: Predictor, failures: int, error: Exception) -> None:
+        self._predictor, self._left, self._error = predictor, failures, error
+
+    def score(self, requests: Sequence[ScoreRequest]) -> ScoredBatch:
+        self._left -= 1
+        if self._left >= 0:
+            raise self._error
+        return self._predictor.score(requests)
+
+
+def test_nothing_is_ready_before_the_predictor_made_a_pass(shop: Shop) -> None:
+    engine = shop.service.engine
+    engine._scorer = Late(shop.predictor, 10, ConnectionError("no replica yet"))
+    with pytest.raises(NotReadyError, match=r"no pass within 0.3 s .*no replica yet"):
+        engine.warm_up(0.3)
+    engine._scorer = late = Late(shop.predictor, 2, ConnectionError("no replica yet"))
+    engine.warm_up(60.0)
+    assert late._left == -1, "it was asked until it answered"
+
+
+def test_a_model_that_is_missing_or_predicts_nonsense_does_not_hold_up_the_start(shop: Shop) -> None:
+    """What it says is seen in `/healthz` and `degraded`, as when it comes later."""
+    for scorer in (Late(shop.predictor, 9, NoModelError("no model")), Nonsense(shop.predictor, np.nan)):
+        shop.service.engine._scorer = scorer
+        shop.service.engine.warm_up(0.0)
+
+
 @pytest.mark.parametrize(
     ("change", "degraded"),
     [
@@ -159,6 +189,8 @@ def test_without_a_ledger_everybody_gets_control_and_nothing_is_lost(shop: Shop,
         assert all([a["action_id"] for a in d["actions"]] == ["control"] for d in told)
         assert all(d["degraded"] == ["ledger"] for d in told)
         assert told[0]["decision_id"] == told[2]["decision_id"] != told[1]["decision_id"]
+        taken = shop.post("/v1/decisions", {**DECISION, "user_id": "another user", "request_id": "r1"})
+        assert taken.status_code == 409
         events = [click(before["decision_id"]), click(told[0]["decision_id"]), click("made up")]
         answer = shop.post("/v1/outcomes", {"events": events})
         assert (answer.status_code, answer.json()["degraded"]) == (202, ["ledger"])

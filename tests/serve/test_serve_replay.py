@@ -124,6 +124,29 @@ def test_what_is_not_there_is_a_clear_error(decided: tuple[Shop, Path, list[str]
         assert (code, message in told) == (1, True), told
 
 
+def test_decisions_by_bfloat16_replay_in_bfloat16(built: Built, tmp_path: Path) -> None:
+    """In float32 they differ, by no more than the command says that bfloat16 rounds."""
+    root = tmp_path / "workspace"
+    with open_shop(built, tmp_path, epsilon=0.3, predictor={"dtype": "bfloat16"}) as shop:
+        at, users = shop.gateway.args.now(), shop.users(held=False)[:32]
+        answers = shop.service.engine.decide([Call(user, "home", at, None, 1, None) for user in users])
+        for part in ("snapshot", "artifacts", "frames", "secrets"):
+            shutil.copytree(built.workspace.root / part, root / part)
+    (root / "ledger.db").symlink_to(tmp_path / "ledger.db")
+    exact = []
+    for answer in answers[:8]:
+        assert isinstance(answer, Answer)
+        code, told = run(root, answer.decision_id)
+        exact.append(code)
+        assert ("add --dtype bfloat16" in told) == (code == 1)
+        code, told = run(root, answer.decision_id, "--dtype", "bfloat16")
+        assert (code, "products in bfloat16" in told) == (0, True)
+    assert 1 in exact
+    assert isinstance(answers[0], Answer)
+    code, told = run(root, answers[0].decision_id, "--dtype", "float16")
+    assert (code, told) == (1, "error: dtype: 'float16' is not one of float32, bfloat16\n")
+
+
 def test_an_erased_decision_says_so(built: Built, tmp_path: Path) -> None:
     with open_shop(built, tmp_path) as shop:
         answer = shop.decide("u0")

@@ -12,9 +12,11 @@ import torch
 
 from qiance.artifacts import EffectModel, write_artifact
 from qiance.artifacts.effect import ENCODER, INFO, KIND, PROGRAM
+from qiance.artifacts.runner import padded_size, padded_sizes
 from qiance.features.columns import EFFECT_SCHEMA
 from qiance.features.encoder import Encoder, NumericCode
 from qiance.features.grid import GridColumns
+from tests.artifacts.recorded_cases import record_here
 from training.effect.export import effect_files
 from training.effect.network import EffectNetwork, NetworkConfig, mean_factor
 from training.effect.served import ServedActions, ServedNetwork, ServedPairs
@@ -267,6 +269,43 @@ def test_a_gpu_scores_as_the_processor_does(
 ) -> None:
     here = EffectModel.load(artifact)
     there = EffectModel.load(artifact, device="cuda", dtype=dtype, cuda_graphs=graphs)
-    for users in (1, 4, 1):  # the third call replays the first one's recording
+    for users in (1, 4, 1, 3, 7, 0, 33, 5):  # the third call replays the first one's recording, 3 is padded
         for found, whole in zip(in_parts(there, users, 60), in_parts(here, users, 60), strict=True):
-            assert np.abs(found - whole).max() <= tolerance * np.abs(whole).max()
+            assert found.shape == whole.shape
+            assert np.abs(found - whole).max(initial=0.0) <= tolerance * np.abs(whole).max(initial=0.0)
+
+
+def test_recorded_sizes_are_powers_of_two() -> None:
+    assert [padded_size(users) for users in (0, 1, 2, 3, 4, 5, 32, 33)] == [1, 1, 2, 4, 4, 8, 32, 64]
+    assert padded_sizes(1) == (1,)
+    assert padded_sizes(32) == (1, 2, 4, 8, 16, 32)
+    assert padded_sizes(33) == (1, 2, 4, 8, 16, 32, 64)
+
+
+def test_a_recorded_pass_is_padded_and_gives_what_was_asked(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = EffectModel.load(artifact)
+    recorded = record_here(monkeypatch)
+    model = EffectModel.load(artifact)
+    for users in (1, 3, 4, 0, 7, 2, 5, 1, 6):
+        for found, whole in zip(in_parts(model, users, 60), in_parts(plain, users, 60), strict=True):
+            assert found.shape == whole.shape == (users, 60, 3)
+            assert np.abs(found - whole).max(initial=0.0) <= 1e-5 * np.abs(whole).max(initial=0.0)
+    assert recorded == [(1, 60), (4, 60), (8, 60), (2, 60)]
+    in_parts(model, 200, 60)  # in passes of 32 users: 2,048 rows are 34 of them
+    assert recorded[4:] == [(32, 60)]
+
+
+def test_recordings_that_are_used_are_kept(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = record_here(monkeypatch)
+    model = EffectModel.load(artifact)
+    for actions in range(2, 50):
+        in_parts(model, 1, actions)
+        in_parts(model, 1, 2)
+    assert len(recorded) == 48
+    in_parts(model, 1, 2)
+    in_parts(model, 1, 49)
+    assert len(recorded) == 48
+    in_parts(model, 1, 3)
+    assert recorded[48:] == [(1, 3)], "it was used longest ago"
