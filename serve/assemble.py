@@ -49,10 +49,11 @@ class Service:
             self.predictor.close()
 
 
-def open_ledger(args: AppArgs) -> Ledger:
-    """The ledger that the arguments name."""
+def open_ledger(args: AppArgs, timeout_s: float | None = None) -> Ledger:
+    """The ledger that the arguments name; timeout_s: see `Ledger.open`, for who answers requests by it."""
     key_file = args.key_file or Workspace(args.workspace).key_file
-    return Ledger.open(args.open_url(), tenant=args.tenant, key=load_or_create_key(key_file))
+    key = load_or_create_key(key_file)
+    return Ledger.open(args.open_url(), tenant=args.tenant, key=key, timeout_s=timeout_s)
 
 
 def open_guard(args: AppArgs) -> Guard:
