@@ -81,8 +81,9 @@ def _build_postgres(url: URL, timeout_s: float | None) -> Engine:
         "keepalives_idle": 1,
         "keepalives_interval": 1,
     }
+    told = {name: value for name, value in limits.items() if name not in url.query}
     engine = create_engine(
-        url, pool_size=8, max_overflow=24, pool_pre_ping=True, pool_timeout=timeout_s, connect_args=limits
+        url, pool_size=8, max_overflow=24, pool_pre_ping=True, pool_timeout=timeout_s, connect_args=told
     )
     event.listen(engine, "connect", partial(_limit_postgres, timeout_s))
     return engine
