@@ -90,12 +90,17 @@ def _loader(how: PredictorArgs) -> ModelLoader:
     )
 
 
-def open_engine(args: AppArgs, ledger: Ledger, scorer: Scorer | None = None) -> Service:
-    """An engine that scores in this process, or by `scorer`; ready to decide when this returns."""
+def open_engine(
+    args: AppArgs, ledger: Ledger, scorer: Scorer | None = None, holder: str | None = None
+) -> Service:
+    """An engine that scores in this process, or by `scorer`; ready to decide when this returns.
+
+    holder: whom the ledger knows as having its leases; None is a name that nobody else has.
+    """
     predictor = open_predictor(args, ledger) if scorer is None else None
     catalogue = predictor.snapshot.catalogue if predictor else read_catalogue(args)
     watcher = Watcher(ledger, catalogue, open_guard(args))
-    leases = LeaseBook(ledger, _holder(), args.leases.term_s)
+    leases = LeaseBook(ledger, holder or _holder(), args.leases.term_s)
     outage = Outage(args, ledger, Spool(Workspace(args.workspace).spool, args.spool_bytes))
     used = scorer or predictor
     assert used is not None, "one of the two is there"
