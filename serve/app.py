@@ -240,7 +240,8 @@ class GatewayDeployment:
         generator: DeploymentHandle,
         pacer: DeploymentHandle,  # bound so that it is deployed with the application
     ) -> None:
-        self._args, ledger, workspace = args, open_ledger(args), Workspace(args.workspace)
+        self._args, workspace = args, Workspace(args.workspace)
+        ledger = open_ledger(args, args.ledger_timeout_s)
         self._desk = _open_desk(args, ledger, predictor)
         self._watcher = Watcher(ledger, read_catalogue(args), open_guard(args))
         catalogue = self._watcher.catalogue
@@ -260,7 +261,8 @@ class GatewayDeployment:
 
         people = PeopleService(
             ledger,
-            Eraser(ledger, workspace, online_eraser(workspace.features, os.environ)),
+            # An erasure rewrites the database, which takes the time it takes.
+            Eraser(open_ledger(args), workspace, online_eraser(workspace.features, os.environ)),
             SessionPusher(ledger, workspace.features, args.unrecorded),
             known_item=catalogue.index.__contains__,
             unrecorded=args.unrecorded,

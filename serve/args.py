@@ -176,6 +176,11 @@ class AppArgs(BaseModel):
         """Purposes that a user who was never asked counts as having agreed to."""
         return frozenset(Purpose) if self.unrecorded_consent == "granted" else frozenset()
 
+    @property
+    def ledger_timeout_s(self) -> float:
+        """Seconds that a request waits for the ledger: twice, for a lock or a lost connection, is in time."""
+        return 0.4 * self.request_timeout_s
+
     def now(self) -> datetime:
         """The system's time, moved by the offset."""
         return datetime.now(UTC) + timedelta(seconds=self.clock_offset_s)

@@ -50,10 +50,11 @@ class Service:
             self.predictor.close()
 
 
-def open_ledger(args: AppArgs) -> Ledger:
-    """The ledger that the arguments name."""
+def open_ledger(args: AppArgs, timeout_s: float | None = None) -> Ledger:
+    """The ledger that the arguments name; timeout_s: see `Ledger.open`, for who answers requests by it."""
     key_file = args.key_file or Workspace(args.workspace).key_file
-    return Ledger.open(args.open_url(), tenant=args.tenant, key=load_or_create_key(key_file))
+    key = load_or_create_key(key_file)
+    return Ledger.open(args.open_url(), tenant=args.tenant, key=key, timeout_s=timeout_s)
 
 
 def open_guard(args: AppArgs) -> Guard:
@@ -96,12 +97,17 @@ def warm_sizes(args: AppArgs) -> tuple[int, ...]:
     return padded_sizes(args.batching.max_batch) if args.predictor.cuda_graphs else (1,)
 
 
-def open_engine(args: AppArgs, ledger: Ledger, scorer: Scorer | None = None) -> Service:
-    """An engine that scores in this process, or by `scorer`; ready to decide when this returns."""
+def open_engine(
+    args: AppArgs, ledger: Ledger, scorer: Scorer | None = None, holder: str | None = None
+) -> Service:
+    """An engine that scores in this process, or by `scorer`; ready to decide when this returns.
+
+    holder: whom the ledger knows as having its leases; None is a name that nobody else has.
+    """
     predictor = open_predictor(args, ledger) if scorer is None else None
     catalogue = predictor.snapshot.catalogue if predictor else read_catalogue(args)
     watcher = Watcher(ledger, catalogue, open_guard(args))
-    leases = LeaseBook(ledger, _holder(), args.leases.term_s)
+    leases = LeaseBook(ledger, holder or _holder(), args.leases.term_s)
     outage = Outage(args, ledger, Spool(Workspace(args.workspace).spool, args.spool_bytes))
     used = scorer or predictor
     assert used is not None, "one of the two is there"

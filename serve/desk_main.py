@@ -29,7 +29,7 @@ def main() -> None:
     workers = args.batching.workers
     with ThreadPoolExecutor(workers, thread_name_prefix="qiance-decide") as pool:
         try:
-            ledger = open_ledger(args)
+            ledger = open_ledger(args, args.ledger_timeout_s)
             clerk = Clerk(args, open_engine(args, ledger))
             warm_up(clerk, pool, workers)
         except Exception as error:

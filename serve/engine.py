@@ -35,6 +35,7 @@ from serve.spool import SpoolFullError
 
 CONTACT_WINDOW = Cap(0, 7.0)  # counted for the model: contacts of the last seven days
 DOWN_S = 1.0  # how long a ledger that did not answer is left alone
+REST = 2.0  # the same as a multiple of the time that was lost in waiting for it, where that is more
 RETRY_AFTER_S = 2
 WARM_S = 30.0
 NOBODY = "nobody"
@@ -73,12 +74,14 @@ class Engine:
         """One answer per call, each durable; a Problem for what the client must mend or try again."""
         if not calls:
             return []
-        if time.monotonic() < self._down_until:
+        asked_at = time.monotonic()
+        if asked_at < self._down_until:
             return self._without_ledger(calls)
         try:
             return self._decide(calls)
         except LedgerUnavailableError as error:
-            self._down_until = time.monotonic() + DOWN_S
+            now = time.monotonic()
+            self._down_until = now + max(DOWN_S, REST * (now - asked_at))
             logger.warning("control only, since the ledger does not answer: %s", error)
             return self._without_ledger(calls)
 

@@ -8,6 +8,7 @@ term. The commit of a decision checks its lease once more.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from qiance.ledger import Claim, Lease, Ledger, LedgerUnavailableError
 logger = logging.getLogger(__name__)
 SHARE = 8  # a slice is at most this part of what the budget has left
 DRY_S = 0.25  # how long a budget that had nothing left is not asked again
+DOWN_S = 1.0  # how long a ledger that could not end a slice is not asked to end another: each may wait
+RECLAIM_S = 1.0  # how often at most what dead replicas had is looked for, where a budget has nothing left
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +48,7 @@ class LeaseBook:
         self._current: dict[str, _Slice] = {}
         self._all: dict[str, _Slice] = {}
         self._dry_until: dict[str, float] = {}
+        self._reclaimed_at = self._down_until = -math.inf
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="qiance-leases", daemon=True)
@@ -121,11 +125,7 @@ class LeaseBook:
         self._thread.join(timeout=5.0)
         with self._lock:
             for slice_ in list(self._all.values()):
-                try:
-                    self._ledger.end_lease(slice_.lease.lease_id)
-                except LedgerUnavailableError as error:
-                    logger.warning("a slice stays leased until its term ends: %s", error)
-            self._all.clear()
+                self._end(slice_)
             self._current.clear()
 
     def _is_idle(self, slice_: _Slice) -> bool:
@@ -135,6 +135,8 @@ class LeaseBook:
         """A part of what is left, or at least `amount`, or all there is; None if that is nothing."""
         try:
             left = self._ledger.budget(budget_id).left
+            if left < amount and self._reclaims():
+                left = self._ledger.budget(budget_id).left
         except ValueError as error:  # never opened: its strategies cannot spend
             logger.error("%s", error)
             return None
@@ -142,6 +144,13 @@ class LeaseBook:
             if size > 0 and (lease := self._ledger.lease(budget_id, size, self._holder, self._term_s)):
                 return _Slice(lease, lease.amount, used_at=self._clock())
         return None
+
+    def _reclaims(self) -> bool:
+        """Whether replicas that are dead for a term left something, which is back in its budgets now."""
+        if self._clock() - self._reclaimed_at < RECLAIM_S:
+            return False
+        self._reclaimed_at = self._clock()
+        return self._ledger.reclaim_leases() > 0
 
     def _retire(self, slice_: _Slice) -> None:
         """Take nothing more from it; end it as soon as no commit hangs on it."""
@@ -151,9 +160,16 @@ class LeaseBook:
             self._end(slice_)
 
     def _end(self, slice_: _Slice) -> None:
+        """Give the rest back. Never raises: whoever settles a claim has an answer to give, or more claims."""
         self._all.pop(slice_.lease.lease_id, None)
-        if self._ledger.end_lease(slice_.lease.lease_id):
-            self._dry_until.pop(slice_.lease.budget_id, None)  # there is something to lease again
+        if self._clock() < self._down_until:
+            return  # it is renewed no more, so its term gives it back
+        try:
+            if self._ledger.end_lease(slice_.lease.lease_id):
+                self._dry_until.pop(slice_.lease.budget_id, None)  # there is something to lease again
+        except LedgerUnavailableError as error:
+            self._down_until = self._clock() + DOWN_S
+            logger.warning("a slice stays leased until its term ends: %s", error)
 
     def _settle(self, claim: Claim, returned: int) -> None:
         slice_ = self._all.get(claim.lease_id)

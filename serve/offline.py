@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import pyarrow.dataset as pds
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from qiance.ledger import LedgerUnavailableError
 from serve.answers import Answer, Writer
 from serve.args import AppArgs
 from serve.assemble import open_engine, open_ledger
@@ -45,6 +48,7 @@ OUTPUT = pa.schema(
     ]
 )
 Progress = Callable[[float, str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,12 @@ class Campaign:
 
 
 class DecideUsers:
-    """One worker: an engine of its own on the shared ledger."""
+    """One worker: an engine of its own on the shared ledger; holder: in whose name it leases."""
 
-    def __init__(self, args: Mapping[str, Any], campaign: Campaign) -> None:
+    def __init__(self, args: Mapping[str, Any], campaign: Campaign, holder: str) -> None:
         self._args, self._campaign = AppArgs.model_validate(dict(args)), campaign
         self._ledger = open_ledger(self._args)
-        self._service = open_engine(self._args, self._ledger)
+        self._service = open_engine(self._args, self._ledger, holder=holder)
         self._writer = Writer(self._service.watcher.catalogue, self._args.currency)
 
     def __call__(self, users: pa.Table) -> pa.Table:
@@ -154,33 +158,56 @@ def _stream(
     users: Path, args: Mapping[str, Any], campaign: Campaign, workers: int, address: str | None, batch: int
 ) -> Iterator[Iterator[pa.Table]]:
     """Tables of decisions, as they are made."""
+    holder = f"decide-{secrets.token_hex(8)}"
     if workers == 0:
-        worker = DecideUsers(args, campaign)
+        worker = DecideUsers(args, campaign, holder)
         try:
             parts = _dataset(users).to_batches(columns=[USER], batch_size=batch)
             yield (worker(_as_text(pa.Table.from_batches([part]))) for part in parts)
         finally:
             worker.close()
         return
-    with LocalCluster(address=address, proxy="plain"):
-        import ray
+    try:
+        with LocalCluster(address=address, proxy="plain"):
+            yield _spread(users, args, campaign, holder, workers, batch)
+    finally:
+        _give_back(args, holder)
 
-        # The context is of the process: a bar of ours is enough.
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        read = {"parquet": ray.data.read_parquet, "csv": ray.data.read_csv}[_format(users)]
-        decided = (
-            read(str(users.resolve()))
-            .map_batches(_as_text, batch_format="pyarrow", batch_size=None)
-            .map_batches(
-                DecideUsers,
-                fn_constructor_args=(dict(args), campaign),
-                batch_format="pyarrow",
-                batch_size=batch,
-                concurrency=workers,
-                num_cpus=1,
-            )
+
+def _spread(
+    users: Path, args: Mapping[str, Any], campaign: Campaign, holder: str, workers: int, batch: int
+) -> Iterator[pa.Table]:
+    """Tables of decisions of `workers` actors of Ray Data."""
+    import ray
+
+    # The context is of the process: a bar of ours is enough.
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    read = {"parquet": ray.data.read_parquet, "csv": ray.data.read_csv}[_format(users)]
+    decided = (
+        read(str(users.resolve()))
+        .map_batches(_as_text, batch_format="pyarrow", batch_size=None)
+        .map_batches(
+            DecideUsers,
+            fn_constructor_args=(dict(args), campaign, holder),
+            batch_format="pyarrow",
+            batch_size=batch,
+            concurrency=workers,
+            num_cpus=1,
         )
-        yield (table.cast(OUTPUT) for table in decided.iter_batches(batch_format="pyarrow", batch_size=batch))
+    )
+    return (table.cast(OUTPUT) for table in decided.iter_batches(batch_format="pyarrow", batch_size=batch))
+
+
+def _give_back(args: Mapping[str, Any], holder: str) -> None:
+    """End what the workers leased: Ray kills an actor, or lets it end itself and waits for neither."""
+    try:
+        ledger = open_ledger(AppArgs.model_validate(dict(args)))
+        try:
+            ledger.end_leases_of(holder)
+        finally:
+            ledger.close()
+    except LedgerUnavailableError as error:
+        logger.warning("what the workers leased of budgets goes back when its term ends: %s", error)
 
 
 def _dataset(users: Path) -> Any:

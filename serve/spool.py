@@ -79,11 +79,19 @@ class Spool:
                 self._file = None
 
     def _open(self) -> BinaryIO:
+        """The file, which is locked before anybody sees it, under a name that no file had before.
+
+        Or whoever replays what others left would take it for such a file, and remove it.
+        """
         if self._file is None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._file = self._path.open("ab")
-            self._path.chmod(0o600)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._path = self._folder / f"{secrets.token_hex(8)}.jsonl"
+            draft = self._path.with_suffix(".new")
+            file = draft.open("ab")
+            draft.chmod(0o600)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            draft.rename(self._path)
+            self._file = file
         return self._file
 
     def _replay_own(self, replay: Replay) -> int:

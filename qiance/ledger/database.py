@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from qiance.ledger.schema import ID_LENGTH, TENANT_LENGTH
 
 T = TypeVar("T")
 Clock = Callable[[], datetime]
-BUSY_TIMEOUT_MS = 30_000
+PATIENCE_S = 30.0  # how long a writer of SQLite waits for another where no timeout is given
 # Ids per IN list: far below the parameter limits of SQLite (32,766) and PostgreSQL (65,535).
 CHUNK = 5_000
 # Pages of SQLite's log after which a commit moves them to the file itself, and waits for that.
@@ -57,22 +58,48 @@ def parse_url(url: str) -> URL:
     return parsed
 
 
-def build_engine(url: URL) -> Engine:
-    """An engine for `url`; nothing is connected yet."""
+def build_engine(url: URL, timeout_s: float | None = None) -> Engine:
+    """An engine for `url`; nothing is connected yet. timeout_s: see `Ledger.open`."""
     if url.get_backend_name() == "postgresql":
-        return create_engine(url, pool_size=8, max_overflow=24, pool_pre_ping=True)
+        return _build_postgres(url, timeout_s)
     assert url.database is not None
     Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, pool_size=8, max_overflow=56)
-    event.listen(engine, "connect", _prepare_sqlite)
+    wait_s = PATIENCE_S if timeout_s is None else timeout_s
+    engine = create_engine(url, pool_size=8, max_overflow=56, pool_timeout=wait_s)
+    event.listen(engine, "connect", partial(_prepare_sqlite, wait_s))
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
-def _prepare_sqlite(connection: Any, _record: object) -> None:
+def _build_postgres(url: URL, timeout_s: float | None) -> Engine:
+    if timeout_s is None:
+        return create_engine(url, pool_size=8, max_overflow=24, pool_pre_ping=True)
+    limits = {
+        "connect_timeout": math.ceil(timeout_s),  # whole seconds; the driver waits for two at least
+        # A server that vanished: what is sent is not acknowledged, or the probes of a connection are not.
+        "tcp_user_timeout": math.ceil(timeout_s * 1_000.0),
+        "keepalives_idle": 1,
+        "keepalives_interval": 1,
+    }
+    told = {name: value for name, value in limits.items() if name not in url.query}
+    engine = create_engine(
+        url, pool_size=8, max_overflow=24, pool_pre_ping=True, pool_timeout=timeout_s, connect_args=told
+    )
+    event.listen(engine, "connect", partial(_limit_postgres, timeout_s))
+    return engine
+
+
+def _limit_postgres(timeout_s: float, connection: Any, _record: object) -> None:
+    # By a statement: the parameter `options` may be taken by the URL, and poolers refuse it.
+    milliseconds = math.ceil(timeout_s * 1_000.0)
+    connection.execute(f"SET statement_timeout = {milliseconds}")  # waiting for locks included
+    connection.commit()
+
+
+def _prepare_sqlite(wait_s: float, connection: Any, _record: object) -> None:
     # The driver's own transaction handling starts too late to lock before reading; we send BEGIN.
     connection.isolation_level = None
-    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    connection.execute(f"PRAGMA busy_timeout = {math.ceil(wait_s * 1_000.0)}")
     connection.execute("PRAGMA synchronous = FULL")  # a commit that returned survives a power cut
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten with zeros
@@ -162,7 +189,13 @@ class Database:
     """
 
     def __init__(
-        self, engine: Engine, tenant: str, key: bytes, now: Clock = utc_now, system_now: Clock = utc_now
+        self,
+        engine: Engine,
+        tenant: str,
+        key: bytes,
+        now: Clock = utc_now,
+        system_now: Clock = utc_now,
+        timeout_s: float | None = None,
     ) -> None:
         self.engine = engine
         self.tenant = checked("tenant", tenant, TENANT_LENGTH)
@@ -175,6 +208,7 @@ class Database:
         self._reader = engine if sqlite_engine else engine.execution_options(isolation_level="AUTOCOMMIT")
         # SQLite admits one writer: threads of this process queue here instead of polling its lock.
         self._write_lock = threading.Lock() if sqlite_engine else None
+        self._lock_wait_s = -1.0 if timeout_s is None else timeout_s  # -1: as long as it takes
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -190,8 +224,13 @@ class Database:
                 with self._writer.begin() as connection:
                     yield connection
             else:
-                with self._write_lock, self._writer.begin() as connection:
-                    yield connection
+                if not self._write_lock.acquire(timeout=self._lock_wait_s):
+                    raise LedgerUnavailableError("ledger: another thread of this process holds its lock")
+                try:
+                    with self._writer.begin() as connection:
+                        yield connection
+                finally:
+                    self._write_lock.release()
 
     def checkpoint(self) -> None:
         """Moves what SQLite's log holds to its file, without making a reader or writer wait.

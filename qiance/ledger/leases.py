@@ -28,6 +28,12 @@ _DUE = (
 )
 _ANY_DUE = select(leases.c.lease_id).where(*_DUE).limit(1)
 _ALL_DUE = select(leases).where(*_DUE).order_by(leases.c.lease_id).with_for_update(skip_locked=True)
+_OF_HOLDER = (
+    select(leases)
+    .where(leases.c.tenant_id == bindparam("tenant"), leases.c.holder == bindparam("holder"))
+    .order_by(leases.c.lease_id)
+    .with_for_update()
+)
 _RENEW = update(leases).where(*_LISTED).values(expires_at=bindparam("later", type_=leases.c.expires_at.type))
 _DROP = delete(leases).where(*_LISTED)
 
@@ -74,6 +80,13 @@ class Leases(Budgets):
         """Gives back what is not used of a lease; how much, 0 if it is gone already."""
         with self.write() as connection:
             return self._end_leases(connection, list(self._lock_leases(connection, [lease_id]).values()))
+
+    def end_leases_of(self, holder: str) -> int:
+        """Gives back what is not used of every lease that `holder` has; how much."""
+        checked("holder", holder)
+        with self.write() as connection:
+            rows = connection.execute(_OF_HOLDER, {"tenant": self.tenant, "holder": holder}).all()
+            return self._end_leases(connection, rows)
 
     def reclaim_leases(self) -> int:
         """Gives back what is not used of leases whose term is over; how many they were."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Self
 
@@ -38,20 +39,27 @@ class Ledger(Erasures, Slates, Askers, Decided, Strategies, TextVectors, Keys):
         key: bytes,
         now: Clock = utc_now,
         system_now: Clock = utc_now,
+        timeout_s: float | None = None,
     ) -> Self:
         """Opens the database at `url`, making or upgrading its schema first.
 
         url: `sqlite:///path` or `postgresql+psycopg://user@host/name`; key: the secret of the pseudonyms
-        (`load_or_create_key`); now: the clock of what is recorded; system_now: that of leases. Raises
-        LedgerError if the schema is newer than this code, the key is not the tenant's, or the file is no
-        database; LedgerUnavailableError if it cannot be reached.
+        (`load_or_create_key`); now: the clock of what is recorded; system_now: that of leases. timeout_s: of
+        a connection to PostgreSQL and of each statement, on SQLite of the wait for another writer, in
+        seconds; after it LedgerUnavailableError is raised. None for work that may take long, as an upgrade
+        of the schema always may. Raises LedgerError if the schema is newer than this code, the key is not
+        the tenant's, or the file is no database; LedgerUnavailableError if it cannot be reached.
         """
+        if timeout_s is not None and not 0 < timeout_s < math.inf:
+            raise LedgerError(
+                f"timeout_s: {timeout_s!r} is not a positive number of seconds; None is no limit"
+            )
         if len(key) < LEAST_KEY_BYTES:
             raise LedgerError(f"key: {len(key)} bytes; a pseudonym key has at least {LEAST_KEY_BYTES}")
-        engine = build_engine(parse_url(url))
+        engine = build_engine(parse_url(url), timeout_s)
         try:
             upgrade(engine)
-            ledger = cls(engine, tenant, key, now, system_now)
+            ledger = cls(engine, tenant, key, now, system_now, timeout_s)
             ledger._ensure_tenant()
         except (OperationalError, InterfaceError) as error:
             engine.dispose()

@@ -9,6 +9,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 
+from qiance.ledger.database import build_engine
 from qiance.ledger.records import LedgerError
 
 HEAD = "0006"
@@ -27,11 +28,15 @@ def upgrade(engine: Engine) -> None:
     with engine.connect() as connection:
         if current_revision(connection) == HEAD:
             return
-    # SQLite: BEGIN IMMEDIATE is the lock; PostgreSQL: an advisory lock until the transaction ends.
-    with _ALEMBIC, engine.execution_options(writes=True).begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _ADVISORY_LOCK})
-        _run_migrations(connection)
+    patient = build_engine(engine.url)  # whatever the limits of `engine`, an upgrade is not cut off
+    try:
+        # SQLite: BEGIN IMMEDIATE is the lock; PostgreSQL: an advisory lock until the transaction ends.
+        with _ALEMBIC, patient.execution_options(writes=True).begin() as connection:
+            if engine.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _ADVISORY_LOCK})
+            _run_migrations(connection)
+    finally:
+        patient.dispose()
 
 
 def current_revision(connection: Connection) -> str | None:

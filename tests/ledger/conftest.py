@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import secrets
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,31 +14,6 @@ from sqlalchemy import event
 from qiance.domain import Decision
 from qiance.ledger import Ledger
 from qiance.ledger.candidates import content_of
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Callable[[], str]]:
-    """Makes an empty schema on a server of our own; skips where no server can be started."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import pgserver
-
-            server = pgserver.get_server(Path(tempfile.mkdtemp(prefix="qiance-pg-")), cleanup_mode="delete")
-    except Exception as error:
-        pytest.skip(f"PostgreSQL cannot be started here: {error}")
-
-    # The server is thrown away: flushing its thousands of small files to disk would cost half a minute.
-    server.psql("ALTER SYSTEM SET fsync = off")
-    server.psql("SELECT pg_reload_conf()")
-
-    def fresh() -> str:
-        name = f"t{secrets.token_hex(6)}"
-        server.psql(f"CREATE SCHEMA {name}")
-        return f"{server.get_uri()}&options=-csearch_path%3D{name}"
-
-    yield fresh
-    server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

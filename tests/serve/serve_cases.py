@@ -256,6 +256,14 @@ def launch(ledger: Ledger, policy: str, shadow_price: float) -> None:
     ledger.launch_policy(policy, shadow_price=shadow_price, override=Override("test", "a test"))
 
 
+def stock(ledger: Ledger, model: str, policy: str) -> None:
+    """Budget, live strategies, model and policy, in an empty ledger."""
+    ledger.open_budget(BRIEF, CAP)
+    go_live(ledger, [strategy(n) for n in range(4)])
+    ledger.set_versions(model=model)
+    launch(ledger, policy, 0.0)
+
+
 def write_plan(workspace: Workspace, model: str, starts: datetime, shadow_price: float = 0.5) -> str:
     """Version of a policy: even pacing over 10 days from `starts`."""
     pacing = write_rule(workspace.artifacts, EvenPace(), metrics={}, data_fingerprint="small")
@@ -283,12 +291,27 @@ class Built:
     policy: str
     reader: OnlineReader
 
-    def open_ledger(self, folder: Path) -> Ledger:
+    def open_ledger(self, folder: Path, timeout_s: float | None = None) -> Ledger:
         """The ledger in `folder`, a copy of the built one at first: one test's own to write to."""
+        return self.open_url(self.copy_ledger(folder), timeout_s)
+
+    def copy_ledger(self, folder: Path) -> str:
+        """URL of the ledger in `folder`, which is a copy of the built one at first."""
         file = folder / "ledger.db"
         if not file.exists():
             shutil.copy(self.workspace.root / "ledger.db", file)
-        return Ledger.open(f"sqlite:///{file}", key=load_or_create_key(self.workspace.key_file))
+        return f"sqlite:///{file}"
+
+    def fill_ledger(self, url: str) -> str:
+        """`url`, whose empty database now has what the built ledger has."""
+        ledger = self.open_url(url)
+        stock(ledger, self.model, self.policy)
+        ledger.close()
+        return url
+
+    def open_url(self, url: str, timeout_s: float | None = None) -> Ledger:
+        """The shop's ledger at `url`."""
+        return Ledger.open(url, key=load_or_create_key(self.workspace.key_file), timeout_s=timeout_s)
 
 
 def build(root: Path) -> Built:
@@ -298,10 +321,7 @@ def build(root: Path) -> Built:
     model = train_model(workspace, snapshot)
     policy = write_plan(workspace, model, START + timedelta(days=DAYS))
     ledger = Ledger.open(workspace.ledger_url, key=load_or_create_key(workspace.key_file))
-    ledger.open_budget(BRIEF, CAP)
-    go_live(ledger, [strategy(n) for n in range(4)])
-    ledger.set_versions(model=model)
-    launch(ledger, policy, 0.0)
+    stock(ledger, model, policy)
     ledger.close()
     return Built(workspace, snapshot, model, policy, open_reader(workspace.features, 0.2))
 
@@ -420,10 +440,8 @@ def open_predictor(
     )
 
 
-@contextmanager
-def open_shop(built: Built, folder: Path, scorer: Scorer | None = None, **args: Any) -> Iterator[Shop]:
-    """A shop on its own copy of the ledger; `scorer` replaces the predictor on the decision path."""
-    ledger = built.open_ledger(folder)
+def shop_args(built: Built, **args: Any) -> AppArgs:
+    """The arguments of the application in the shop; keyword arguments replace single ones."""
     given = {
         "workspace": built.workspace.root,
         "holdout": 0.2,
@@ -433,7 +451,18 @@ def open_shop(built: Built, folder: Path, scorer: Scorer | None = None, **args: 
         "clock_offset_s": (START + timedelta(days=DAYS, hours=1) - datetime.now(UTC)).total_seconds(),
         "unrecorded_consent": "granted",
     }
-    app_args = AppArgs(**{**given, **args})
+    return AppArgs(**{**given, **args})
+
+
+@contextmanager
+def open_shop(built: Built, folder: Path, scorer: Scorer | None = None, **args: Any) -> Iterator[Shop]:
+    """A shop on its own copy of the ledger, or on `ledger_url`; `scorer` replaces the predictor of decisions.
+
+    The ledger has the time that a replica gives it if `request_timeout_s` is given, else all the time.
+    """
+    app_args = shop_args(built, **args)
+    url = app_args.ledger_url or built.copy_ledger(folder)
+    ledger = built.open_url(url, app_args.ledger_timeout_s if "request_timeout_s" in args else None)
     predictor = open_predictor(built, ledger, app_args)
     watcher = Watcher(ledger, built.snapshot.catalogue, GUARD)
     leases = LeaseBook(ledger, secrets.token_hex(4), app_args.leases.term_s)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
-from datetime import timedelta
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from qiance.ledger import Ledger
-from serve.leases import DRY_S, SHARE, LeaseBook
+from serve.leases import DRY_S, RECLAIM_S, SHARE, LeaseBook
 from tests.serve.serve_cases import START
 
 EXPIRES = START + timedelta(days=7)
@@ -63,3 +67,68 @@ def test_slices_are_parts_of_what_is_left_and_go_back_on_close(ledger: Ledger, b
     assert ledger.budget("wide").leased == 80
     book.close()
     assert ledger.budget("wide").leased == 0
+
+
+@contextmanager
+def locked(ledger: Ledger) -> Iterator[None]:
+    """Somebody else holds the write lock of the ledger."""
+    other = sqlite3.connect(ledger.engine.url.database, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.close()
+
+
+def test_a_ledger_that_does_not_end_a_slice_keeps_none_of_the_others(tmp_path: Path) -> None:
+    """Claims on slices that were replaced are all settled; what could not be ended goes back by its term."""
+    now = [datetime(2026, 1, 1, tzinfo=UTC)]
+    url, names = f"sqlite:///{tmp_path / 'ledger.db'}", ("a", "b", "c")
+    ledger = Ledger.open(url, key=bytes(32), system_now=lambda: now[0], timeout_s=0.2)
+    book = LeaseBook(ledger, "replica", 60.0)
+    claims = []
+    for name in names:
+        ledger.open_budget(name, 80)
+        book.ensure(name, 10)
+        claims += [book.take(name, 5, 0, EXPIRES), book.take(name, 5, 0, EXPIRES)]
+        assert book.ensure(name, 20) == 20, "a larger slice replaces the one that both claims hang on"
+    started = time.monotonic()
+    with locked(ledger):
+        for claim in claims:
+            book.give_back(claim)
+    assert time.monotonic() - started < 0.2 * len(names), "one that does not answer is not waited for again"
+    now[0] += timedelta(seconds=59)
+    book.renew()
+    now[0] += timedelta(seconds=2)
+    assert ledger.reclaim_leases() == len(names), "the old ones were not renewed, the new ones were"
+    assert [ledger.budget(name).leased for name in names] == [20, 20, 20]
+    book.close()
+    ledger.close()
+
+
+def test_what_a_dead_replica_had_is_there_when_it_is_needed(tmp_path: Path, clock: list[float]) -> None:
+    """Not only when leases are next renewed; and a budget that is used up costs no look at every decision."""
+    now = [datetime(2026, 1, 1, tzinfo=UTC)]
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    ledger = Ledger.open(url, key=bytes(32), system_now=lambda: now[0])
+    ledger.open_budget("tight", 7)
+    assert ledger.lease("tight", 6, "dead", 30.0)
+    now[0] += timedelta(hours=5)
+    book = LeaseBook(ledger, "replica", 3_600.0, clock=lambda: clock[0])
+    assert book.ensure("tight", 2) == 2
+    assert ledger.budget("tight").leased == 2
+    assert book.ensure("tight", 7) == 7
+    looks: list[str] = []
+
+    def count(_c: object, _cursor: object, statement: str, *_: object) -> None:
+        looks.extend([statement] if "expires_at <=" in statement else [])
+
+    event.listen(ledger.engine, "before_cursor_execute", count)
+    for name in ("other", "third"):
+        ledger.open_budget(name, 0)
+    for _ in range(40):
+        clock[0] += DRY_S / 2.0
+        assert (book.ensure("other", 1), book.ensure("third", 1)) == (0, 0)
+    assert 3 <= len(looks) <= 40 * DRY_S / 2.0 / RECLAIM_S + 1
+    book.close()
+    ledger.close()

@@ -21,16 +21,17 @@ import psutil
 import pytest
 
 from qiance.domain import Outcome, OutcomeType
+from qiance.ledger import Ledger
 from serve import desk_process, wire
 from serve.answers import Written
-from serve.args import AppArgs
+from serve.args import AppArgs, LeaseArgs
 from serve.desk import Clerk, DeskLostError, ThreadDesk
 from serve.desk_process import DeskStartError, ProcessDesk
 from serve.engine import NotReadyError
 from serve.problems import Problem
 from serve.slates import Call
 from serve.spool import SpoolFullError
-from tests.serve.serve_cases import Built, open_shop
+from tests.serve.serve_cases import BRIEF, CAP, Built, open_shop
 
 AT = datetime(2026, 5, 4, 10, 0, tzinfo=UTC)
 PATIENCE_S = 60.0
@@ -77,17 +78,21 @@ class Beside:
         return lambda: any(p.pid != before.pid for p in self.children()) and self.desk.is_up
 
     def leased(self, child: psutil.Process) -> int:
-        """Leases that the process holds; what a killed one had goes back after its term."""
-        query = f"SELECT count(*) FROM leases WHERE holder LIKE '%-{child.pid}-%'"
+        """Minor units that the process has leased and not used; what a killed one had goes back."""
+        query = f"SELECT coalesce(sum(amount - used), 0) FROM leases WHERE holder LIKE '%-{child.pid}-%'"
         with self.ledger.engine.connect() as connection:
-            return int(connection.exec_driver_sql(query.replace("%", "%%")).scalar_one())
+            return int(connection.exec_driver_sql(query).scalar_one())
 
 
 @pytest.fixture(scope="module")
 def beside(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
     """One for all tests here, since each takes a quarter of a minute to start; the last one closes it."""
     with open_shop(built, tmp_path_factory.mktemp("desk")) as shop:
-        given = {"ledger_url": str(shop.ledger.engine.url), "spool_bytes": 4_096}
+        given = {
+            "ledger_url": str(shop.ledger.engine.url),
+            "spool_bytes": 4_096,
+            "leases": LeaseArgs(term_s=2.0),
+        }
         args = shop.gateway.args.model_copy(update=given)
         desk = ProcessDesk(args)
         try:
@@ -155,7 +160,8 @@ def test_one_that_is_killed_is_replaced_also_where_the_first_try_fails(
         return "the engine's process did not start: [Errno 2]" in caplog.text
 
     async def run() -> Any:
-        await beside.desk.decide([call("u1", beside.args.now())])
+        await beside.desk.decide([call(f"u{n}", beside.args.now()) for n in range(30)])
+        assert beside.leased(before) > 0
         with monkeypatch.context() as broken:
             broken.setattr(sys, "executable", "/nowhere/python")
             before.kill()
@@ -174,6 +180,16 @@ def test_one_that_is_killed_is_replaced_also_where_the_first_try_fails(
     assert isinstance(answer, Written)
     assert beside.child().pid != before.pid
     beside.desk.check_health()
+    wait_until(lambda: beside.leased(before) == 0, "nobody took back what it had leased")
+    status = beside.ledger.budget(BRIEF)
+    assert status.leased == beside.leased(beside.child())
+    assert status.left + status.leased + held_for(beside.ledger) == CAP
+
+
+def held_for(ledger: Ledger) -> int:
+    """Minor units that logged decisions hold, by the reservations themselves."""
+    with ledger.engine.connect() as connection:
+        return int(connection.exec_driver_sql("SELECT sum(amount) FROM reservations").scalar_one())
 
 
 @pytest.mark.slow

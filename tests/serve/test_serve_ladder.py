@@ -30,6 +30,7 @@ from serve_cases import (
     strategy,
     train_model,
 )
+from sqlalchemy import NullPool, create_engine
 
 from qiance.domain import Audience, Channel, Decision, StrategyState
 from qiance.ledger import NO_VERSION, Ledger, LedgerUnavailableError
@@ -211,6 +212,46 @@ def test_without_a_ledger_everybody_gets_control_and_nothing_is_lost(shop: Shop,
     again = shop.decide(user, request_id="r1")
     assert (again["decision_id"], again["degraded"]) == (told[0]["decision_id"], ["ledger", "repeated"])
     assert shop.ledger.budget(BRIEF).spent == spent.spent
+
+
+@contextmanager
+def somebody_holds(ledger: Ledger, tables: str) -> Iterator[None]:
+    """Another session holds SQLite's one write lock, or the locks of these tables in PostgreSQL."""
+    postgres = ledger.dialect == "postgresql"
+    other = create_engine(ledger.engine.url, poolclass=NullPool)
+    with other.connect() as connection:
+        lock = f"LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE" if postgres else "BEGIN IMMEDIATE"
+        connection.exec_driver_sql(lock)
+        yield
+
+
+@pytest.mark.parametrize("tables", ["", "decisions", "leases, budgets"])
+def test_a_ledger_that_hangs_is_one_that_does_not_answer(
+    built: Built, tmp_path: Path, request: pytest.FixtureRequest, tables: str
+) -> None:
+    """It neither answers nor fails; every caller gets control while his request still waits for it."""
+    postgres = bool(tables)
+    url = (
+        built.fill_ledger(request.getfixturevalue("postgres")()) if postgres else built.copy_ledger(tmp_path)
+    )
+    with open_shop(built, tmp_path, ledger_url=url, request_timeout_s=2.0) as shop:
+        user = shop.users(held=False)[0]
+        shop.decide(user)
+        for held in list(shop.service.leases._all):
+            shop.service.leases.lost(held)  # so that a slice is to be leased within
+        told = []
+        with somebody_holds(shop.ledger, tables):
+            for name in (user, "an unseen user", user):
+                started = time.monotonic()
+                told.append(shop.decide(name))
+                assert time.monotonic() - started < 2.0
+            assert time.monotonic() < shop.service.engine._down_until, "only the first one waited"
+        assert all(d["degraded"] == ["ledger"] for d in told)
+        assert all([a["action_id"] for a in d["actions"]] == ["control"] for d in told)
+        assert eventually(lambda: not list((tmp_path / "spool").glob("*.jsonl")), 20.0)
+        rows = [shop.log(d["decision_id"]).decision for d in told]
+        assert [(row.action_id, row.degraded) for row in rows] == [("control", ("ledger",))] * 3
+        assert eventually(lambda: shop.decide(user)["degraded"] == [], 20.0)
 
 
 @pytest.mark.parametrize("comes_back", [False, True], ids=["stays away", "comes back before"])

@@ -78,6 +78,7 @@ def test_every_user_of_a_file_gets_a_logged_decision(
     assert len({row["decision_id"] for row in rows if row["user_id"] == "u7"}) == 1, "in the file twice"
     status = ledger.budget(BRIEF)
     assert status.spent + status.reserved <= status.cap
+    assert status.leased == 0, "nothing waits for the term of a lease that nobody has"
     ledger.close()
 
 
