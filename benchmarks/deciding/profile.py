@@ -105,7 +105,7 @@ def _rows(
             with steps.step("write the answer as JSON"):
                 for answer in answers:
                     assert isinstance(answer, Answer), "the budget is not exhausted and the ledger is up"
-                    writer.body(answer, service.watcher.state)
+                    writer.write(answer, service.watcher.state)
         yield from steps.table(size)
 
 
