@@ -102,7 +102,7 @@ class Outage:
             "serial": state.versions.serial,
         }
 
-    def _replay(self, entries: Sequence[dict[str, Any]]) -> None:
+    def _replay(self, entries: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         made = [e for e in entries if e["kind"] == "decision"]
         kept_at = [datetime.fromisoformat(e["kept_at"]) for e in made]
         pseudonyms = self._ledger.pseudonyms_of([e["lookup"] for e in made], kept_at)
@@ -118,6 +118,7 @@ class Outage:
         outcomes = [_outcome(e) for e in entries if e["kind"] == "outcome"]
         if outcomes:
             record_and_settle(self._ledger, outcomes)
+        return ()
 
     def _decision(self, entry: dict[str, Any], pseudonym: str, control: str) -> Decision:
         args = self._args
