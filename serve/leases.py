@@ -11,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,10 +27,14 @@ RECLAIM_S = 1.0  # how often at most what dead replicas had is looked for, where
 
 @dataclass(slots=True, eq=False)
 class _Slice:
-    """A lease in use. left: minor units not taken. pending: takes whose commit is under way."""
+    """A lease in use. left: minor units not taken. pending: takes whose commit is under way.
+
+    renewed_at: when its term began, by the book's clock.
+    """
 
     lease: Lease
     left: int
+    renewed_at: float
     pending: int = 0
     used_at: float = 0.0
 
@@ -107,16 +111,26 @@ class LeaseBook:
                 del self._current[slice_.lease.budget_id]
 
     def renew(self) -> None:
-        """Extend slices in use, give back those idle for a term; raises LedgerUnavailableError."""
+        """Extend slices in use, give back those idle for a term; raises LedgerUnavailableError.
+
+        A slice that could not be extended for a term is forgotten before somebody draws by it: the commit
+        would refuse only who took of it, and too many who drew control would be left in the log.
+        """
         with self._lock:
             idle = [s for s in self._all.values() if not s.pending and self._is_idle(s)]
             for slice_ in idle:
                 self._retire(slice_)
-            held = list(self._all)
-        alive = self._ledger.renew(held, self._term_s) if held else set()
-        for lease_id in set(held) - alive:
-            logger.warning("a slice of a budget was not renewed in time; it went back")
-            self.lost(lease_id)
+            held = dict(self._all)
+        asked_at = self._clock()
+        try:
+            alive = self._ledger.renew(held, self._term_s) if held else set()
+        except LedgerUnavailableError:
+            alive = {name for name, slice_ in held.items() if asked_at - slice_.renewed_at < self._term_s}
+            self._forget(held.keys() - alive)
+            raise
+        for lease_id in alive:
+            held[lease_id].renewed_at = asked_at
+        self._forget(held.keys() - alive)
         self._ledger.reclaim_leases()
 
     def close(self) -> None:
@@ -127,6 +141,11 @@ class LeaseBook:
             for slice_ in list(self._all.values()):
                 self._end(slice_)
             self._current.clear()
+
+    def _forget(self, lease_ids: Iterable[str]) -> None:
+        for lease_id in lease_ids:
+            logger.warning("a slice of a budget was not renewed in time; it went back")
+            self.lost(lease_id)
 
     def _is_idle(self, slice_: _Slice) -> bool:
         return self._clock() - slice_.used_at > self._term_s
@@ -140,9 +159,10 @@ class LeaseBook:
         except ValueError as error:  # never opened: its strategies cannot spend
             logger.error("%s", error)
             return None
+        began_at = self._clock()
         for size in dict.fromkeys((max(amount, left // SHARE), amount, min(amount, left))):
             if size > 0 and (lease := self._ledger.lease(budget_id, size, self._holder, self._term_s)):
-                return _Slice(lease, lease.amount, used_at=self._clock())
+                return _Slice(lease, lease.amount, renewed_at=began_at, used_at=self._clock())
         return None
 
     def _reclaims(self) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 
-from qiance.ledger import Ledger
+from qiance.ledger import Ledger, LedgerUnavailableError
 from serve.leases import DRY_S, RECLAIM_S, SHARE, LeaseBook
 from tests.serve.serve_cases import START
 
@@ -130,5 +130,28 @@ def test_what_a_dead_replica_had_is_there_when_it_is_needed(tmp_path: Path, cloc
         clock[0] += DRY_S / 2.0
         assert (book.ensure("other", 1), book.ensure("third", 1)) == (0, 0)
     assert 3 <= len(looks) <= 40 * DRY_S / 2.0 / RECLAIM_S + 1
+    book.close()
+    ledger.close()
+
+
+def test_a_slice_that_ran_out_in_an_outage_is_drawn_by_no_more(tmp_path: Path, clock: list[float]) -> None:
+    """Others may have its money by the end of the outage; younger slices stay."""
+    now = [datetime(2026, 1, 1, tzinfo=UTC)]
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    ledger = Ledger.open(url, key=bytes(32), system_now=lambda: now[0], timeout_s=0.1)
+    book = LeaseBook(ledger, "replica", 60.0, clock=lambda: clock[0])
+    for name in ("old", "young"):
+        ledger.open_budget(name, 8)
+    assert book.ensure("old", 8) == 8
+    clock[0], now[0] = 40.0, now[0] + timedelta(seconds=40)
+    assert book.ensure("young", 8) == 8
+    for passed, left in ((19.0, 8), (2.0, 0)):
+        clock[0] += passed
+        with locked(ledger), pytest.raises(LedgerUnavailableError):
+            book.renew()
+        now[0] = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=clock[0])
+        if ledger.reclaim_leases():
+            assert ledger.lease("old", 8, "another", 600.0)
+        assert (book.ensure("old", 1), book.ensure("young", 1)) == (left, 8)
     book.close()
     ledger.close()
