@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -63,6 +66,7 @@ from serve.leases import LeaseBook
 from serve.live import Watcher
 from serve.outage import Outage
 from serve.predictor import Predictor
+from serve.remote_scorer import RemoteScorer
 from serve.scoring import Scorer
 from serve.spool import Spool
 from serve.users import LedgerConsents
@@ -440,6 +444,53 @@ def open_predictor(
     )
 
 
+class _Reply:
+    """What a handle's call gives."""
+
+    def __init__(self, future: Future[Any]) -> None:
+        self._future = future
+
+    def result(self, timeout_s: float) -> Any:
+        return pickle.loads(pickle.dumps(self._future.result(timeout_s)))
+
+    def cancel(self) -> None:
+        self._future.cancel()
+
+
+class InProcess:
+    """A method of a deployment as a handle of Serve has it: copies go there and back, on another loop."""
+
+    def __init__(self, method: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+        self._method, self._loops = method, ThreadPoolExecutor(4)
+
+    def remote(self, *given: Any) -> _Reply:
+        sent = pickle.dumps(given)
+        return _Reply(self._loops.submit(lambda: asyncio.run(self._method(*pickle.loads(sent)))))
+
+    def close(self) -> None:
+        self._loops.shutdown()
+
+
+@contextmanager
+def open_behind_a_handle(built: Built, folder: Path) -> Iterator[Shop]:
+    """A shop of the topology `deployment`: its predictor in the deployment's own class, in this process."""
+    from serve.app import PredictorDeployment
+
+    built.open_ledger(folder).close()  # makes the copy
+    args = shop_args(
+        built,
+        topology="deployment",
+        ledger_url=f"sqlite:///{folder / 'ledger.db'}",
+        key_file=built.workspace.key_file,
+        features={"wait_ms": 200.0, "refresh_s": 0.2},
+    )
+    deployment = PredictorDeployment.func_or_class(args)  # type: ignore[attr-defined]
+    with closing(InProcess(deployment.score)) as score:
+        scorer = RemoteScorer(SimpleNamespace(score=score), 30.0)
+        with _opened(built, built.open_ledger(folder), folder, args, deployment._predictor, scorer) as shop:
+            yield shop
+
+
 def shop_args(built: Built, **args: Any) -> AppArgs:
     """The arguments of the application in the shop; keyword arguments replace single ones."""
     given = {
@@ -464,10 +515,18 @@ def open_shop(built: Built, folder: Path, scorer: Scorer | None = None, **args: 
     url = app_args.ledger_url or built.copy_ledger(folder)
     ledger = built.open_url(url, app_args.ledger_timeout_s if "request_timeout_s" in args else None)
     predictor = open_predictor(built, ledger, app_args)
+    with _opened(built, ledger, folder, app_args, predictor, scorer or predictor) as shop:
+        yield shop
+
+
+@contextmanager
+def _opened(
+    built: Built, ledger: Ledger, folder: Path, app_args: AppArgs, predictor: Predictor, scorer: Scorer
+) -> Iterator[Shop]:
     watcher = Watcher(ledger, built.snapshot.catalogue, GUARD)
     leases = LeaseBook(ledger, secrets.token_hex(4), app_args.leases.term_s)
     outage = Outage(app_args, ledger, Spool(folder / "spool", app_args.spool_bytes))
-    engine = Engine(app_args, ledger, watcher, scorer or predictor, leases, outage)
+    engine = Engine(app_args, ledger, watcher, scorer, leases, outage)
     service = Service(engine, watcher, outage, leases, Checkpointer(ledger), predictor)
     metrics, woken = Counted(), list[bool]()
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from serve_cases import DAYS, START, Built, user_ids
+from serve_cases import DAYS, START, Built, train_model, user_ids
 
+from qiance.cli.replay import replayer
 from qiance.domain import BriefState
 from qiance.ledger import BriefRecord, Ledger
 from serve.launch import EMBEDDED, LaunchError, LocalCluster, free_port, read_config
@@ -263,6 +265,64 @@ def test_many_at_once_are_all_answered(
     print(f"{300 / wall:.0f} decisions/s, p50 {statistics.median(seconds) * 1e3:.0f} ms with 8 clients")
     budget = running.ledger.budget("brief-one")
     assert budget.spent + budget.reserved <= budget.cap
+
+
+async def swapped_under_load(
+    running: Running, versions: Sequence[str], seconds: float
+) -> list[httpx.Response]:
+    """Answers to four clients while the champion is each of `versions` by turns."""
+    answers: list[httpx.Response] = []
+    deadline = time.monotonic() + seconds
+    async with httpx.AsyncClient(base_url=running.url, timeout=30) as http:
+
+        async def client(place: int) -> None:
+            for n in itertools.count(place, 4):
+                if time.monotonic() > deadline:
+                    return
+                body = {"user_id": user_ids()[n % len(user_ids())], "surface": "home"}
+                answers.append(await http.post("/v1/decisions", json=body))
+
+        async def swap() -> None:
+            for version in itertools.cycle(versions):
+                if time.monotonic() > deadline:
+                    return
+                await asyncio.to_thread(running.ledger.set_versions, model=version)
+                await asyncio.sleep(1.5)
+
+        await asyncio.gather(swap(), *(client(place) for place in range(4)))
+    return answers
+
+
+@SLOW
+def test_models_are_swapped_under_load_without_a_failed_request(running: Running) -> None:
+    """Every answer is by the one model that it names, which its scores show when they are made again."""
+    first, second = running.built.model, train_model(running.built.workspace, running.built.snapshot, seed=1)
+    try:
+        answers = asyncio.run(swapped_under_load(running, (second, first), 15.0))
+    finally:
+        running.ledger.set_versions(model=first)
+    assert len(answers) > 100
+    assert {answer.status_code for answer in answers} == {200}
+    told = [answer.json() for answer in answers]
+    assert {part for answer in told for part in answer["degraded"]} == set()
+    named = [answer["model_version"] for answer in told]
+    assert set(named) == {first, second}
+    assert sum(one != other for one, other in itertools.pairwise(named)) >= 4, (
+        "they were swapped again and again"
+    )
+    again = replayer(running.built.workspace, running.ledger)
+    for answer in told[:: max(1, len(told) // 60)]:
+        row = running.ledger.decision(answer["decision_id"])
+        assert row is not None
+        assert row.model_version == answer["model_version"]
+        assert again.replay(row).differs == ()
+    body = {"user_id": "u1", "surface": "home"}
+    now = until(
+        lambda: httpx.post(f"{running.url}/v1/decisions", json=body, timeout=30).json()["model_version"],
+        lambda version: version == first,
+        60.0,
+    )
+    assert now == first
 
 
 def test_policies_are_judged_behind_a_handle(running: Running) -> None:

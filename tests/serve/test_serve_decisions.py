@@ -1,9 +1,9 @@
-"""What a decision promises: known propensities, holdout, idempotence, positions, filters."""
+"""What a decision promises, in both topologies: propensities, holdout, idempotence, positions, filters."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from serve_cases import (
     action,
     catalogue,
     go_live,
+    open_behind_a_handle,
     open_shop,
     strategy,
 )
@@ -36,6 +37,14 @@ from serve.scoring import ScoredBatch, ScoreRequest
 from serve.slates import Call
 
 NOW = START + timedelta(days=DAYS)
+
+
+@pytest.fixture(params=["ingress", "deployment"])
+def shop(request: pytest.FixtureRequest, built: Built, tmp_path: Path) -> Iterator[Shop]:
+    """One of each topology: whatever a decision promises, it promises in both."""
+    opened = open_shop if request.param == "ingress" else open_behind_a_handle
+    with opened(built, tmp_path) as found:
+        yield found
 
 
 def logged(shop: Shop, decision_id: str) -> Decision:
