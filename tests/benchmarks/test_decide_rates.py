@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from benchmarks.deciding.load import Result
+from benchmarks.deciding.load import Job, Result
 from benchmarks.deciding.rates import REPEATS, Effort, Prober, Stolen, measure
 from benchmarks.deciding.recovery import overloads
 from benchmarks.deciding.tally import Tally
 
 
 @pytest.fixture
-def prober(monkeypatch: pytest.MonkeyPatch) -> Prober:
-    prober, runs = Prober(1, "/", ["{}"]), iter(range(1_000))
-    monkeypatch.setattr(prober, "_once", lambda _job: next(runs))
+def jobs() -> list[Job]:
+    """Every job that was run."""
+    return []
+
+
+@pytest.fixture
+def prober(monkeypatch: pytest.MonkeyPatch, jobs: list[Job]) -> Prober:
+    """Its runs are numbered by their most requests in flight; those at 99/s are given up."""
+    prober, runs = Prober(1, "/", ["{}"]), itertools.count()
+
+    def once(job: Job) -> Result:
+        jobs.append(job)
+        return Result([], (99.0, 1.0) not in job.phases, 1.0, 0.1, next(runs))
+
+    monkeypatch.setattr(prober, "_once", once)
     return prober
 
 
@@ -26,9 +39,9 @@ def shares(monkeypatch: pytest.MonkeyPatch, values: Iterator[float]) -> None:
 
 def test_what_was_disturbed_is_done_again(prober: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     shares(monkeypatch, iter([0.3, 0.05, 0.0, 0.0]))
-    assert prober.phases((1.0, 1.0)) == 2
+    assert prober.phases((1.0, 1.0)).most_in_flight == 2
     assert prober.repeated == 2
-    assert prober.phases((1.0, 1.0)) == 3
+    assert prober.phases((1.0, 1.0)).most_in_flight == 3
     assert prober.repeated == 2
 
 
@@ -36,8 +49,20 @@ def test_a_host_that_never_gives_its_time_does_not_hold_it_for_ever(
     prober: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares(monkeypatch, iter([0.3] * 100))
-    assert prober.phases((1.0, 1.0)) == REPEATS
-    assert prober.phases((1.0, 1.0)) == REPEATS + 1
+    assert prober.phases((1.0, 1.0)).most_in_flight == REPEATS
+    assert prober.phases((1.0, 1.0)).most_in_flight == REPEATS + 1
+
+
+def test_what_was_given_up_is_waited_for(
+    prober: Prober, jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares(monkeypatch, iter([0.0] * 10))
+    prober.phases((50.0, 1.0))
+    assert not prober.phases((99.0, 1.0)).complete
+    prober.phases((60.0, 1.0))
+    assert [(job.phases, job.connections) for job in jobs] == [
+        (((50.0, 1.0),), 1_024), (((99.0, 1.0),), 1_024), ((), 1), (((60.0, 1.0),), 1_024),
+    ]  # fmt: skip
 
 
 def test_the_share_is_of_time_that_passed() -> None:
