@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -215,18 +213,9 @@ def test_the_shipped_configuration_is_read_with_its_environment(monkeypatch: pyt
 
 
 @pytest.fixture
-def postgresql() -> Iterator[str]:
+def postgresql(postgres: Callable[[], str]) -> str:
     """A SQLAlchemy URL, in the form that QIANCE_REGISTRY takes."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import pgserver
-
-            server = pgserver.get_server(Path(tempfile.mkdtemp(prefix="qiance-pg-")), cleanup_mode="delete")
-    except Exception as error:
-        pytest.skip(f"PostgreSQL cannot be started here: {error}")
-    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
-    server.cleanup()
+    return postgres().replace("postgresql://", "postgresql+psycopg://", 1)
 
 
 @pytest.mark.slow

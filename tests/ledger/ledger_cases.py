@@ -69,9 +69,9 @@ def record_all(
     return ledger.record_slates(slates, caps)
 
 
-def lease_of(ledger: Ledger, budget: str, amount: int) -> Lease:
+def lease_of(ledger: Ledger, budget: str, amount: int, holder: str = "test") -> Lease:
     """A lease of `amount`, which the budget must admit."""
-    lease = ledger.lease(budget, amount, "test", 600.0)
+    lease = ledger.lease(budget, amount, holder, 600.0)
     assert lease is not None, f"{budget} does not admit {amount}"
     return lease
 

@@ -111,11 +111,11 @@ def test_what_a_dead_holder_did_not_use_comes_back(timed: Ledger, make: MakeDeci
 
 def test_all_that_one_holder_has_can_be_ended(timed: Ledger, make: MakeDecision) -> None:
     timed.open_budget("c", 100)
-    mine = [timed.lease("b", 30, "mine", 10.0), timed.lease("b", 20, "mine", 10.0)]
-    mine.append(timed.lease("c", 40, "mine", 10.0))
-    assert timed.lease("b", 25, "mine too", 10.0)
-    assert mine[1] is not None
-    assert record(timed, make(), claim(mine[1], 15)) is Recorded.STORED
+    lease_of(timed, "b", 30, "mine")
+    used = lease_of(timed, "b", 20, "mine")
+    lease_of(timed, "c", 40, "mine")
+    lease_of(timed, "b", 25, "mine too")
+    assert record(timed, make(), claim(used, 15)) is Recorded.STORED
     assert timed.end_leases_of("mine") == 30 + 5 + 40
     assert timed.end_leases_of("mine") == timed.end_leases_of("nobody") == 0
     assert (balance(timed, "b"), balance(timed, "c")) == ((0, 15 + 25, 25), (0, 0, 0))

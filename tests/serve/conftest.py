@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serve_cases import Built, Shop, build, open_shop
+from built_cases import Built, build
+from serve_cases import Shop, open_shop
 
 from tests.features.redis_server import RedisServer
 

@@ -14,7 +14,7 @@ from sqlalchemy import event
 
 from qiance.ledger import Ledger, LedgerUnavailableError
 from serve.leases import DRY_S, RECLAIM_S, SHARE, LeaseBook
-from tests.serve.serve_cases import START
+from tests.serve.built_cases import START
 
 EXPIRES = START + timedelta(days=7)
 

@@ -6,18 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serve_cases import (
-    BRIEF,
-    GUARD,
-    Built,
-    Logged,
-    Shop,
-    catalogue,
-    go_live,
-    open_predictor,
-    open_shop,
-    strategy,
-)
+from built_cases import BRIEF, GUARD, Built, catalogue, go_live, strategy
+from serve_cases import Logged, Shop, open_predictor, open_shop
 
 from qiance.domain import Audience, Cap, Channel, StrategyState
 from serve.args import AppArgs

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from serve_cases import Built, events, user_ids
+from built_cases import Built, events, user_ids
 from typer.testing import CliRunner
 
 from qiance.artifacts.manifest import Artifact, load_manifest

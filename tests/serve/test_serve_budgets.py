@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serve_cases import BRIEF, CAP, DAYS, START, Built, Shop, go_live, launch, open_shop, strategy, write_plan
+from built_cases import BRIEF, CAP, DAYS, START, Built, go_live, launch, strategy, write_plan
+from serve_cases import Shop, open_shop
 
 from qiance.artifacts.pacing import ExportedPolicy
 from qiance.decide.pacing import LIMIT

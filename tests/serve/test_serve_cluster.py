@@ -16,10 +16,10 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from serve_cases import DAYS, START, Built, train_model, user_ids
+from built_cases import DAYS, START, Built, train_model, user_ids
 
 from qiance.cli.replay import replayer
-from qiance.domain import BriefState
+from qiance.domain import BriefState, Decision
 from qiance.ledger import BriefRecord, Ledger
 from serve.launch import EMBEDDED, LaunchError, LocalCluster, free_port, read_config
 from tests.privacy.privacy_cases import words_in
@@ -50,6 +50,12 @@ class Running:
 
     def processes(self) -> list[psutil.Process]:
         return processes_of(self.cluster._temp_dir)
+
+    def logged(self, answer: dict[str, Any]) -> Decision:
+        """The decision that was answered, as it is in the log."""
+        found = self.ledger.decision(answer["decision_id"])
+        assert found is not None, f"an answer that is not in the log: {answer}"
+        return found
 
 
 # Every topology and transport; each costs a minute of starting, so the quick tests have the default alone.
@@ -139,9 +145,7 @@ def test_a_decision_its_outcome_and_its_effect(running: Running) -> None:
         decision = answer.json()
         assert decision["model_version"] == running.built.model
         assert decision["degraded"] == []
-        row = running.ledger.decision(decision["decision_id"])
-        assert row is not None
-        assert row.action_id == decision["actions"][0]["action_id"]
+        assert running.logged(decision).action_id == decision["actions"][0]["action_id"]
         assert http.post("/v1/decisions", json=body).json()["decision_id"] == decision["decision_id"]
 
         event = {
@@ -312,8 +316,7 @@ def test_models_are_swapped_under_load_without_a_failed_request(running: Running
     )
     again = replayer(running.built.workspace, running.ledger)
     for answer in told[:: max(1, len(told) // 60)]:
-        row = running.ledger.decision(answer["decision_id"])
-        assert row is not None
+        row = running.logged(answer)
         assert row.model_version == answer["model_version"]
         assert again.replay(row).differs == ()
     body = {"user_id": "u1", "surface": "home"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serve_cases import Built, Shop, open_shop
+from built_cases import Built
+from serve_cases import Shop, open_shop
 
 from serve import remote_scorer
 from serve.answers import Written
@@ -27,11 +29,11 @@ TIMEOUT_S = 0.05
 class Response:
     """As Ray's: waits for a future in the calling thread; notes in `waits` for how long."""
 
-    def __init__(self, future: Future[ScoredBatch], waits: list[float | None]) -> None:
+    def __init__(self, future: Future[ScoredBatch], waits: list[float]) -> None:
         self.future, self.waits = future, waits
 
     def result(self, *, timeout_s: float | None = None) -> ScoredBatch:
-        self.waits.append(timeout_s)
+        self.waits.append(math.inf if timeout_s is None else timeout_s)
         return self.future.result(timeout_s)
 
     def cancel(self) -> None:
@@ -42,7 +44,7 @@ class Handle:
     """As Ray's, of a deployment that hangs, unless `work` answers at once."""
 
     def __init__(self, work: Callable[[Sequence[ScoreRequest]], ScoredBatch] | None = None) -> None:
-        self.work, self.calls, self.waits = work, list[Future[ScoredBatch]](), list[float | None]()
+        self.work, self.calls, self.waits = work, list[Future[ScoredBatch]](), list[float]()
 
     @property
     def score(self) -> Handle:
@@ -70,7 +72,6 @@ def wait_of(timeout_s: float, *requests: ScoreRequest) -> float:
     handle = Handle()
     ask_in_vain(RemoteScorer(handle, timeout_s), *requests)
     (asked,) = handle.waits
-    assert asked is not None
     return asked
 
 

@@ -12,22 +12,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from serve_cases import (
-    BRIEF,
-    DAYS,
-    GUARD,
-    LOOSE,
-    START,
-    Built,
-    Logged,
-    Shop,
-    action,
-    catalogue,
-    go_live,
-    open_behind_a_handle,
-    open_shop,
-    strategy,
-)
+from built_cases import BRIEF, DAYS, GUARD, LOOSE, START, Built, action, catalogue, go_live, strategy
+from serve_cases import Logged, Shop, open_behind_a_handle, open_shop
 
 from qiance.decide.rule import replay
 from qiance.domain import Audience, Catalogue, Channel, Decision, StrategyState

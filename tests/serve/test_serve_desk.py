@@ -31,7 +31,8 @@ from serve.engine import NotReadyError
 from serve.problems import Problem
 from serve.slates import Call
 from serve.spool import SpoolFullError
-from tests.serve.serve_cases import BRIEF, CAP, Built, open_shop
+from tests.serve.built_cases import BRIEF, CAP, Built
+from tests.serve.serve_cases import open_shop
 
 AT = datetime(2026, 5, 4, 10, 0, tzinfo=UTC)
 PATIENCE_S = 60.0

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serve_cases import DAYS, START, Built, Shop, open_predictor, open_shop
+from built_cases import DAYS, START, Built
+from serve_cases import Shop, open_predictor, open_shop
 
 from qiance.domain import Purpose
 from qiance.features.online import OnlineReader

@@ -10,9 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
+from built_cases import Built
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serve_cases import Built, Shop, open_shop
+from serve_cases import Shop, open_shop
 
 DECISIONS, OUTCOMES, EFFECTS, BRIEFS = "/v1/decisions", "/v1/outcomes", "/v1/effects", "/v1/briefs"
 DECISION = {"user_id": "u0", "surface": "home"}

@@ -13,23 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pytest
-from serve_cases import (
-    BRIEF,
-    GUARD,
-    LOOSE,
-    Built,
-    Counted,
-    Logged,
-    Shop,
-    action,
-    catalogue,
-    go_live,
-    launch,
-    open_predictor,
-    open_shop,
-    strategy,
-    train_model,
-)
+from built_cases import BRIEF, GUARD, LOOSE, Built, action, catalogue, go_live, launch, strategy, train_model
+from serve_cases import Counted, Logged, Shop, open_predictor, open_shop
 from sqlalchemy import NullPool, create_engine
 
 from qiance.domain import Audience, Channel, Decision, StrategyState

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
-from serve_cases import BRIEF, DAYS, START, Built
+from built_cases import BRIEF, DAYS, START, Built
 
 from qiance.ledger import Ledger, load_or_create_key
 from serve.offline import OUTPUT, Campaign, DecideUsers, decide_users

@@ -20,7 +20,8 @@ from qiance.domain import Outcome, OutcomeType
 from serve.outage import WAIT, Outage
 from serve.slates import Call
 from serve.spool import Spool
-from tests.serve.serve_cases import Built, Shop, open_shop
+from tests.serve.built_cases import Built
+from tests.serve.serve_cases import Shop, open_shop
 
 MAX_BYTES = 1_000_000
 AT = datetime(2025, 5, 1, 10, 0, tzinfo=UTC)

@@ -19,7 +19,8 @@ import httpx
 import numpy as np
 import propose_cases
 import pytest
-from serve_cases import BRIEF, DAYS, GUARD, RECENT, START, USERS, Shop
+from built_cases import BRIEF, DAYS, GUARD, RECENT, START, USERS
+from serve_cases import Shop
 from typer.testing import CliRunner
 
 from qiance.artifacts.proposer import write_proposer

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serve_cases import BRIEF, DAYS, START, Built, Shop, launch, open_shop, train_model, user_ids, write_plan
+from built_cases import BRIEF, DAYS, START, Built, launch, train_model, user_ids, write_plan
+from serve_cases import Shop, open_shop
 from typer.testing import CliRunner
 
 from qiance.cli.loop.service import app_args

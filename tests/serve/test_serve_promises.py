@@ -15,24 +15,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
-from serve_cases import (
+from built_cases import (
     BRIEF,
     DAYS,
     GUARD,
     LOOSE,
     START,
     Built,
-    Logged,
-    Shop,
     action,
     catalogue,
     go_live,
-    open_shop,
     strategy,
     train_model,
     user_ids,
 )
+from scipy import stats
+from serve_cases import Logged, Shop, open_shop
 
 from qiance.decide.floors import discounted_price
 from qiance.domain import Audience, Channel, Decision, StrategyState

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serve_cases import Built, Shop, open_shop, user_ids
+from built_cases import Built, user_ids
+from serve_cases import Shop, open_shop
 from sqlalchemy import text
 from typer.testing import CliRunner
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from serve_cases import GUARD, Built, Shop, events
+from built_cases import GUARD, Built, events
+from serve_cases import Shop
 from test_serve_planning import ASKED
 from typer.testing import CliRunner
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serve_cases import CHANNELS, Built, Shop, action, catalogue, open_shop, train_model
+from built_cases import CHANNELS, Built, action, catalogue, train_model
+from serve_cases import Shop, open_shop
 
 from qiance.artifacts import EffectModel
 from qiance.artifacts.word_vectors import Encode, WordVectors

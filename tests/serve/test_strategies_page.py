@@ -9,7 +9,7 @@ from qiance.artifacts import EffectModel
 from qiance.decide.predictor import FramePredictor, GridPredictor
 from qiance.settings import Settings
 from qiance.strategy.propose_request import Known
-from tests.serve.serve_cases import GUARD, Built
+from tests.serve.built_cases import GUARD, Built
 
 
 def test_every_strategy_is_shown_with_bound_facts_in_both_languages(built: Built) -> None:
