@@ -56,10 +56,10 @@ class Outage:
         A repeated request gets the answer of before while that is known here, another user's is refused.
         """
         answers, entries = list[Answer | Problem](), []
-        answered = dict(self._answered)
+        answered = dict[str, tuple[str, Answer]]()  # by this batch; known to others once it is on the disk
         for call in calls:
             lookup, request_id = self._ledger.lookup(call.user_id), call.request_id
-            before = answered.get(request_id) if request_id else None
+            before = (answered.get(request_id) or self._answered.get(request_id)) if request_id else None
             if before is not None:
                 answers.append(before[1] if before[0] == lookup else of_another_user())
                 continue
@@ -69,7 +69,7 @@ class Outage:
                 answered[request_id] = lookup, answer
             answers.append(answer)
         self._spool.append(entries)
-        self._answered = answered
+        self._answered.update(answered)
         return answers
 
     def keep(self, outcomes: Sequence[Outcome]) -> None:
